@@ -1,0 +1,20 @@
+"""Character-level Shakespeare, nanoGPT's preset for a CPU: 4 layers, 4 heads, width 128.
+
+    lm train experiments/shakespeare_char.py
+
+The text is Karpathy's input.txt (1,115,394 bytes); data.train.source.pattern and data.valid.source.pattern say where.
+"""
+from lm import data, optim, train
+from lm.models.decoder import Decoder
+from lm.positions import Learned
+
+TEXT = data.Files('../shared/data/tinyshakespeare/input.txt')
+
+
+def config():
+    return train.Config(
+        model=Decoder(vocab=65, depth=4, heads=4, width=128, position=Learned(64), norm='layer'),
+        data=data.Corpus(train=data.Cut(TEXT, 0.0, 0.9), valid=data.Cut(TEXT, 0.9, 1.0), tokenizer=data.Chars(),
+                         context=64, batch=12),
+        optimizer=optim.AdamW(peak=1e-3, schedule=optim.Cosine(warmup=100, end=0.1), b2=0.99, weight_decay=0.1),
+        steps=2000, eval_every=500, eval_batches=100, save_every=500, log_every=100)

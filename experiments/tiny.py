@@ -1,0 +1,19 @@
+"""A decoder small enough to debug with: synthetic text, bytes, a few seconds on a laptop.
+
+    lm train experiments/tiny.py
+
+Hardware and time: any CPU, under 10 s. Reached: see the validation loss it prints; nothing here is worth comparing.
+"""
+from lm import data, optim, train
+from lm.models.decoder import Decoder
+
+TEXT = data.Synthetic(count=300, length=2000)
+
+
+def config():
+    return train.Config(
+        model=Decoder(vocab=258, depth=2, heads=2, width=64),
+        data=data.Corpus(train=data.Pick(TEXT, 0.0, 0.9), valid=data.Pick(TEXT, 0.9, 1.0),
+                         tokenizer=data.Bytes(), context=64, batch=16),
+        optimizer=optim.AdamW(peak=3e-3, schedule=optim.Cosine(warmup=10, end=0.1)),
+        steps=200, log_every=20, save_every=100)

@@ -1,0 +1,102 @@
+"""What an annotation asks for, in words: `described(int | None) -> 'an int or None'`; and the one error of a user."""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import difflib
+import inspect
+import sys
+import types
+import typing
+
+SCALARS = {int: 'an int', float: 'a float', bool: 'a bool', str: 'a str', type(None): 'None'}
+EXAMPLES = {int: '1', float: '0.1', bool: 'true', str: 'text', type(None): 'None'}
+SEQUENCES = {tuple: tuple, list: list, set: set, frozenset: frozenset, collections.abc.Sequence: tuple}
+MAPPINGS = (dict, collections.abc.Mapping)
+
+
+class Error(ValueError):
+    """A user's mistake, told in one line: fact, value, remedy."""
+
+    def __init__(self, message):
+        super().__init__(' '.join(str(message).splitlines()))
+
+
+def close(word, choices):
+    """Returns those of `choices` that a typist may have meant by `word`, the nearest first."""
+    by_lower = {str(choice).lower(): choice for choice in choices}
+    return [by_lower[name] for name in difflib.get_close_matches(word.lower(), by_lower, n=3, cutoff=0.55)]
+
+
+def hints(cls):
+    """Returns {field: annotation} of a dataclass, with `Any` for an annotation whose names cannot be resolved."""
+    try:
+        return typing.get_type_hints(cls)
+    except NameError:
+        return {f.name: typing.Any if isinstance(f.type, str) else f.type for f in dataclasses.fields(cls)}
+
+
+def is_component(value):
+    """Returns whether `value` is an instance of a dataclass."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def kind_of(hint):
+    """Returns the bare type of an annotation: `tuple` of `tuple[int, ...]`."""
+    return typing.get_origin(hint) or hint
+
+
+def candidates(bases, current):
+    """Returns the dataclasses that may replace `current`: `bases`, what inherits from them, else its neighbours."""
+    found = []
+    queue = [base for base in bases if isinstance(base, type) and base is not object]
+    while queue:
+        cls = queue.pop(0)
+        queue += [sub for sub in type.__subclasses__(cls) if sub not in found + queue]
+        found.append(cls)
+    if is_component(current) and not any(dataclasses.is_dataclass(cls) for cls in found):
+        found = list(vars(sys.modules[type(current).__module__]).values())
+    return [cls for cls in found if isinstance(cls, type) and dataclasses.is_dataclass(cls) and _offered(cls)]
+
+
+def _offered(cls):
+    module = sys.modules.get(cls.__module__)
+    replaced = '<locals>' not in cls.__qualname__ and getattr(module, cls.__name__, cls) is not cls
+    return not (replaced or cls.__name__.startswith('_') or inspect.isabstract(cls))
+
+
+def mismatch(value, hint, key, current):
+    """Returns the `Error` that `value` is no `hint`, with a value that would be one."""
+    shown = value if isinstance(value, str) else repr(value)
+    return Error(f'{key}={shown} is not {described(hint)}; try {key}={example(hint, current)}.')
+
+
+def described(hint):
+    """Returns an annotation in words."""
+    if kind_of(hint) in (typing.Union, types.UnionType):
+        *most, last = [described(m) for m in typing.get_args(hint)]
+        return f'{", ".join(most)} or {last}'
+    if kind_of(hint) is typing.Literal:
+        return f'one of {", ".join(map(str, typing.get_args(hint)))}'
+    inside = ', '.join('...' if a is ... else described(a).split()[-1] for a in typing.get_args(hint))
+    name = getattr(kind_of(hint), '__name__', str(hint))
+    return SCALARS.get(hint) or f'a {name}' + (f' of {inside}' if inside else '')
+
+
+def example(hint, current):
+    """Returns text that `hint` takes, the `current` value where there is one."""
+    if current is not None and not is_component(current):
+        return current
+    first = next(iter(typing.get_args(hint)), None)
+    if kind_of(hint) in (typing.Union, types.UnionType):
+        return example(first, None)
+    if kind_of(hint) is typing.Literal:
+        return first
+    if kind_of(hint) in SEQUENCES:
+        items = [a for a in typing.get_args(hint) if a is not ...]
+        return ','.join(str(example(a, None)) for a in items) or '1,2'
+    if kind_of(hint) in MAPPINGS:
+        return '{}'
+    offered = candidates((hint,), current)
+    return EXAMPLES.get(hint) or (offered[0].__name__ if offered else 'None')

@@ -1,0 +1,80 @@
+"""Attention: one function, `attend`, over queries, keys and values, whatever the mask."""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30
+BLOCK = 64
+
+
+@dataclass(frozen=True)
+class View:
+    """What each query sees, and how its scores are shaped.
+
+    window: a query sees itself and window - 1 keys before it; 0 for all. softcap: scores become c * tanh(scores / c).
+    segments: (of queries [B T], of keys [B S]): only equal ones see each other. index: the slots of the queries among
+    the keys [B T], where they are not the same 0..T-1. bias: (query index [T], key index [S]) -> [N T S].
+    """
+
+    causal: bool = True
+    window: int = 0
+    softcap: float = 0.0
+    scale: float | None = None
+    segments: tuple | None = None
+    index: jax.Array | None = None
+    bias: Callable | None = None
+
+
+def attend(query, key, value, view):
+    """Returns the values [B T N H] that queries [B T N H] gather from keys and values [B S K H], K dividing N."""
+    length = query.shape[1]
+    if view.index is not None or not view.causal or length <= BLOCK or length % BLOCK:
+        return _attend(query, key, value, view, 0, 0)
+    outs = []
+    for start in range(0, length, BLOCK):
+        stop = start + BLOCK
+        first = max(0, start - view.window + 1) if view.window else 0
+        outs.append(_attend(query[:, start:stop], key[:, first:stop], value[:, first:stop], view, start, first))
+    return jnp.concatenate(outs, axis=1)
+
+
+def _attend(query, key, value, view, start, first):
+    """Returns attention of one block of queries, whose slots begin at `start`, to keys whose slots begin at `first`."""
+    batch, length, heads, size = query.shape
+    groups = key.shape[2]
+    query = query.reshape(batch, length, groups, heads // groups, size)
+    scale = size ** -0.5 if view.scale is None else view.scale
+    scores = jnp.einsum('BTKGH,BSKH->BKGTS', query * scale, key, preferred_element_type=jnp.float32)
+    if view.softcap:
+        scores = view.softcap * jnp.tanh(scores / view.softcap)
+    if view.bias is not None:
+        scores = scores + _bias(view, start, length, first, key.shape[1], groups)
+    scores = jnp.where(_visible(view, start, length, first, key.shape[1]), scores, MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    return jnp.einsum('BKGTS,BSKH->BTKGH', weights, value).reshape(batch, length, heads, size)
+
+
+def _bias(view, start, length, first, keys, groups):
+    """Returns the bias on scores, [1 or B, K, G, T, S]."""
+    slots = first + jnp.arange(keys)
+    if view.index is None:
+        bias = view.bias(start + jnp.arange(length), slots)[None]
+    else:
+        bias = jax.vmap(lambda index: view.bias(index, slots))(view.index)
+    return bias.reshape(bias.shape[0], groups, -1, length, keys)
+
+
+def _visible(view, start, length, first, keys):
+    """Returns which keys each query sees, broadcastable to [B K G T S]."""
+    slots = first + jnp.arange(keys)
+    index = (start + jnp.arange(length))[None] if view.index is None else view.index
+    ahead = index[:, :, None] - slots
+    visible = ahead >= 0 if view.causal else jnp.ones_like(ahead, bool)
+    if view.window:
+        visible &= jnp.abs(ahead) < view.window
+    if view.segments is not None:
+        queries, others = view.segments
+        visible &= queries[:, start:start + length, None] == others[:, None, first:first + keys]
+    return visible[:, None, None]

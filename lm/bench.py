@@ -1,0 +1,102 @@
+"""How fast an experiment trains here: compile and step seconds, tokens, FLOP/s, memory, the loader alone; `lm bench`."""
+import json
+import math
+import resource
+import time
+
+import jax
+import numpy as np
+
+from lm import config, hardware, sharding, train, trees
+from lm.data import loader
+from lm.data.cache import root
+
+
+def flops_per_token(model, params, context):
+    """Returns the model FLOPs of training on one token, forward and backward, without recomputation.
+
+    6 for every weight of a matrix product: the output projection counts whether or not it is tied, the embedding's
+    gather and added positions do not. Causal attention adds 6 * depth * heads * head_dim * context: half of the full
+    square of scores, forward and backward (Chowdhery et al. 2022, appendix B).
+    """
+    leaves = trees.flatten(params)
+    weights = sum(math.prod(x.shape) for name, x in leaves.items() if name.startswith('blocks/') and len(x.shape) > 2)
+    seen = sum(min(window or context, context) for window in
+               (model.windows[i % len(model.windows)] for i in range(model.depth)))
+    return 6 * (weights + model.vocab * model.width) + 6 * seen * model.heads * model.size
+
+
+def compiled(program, batch):
+    """Returns (the compiled step, state, seconds that compiling took)."""
+    with jax.set_mesh(program.mesh):
+        begun = time.perf_counter()
+        step = program.step.lower(program.abstract, batch).compile()
+        seconds = time.perf_counter() - begun
+        return step, program.init(), seconds
+
+
+def measure(settings, steps, warmup=3):
+    """Returns {name: number} of `steps` timed steps on one batch of random tokens."""
+    program = train.program(settings)
+    example = settings.data.example()
+    generator = np.random.default_rng(0)
+    example |= {name: generator.integers(settings.model.vocab, size=example[name].shape, dtype=np.int32)
+                for name in ('inputs', 'targets')}
+    batch = sharding.put(example, program.mesh)
+    step, state, compile_seconds = compiled(program, batch)
+    times = []
+    for _ in range(warmup + steps):
+        begun = time.perf_counter()
+        state, measured = step(state, batch)
+        float(measured['loss'])
+        times.append(time.perf_counter() - begun)
+    times = np.array(times[warmup:])
+    seconds = float(np.median(times))
+    tokens = example['inputs'].size
+    rate = flops_per_token(settings.model, program.abstract.params, settings.data.context) * tokens / seconds
+    return {'parameters': trees.count(program.abstract.params), 'tokens_per_step': tokens,
+            'compile_seconds': round(compile_seconds, 3), 'step_seconds': round(seconds, 6),
+            'step_seconds_spread': [round(float(q), 6) for q in np.quantile(times, [0.1, 0.9])],
+            'tokens_per_second': round(tokens / seconds, 1), 'model_tflops_per_second': round(rate / 1e12, 4),
+            **_utilisation(settings, program.mesh, rate), **_memory(step)}
+
+
+def _utilisation(settings, mesh, rate):
+    """Returns the share of the devices' peak FLOP/s: the data sheet's, or on a CPU what a large product reaches."""
+    device, dtype = mesh.devices.flat[0], settings.model.dtype
+    chip = hardware.find(device.device_kind)
+    if chip:
+        peak = chip.flops[dtype] * mesh.size
+    else:
+        peak = hardware.measure_gemm(dtype)
+    return {'device': device.device_kind, 'devices': mesh.size, 'peak_tflops_per_second': round(peak / 1e12, 4),
+            'peak_from': 'data sheet' if chip else 'measured matrix product', 'mfu': round(rate / peak, 4)}
+
+
+def _memory(step):
+    """Returns the peak memory: of the process, and of a device by its own count or the compiler's."""
+    found = {'host_peak_gb': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20, 3)}
+    counted = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+    if counted:
+        return {**found, 'device_peak_gb': round(counted / 2 ** 30, 3)}
+    planned = step.memory_analysis()
+    planned = planned.argument_size_in_bytes + planned.temp_size_in_bytes
+    return {**found, 'device_planned_gb': round(planned / 2 ** 30, 3)}
+
+
+def main(experiment: str, *overrides: str, steps: int = 20, load: bool = False, cache: str = ''):
+    """Measures how fast an experiment trains on this machine, as JSON.
+
+    Args:
+        experiment: the experiment file
+        overrides: values to set, e.g. model.depth=12
+        steps: how many steps to time
+        load: measure the loader on the experiment's own data too, building its token cache if need be
+        cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
+    """
+    settings = config.load(experiment, overrides).config
+    found = measure(settings, steps)
+    if load:
+        stream = settings.data.open(root(cache), 'train')
+        found['loader_tokens_per_second'] = round(loader.measure(stream, steps))
+    print(json.dumps({'experiment': experiment, 'overrides': list(overrides), **found}, indent=1))

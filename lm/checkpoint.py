@@ -1,0 +1,125 @@
+"""Saves and restores pytrees of arrays by step: asynchronous, atomic, onto any mesh. The only file that knows orbax."""
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from lm import config, trees
+
+STATE, META = 'state', 'meta'
+
+
+@dataclass
+class Store:
+    """Checkpoints under a directory, of which the last `keep` are kept, and the one with the lowest score."""
+
+    directory: Path
+    keep: int = 2
+
+    def __post_init__(self):
+        self.directory = Path(self.directory).absolute()
+        self.scores = {}
+        options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=True, max_to_keep=None)
+        try:
+            self.manager = ocp.CheckpointManager(self.directory, options=options)
+        except OSError as error:
+            raise config.Error(f'cannot write checkpoints to {self.directory}: {error.strerror}; '
+                               'try another --workdir.') from error
+
+    def steps(self):
+        """Returns the saved steps, oldest first."""
+        return sorted(self.manager.all_steps())
+
+    def save(self, step, state, meta):
+        """Starts to write state and the JSON-able meta as `step`; what was saved before stays until this is whole.
+
+        Raises config.Error when the save before this one failed, e.g. on a full disk.
+        """
+        self.wait()
+        self.prune()
+        if step not in self.steps():
+            self._guard(lambda: self.manager.save(step, args=ocp.args.Composite(
+                **{STATE: ocp.args.PyTreeSave(state), META: ocp.args.JsonSave(meta)})))
+
+    def wait(self):
+        """Returns when the save under way is whole on disk."""
+        self._guard(self.manager.wait_until_finished)
+
+    def _guard(self, write):
+        try:
+            write()
+        except (OSError, ValueError, RuntimeError) as error:
+            kept = self.steps()[-1] if self.steps() else 'none'
+            raise config.Error(f'saving to {self.directory} failed: {_first_line(error)}; the last good checkpoint is '
+                               f'{kept}; free some space and run the same line again.') from error
+
+    def score(self, step, value):
+        """Notes the validation loss of a saved step, so that the best is kept."""
+        self.scores[step] = value
+
+    def best(self):
+        """Returns the saved step with the lowest score, or None."""
+        scored = [step for step in self.steps() if step in self.scores]
+        return min(scored, key=self.scores.get, default=None)
+
+    def prune(self):
+        """Deletes all but the last `keep` checkpoints and the best."""
+        steps = self.steps()
+        for step in set(steps) - set(steps[-self.keep:]) - {self.best()}:
+            self.manager.delete(step)
+
+    def restore(self, abstract, step=None):
+        """Returns (state, meta) of `step`, or of the newest that can be read; None where nothing was saved.
+
+        `abstract` is the state's tree of ShapeDtypeStructs with shardings, or a part of it; its mesh need not be the one
+        saved from. A checkpoint that cannot be read is put aside, with a warning, for the one before it.
+        """
+        steps = self.steps()
+        for candidate in steps[::-1] if step is None else [step]:
+            try:
+                return self._read(candidate, abstract)
+            except Exception as error:  # orbax and tensorstore raise many kinds for a file that is broken
+                fault = _first_line(error)
+                if step is not None or candidate == steps[0]:
+                    raise config.Error(f'checkpoint {candidate} in {self.directory} cannot be read: {fault}; '
+                                       f'the steps there are {steps}.') from error
+                logging.warning('checkpoint %d in %s cannot be read (%s); taking the one before it.', candidate,
+                                self.directory, fault)
+                self._put_aside(candidate)
+        return None
+
+    def _read(self, step, abstract):
+        given = ocp.args.PyTreeRestore(item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                                       partial_restore=True)
+        found = self.manager.restore(step, args=ocp.args.Composite(**{STATE: given, META: ocp.args.JsonRestore()}))
+        return found[STATE], found[META]
+
+    def _put_aside(self, step):
+        aside = self.directory.parent / 'unreadable' / str(step)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        (self.directory / str(step)).rename(aside)
+        self.manager.reload()
+
+    def close(self):
+        """Waits for the save under way and lets go of the directory."""
+        self.wait()
+        self.manager.close()
+
+
+def restore_some(store, params, regex, step=None):
+    """Returns params with the leaves whose names match regex taken from the store's parameters.
+
+    `params` are arrays or ShapeDtypeStructs with shardings; raises config.Error where a leaf has another shape there.
+    """
+    chosen = trees.select(params, trees.mask(params, regex))
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), chosen)
+    (state, _) = store.restore({'params': abstract}, step)
+    return trees.merge(params, state['params'])
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).split('\n')[0][:300]

@@ -1,0 +1,187 @@
+"""The command `lm <verb>`: each verb is the function `main` of its own file, read without importing it."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import importlib
+import os
+import pathlib
+import select
+import signal
+import sys
+
+import lm
+from lm.annotations import Error, close
+
+VERBS = {
+    'train': 'lm.loop',
+    'eval': 'lm.evaluate',
+    'generate': 'lm.generate',
+    'data': 'lm.data.cache',
+    'config': 'lm.config',
+    'bench': 'lm.bench',
+}
+WITHOUT_JAX = ('data', 'config')
+TYPES = {'int': int, 'float': float, 'str': str}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """One parameter of a verb as its source declares it; `default` is None where a value must be given."""
+
+    name: str
+    annotation: str
+    default: ast.expr | None
+    repeated: bool
+    help: str
+
+
+def main(argv=None):
+    """Returns the exit code of the command line `argv`: 2 for a mistake in it, 130 when interrupted."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except Error as error:
+        print(f'lm: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('lm: interrupted', file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        if _reader_is_gone():
+            return 128 + signal.SIGPIPE
+        raise
+
+
+def _run(argv):
+    if not argv or argv[0] in ('-h', '--help', 'help'):
+        print(_overview(), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
+    if argv[0] == '--version':
+        print(f'lm {lm.__version__}')
+        return 0
+    verb, *rest = argv
+    if verb not in VERBS:
+        raise Error(f'no verb {verb!r}; {_suggestion(verb, list(VERBS))}')
+    positionals, options = _parse(verb, rest)
+    if verb not in WITHOUT_JAX:
+        from lm import hardware
+        hardware.tune()
+    code = importlib.import_module(VERBS[verb]).main(*positionals, **options)
+    return code if isinstance(code, int) else 0
+
+
+def _reader_is_gone():
+    """Returns whether nothing reads standard output any more, after which nothing more can be written there."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    gone = any(events & select.POLLERR for _, events in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
+
+
+def _overview():
+    lines = [f'  {verb:<10}{_description(signature(verb)[1]).partition(chr(10))[0]}' for verb in VERBS]
+    return '\n'.join(['usage: lm VERB ...', '', *lines, '', '`lm VERB --help` shows what a verb takes.'])
+
+
+def signature(verb):
+    """Returns ([Parameter], docstring) of a verb's `main`, from the source of its file."""
+    file = pathlib.Path(lm.__file__).parent.joinpath(*VERBS[verb].split('.')[1:]).with_suffix('.py')
+    tree = ast.parse(file.read_text(encoding='utf-8'))
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == 'main')
+    docstring = ast.get_docstring(function)
+    helps = _helps(docstring)
+    args = function.args
+    required = [None] * (len(args.posonlyargs + args.args) - len(args.defaults))
+    declared = [*zip(args.posonlyargs + args.args, [*required, *args.defaults], strict=True),
+                *([(args.vararg, None)] if args.vararg else []), *zip(args.kwonlyargs, args.kw_defaults, strict=True)]
+    return [Parameter(arg.arg, ast.unparse(arg.annotation) if arg.annotation else 'str', default,
+                      arg is args.vararg, helps.get(arg.arg, '')) for arg, default in declared], docstring
+
+
+def _helps(docstring):
+    """Returns {parameter: text} of the lines `name: text` under `Args:`, further lines of a text indented more."""
+    helps, name, depth = {}, None, 0
+    for line in docstring.partition('Args:\n')[2].splitlines():
+        indent = len(line) - len(line.lstrip())
+        if not line.strip() or not indent:
+            break
+        if name is None or indent <= depth:
+            name, _, text = line.strip().partition(':')
+            helps[name], depth = text.strip(), indent
+        else:
+            helps[name] += f' {line.strip()}'
+    return helps
+
+
+def _description(docstring):
+    return docstring.partition('Args:\n')[0].strip()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise Error(f'{message}; see {self.prog} --help.')
+
+
+def _parse(verb, argv):
+    """Returns (positional values, {option: value}) for `main`; options that are not given keep its own defaults."""
+    parameters, docstring = signature(verb)
+    parser = _Parser(f'lm {verb}', description=_description(docstring), allow_abbrev=False,
+                     formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
+    for parameter in parameters:
+        _add(parser, parameter)
+    given, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        raise Error(_unknown(unknown[0], parser))
+    positionals = []
+    for parameter in parameters:
+        if parameter.repeated:
+            positionals += getattr(given, parameter.name)
+        elif parameter.default is None:
+            positionals.append(getattr(given, parameter.name))
+    names = {p.name for p in parameters if p.default is not None}
+    return positionals, {name: value for name, value in vars(given).items() if name in names}
+
+
+def _add(parser, parameter):
+    help = parameter.help.replace('%', '%%')
+    if parameter.default is None:
+        count = {'nargs': '*', 'default': []} if parameter.repeated else {}
+        parser.add_argument(parameter.name, help=help, **count)
+        return
+    flag, default = parameter.name.replace('_', '-'), ast.unparse(parameter.default)
+    if default in ('True', 'False'):
+        name, action = (f'--no-{flag}', 'store_false') if default == 'True' else (f'--{flag}', 'store_true')
+        parser.add_argument(name, dest=parameter.name, action=action, help=help)
+        return
+    shown = '' if default in ("''", 'None', '()') else f' (default: {default.strip(chr(39))})'
+    repeat = {'action': 'append'} if default == '()' else {}
+    parser.add_argument(f'--{flag}', dest=parameter.name, type=_type(parameter), metavar=flag.upper(),
+                        help=help + shown, **repeat)
+
+
+def _type(parameter):
+    """Returns the type that reads an option: the first of int, float and str that its annotation names."""
+    words = parameter.annotation.replace('[', ' ').replace(']', ' ').replace(',', ' ').split()
+    return next((TYPES[word] for word in words if word in TYPES), str)
+
+
+def _unknown(argument, parser):
+    name, _, value = argument.partition('=')
+    if not name.startswith('-'):
+        return f'{argument!r} is one argument too many; see {parser.prog} --help.'
+    if '.' in name and value:
+        return f'no option {name!r}; an override has no dashes: {name.lstrip("-")}={value}'
+    flags = [flag for flag in parser._option_string_actions if flag.startswith('--')]
+    return f'no option {name!r}; {_suggestion(name, flags)}'
+
+
+def _suggestion(word, known):
+    near = close(word, known)
+    return f'did you mean {near[0]!r}?' if near else f'there are {", ".join(known)}.'

@@ -1,0 +1,230 @@
+"""Token caches: each source encoded once, into a file that every later run maps into memory.
+
+A cache is the directory `root/<hash>`, named by what its source and its encoder are: `tokens.bin` (uint16 or uint32),
+`offsets.npy` (int64 [documents + 1]), `report.json`. While it is written there is `root/<hash>.partial`, which a later
+build continues; `root/<hash>.lock` lets one process at a time build it.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import sys
+import time
+
+import numpy as np
+
+from lm import config
+from lm.data import shards
+from lm.data.readers import File, digest
+from lm.data.sources import Document
+
+_VERSION = 1
+_PLACES = 5
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cache:
+    """The tokens of one source, as they lie on disk: document i is tokens[offsets[i]:offsets[i + 1]].
+
+    `report` has 'documents', 'bytes' (of their text), 'tokens', 'bytes_per_token', 'vocabulary', 'tokenizer' (its
+    fingerprint), 'seconds', and 'rejects': {reason: {'count': how many, 'places': the first few, as file:line}}.
+    """
+    directory: pathlib.Path
+    label: str
+    tokens: np.memmap
+    offsets: np.ndarray
+    report: dict
+
+    def document(self, number):
+        """Returns the ids of one document, its end token included."""
+        return self.tokens[self.offsets[number]:self.offsets[number + 1]]
+
+
+def root(cache=''):
+    """Returns the directory of all caches: `cache`, else $LM_CACHE, else ~/.cache/lm."""
+    return pathlib.Path(cache or os.environ.get('LM_CACHE') or '~/.cache/lm').expanduser()
+
+
+def prepare(source, tokenizer, root, train=None):
+    """Returns (encoder, [Cache for each leaf of `source`]), built under `root` where they are missing.
+
+    `train` is the source that the tokenizer learns from, `source` itself by default. Any other source is encoded
+    exactly, also where the tokenizer samples; so is everything by the encoder returned.
+    """
+    encoder = fit(source if train is None else train, tokenizer, root)
+    chosen = encoder if train is None or train == source else encoder.exact()
+    return encoder.exact(), [build(leaf, chosen, root) for leaf, _ in source.parts()]
+
+
+def fit(source, tokenizer, root):
+    """Returns the Encoder that `tokenizer` makes of the documents of `source`, kept in `root/tokenizer-<hash>`."""
+    given = digest([File(os.path.expanduser(tokenizer.given))]) if _is_file(tokenizer.given) else tokenizer.given
+    name = f'tokenizer-{config.fingerprint([tokenizer, given or source.fingerprint()])}'
+    with _alone(pathlib.Path(root), name):
+        return tokenizer.fit(_texts(source), pathlib.Path(root) / name)
+
+
+def _is_file(path):
+    return bool(path) and os.path.isfile(os.path.expanduser(path))
+
+
+def _texts(source):
+    rejects, found = {}, False
+    for document in _documents(source, rejects):
+        found = True
+        yield document.text
+    if not found:
+        raise _emptiness(source, rejects)
+
+
+def _documents(source, rejects):
+    """Yields the documents of `source`, and writes what it rejects into the dict `rejects`, in the form of a report."""
+    for record in source.records():
+        if isinstance(record, Document):
+            yield record
+        else:
+            reason = rejects.setdefault(record.reason, {'count': 0, 'places': []})
+            reason['count'] += 1
+            reason['places'] += [record.place] * (len(reason['places']) < _PLACES)
+
+
+def _emptiness(source, rejects):
+    if not rejects:
+        return config.Error(f'{source.label} has no text: no document is left; '
+                            'widen its Cut or Pick, or choose other files.')
+    counts = [f'{found["count"]} x {reason}, first at {found["places"][0]}' for reason, found in rejects.items()]
+    return config.Error(f'{source.label} has no usable text ({"; ".join(counts)}); mend the files, or choose others.')
+
+
+def build(source, encoder, root, workers=None):
+    """Returns the Cache of a leaf source, written under `root` by `workers` threads (one a core) if it is not there.
+
+    Encoders compute outside Python's global lock, so that threads keep every core busy. A build that was killed is
+    continued, two at once wait for each other, and the result is the same bytes. Raises config.Error where the source
+    has no usable document or the disk takes no more.
+    """
+    name = config.fingerprint([_VERSION, source.fingerprint(), encoder.fingerprint()])
+    directory = pathlib.Path(root) / name
+    if not directory.exists():
+        with _alone(pathlib.Path(root), name):
+            if not directory.exists():
+                _build(source, encoder, directory, workers or len(os.sched_getaffinity(0)))
+    return dataclasses.replace(open(directory), label=source.label)
+
+
+def _build(source, encoder, directory, workers):
+    began, rejects = time.perf_counter(), {}
+    partial = directory.with_name(f'{directory.name}.partial')
+    ready = partial / 'ready'
+    shutil.rmtree(ready, ignore_errors=True)
+    ready.mkdir(parents=True)
+    encoded = shards.encode(shards.chunks(_documents(source, rejects), encoder), encoder, partial, workers)
+    totals = shards.merge(list(_shown(encoded, source.label)), ready)
+    if not totals['tokens']:
+        raise _emptiness(source, rejects)
+    report = {'source': source.label, **totals, 'bytes_per_token': totals['bytes'] / totals['tokens'],
+              'vocabulary': encoder.size, 'tokenizer': encoder.fingerprint(), 'dtype': encoder.dtype.name,
+              'rejects': rejects, 'seconds': round(time.perf_counter() - began, 3)}
+    (ready / 'report.json').write_text(json.dumps(report, indent=1, ensure_ascii=False), 'utf-8')
+    ready.rename(directory)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _shown(paths, label):
+    """Returns `paths`, with a progress line on a terminal."""
+    from rich import console, progress
+    terminal = console.Console(stderr=True)
+    return progress.track(paths, f'encoding {label}', total=None, console=terminal, transient=True,
+                          disable=not terminal.is_terminal)
+
+
+def open(directory):
+    """Returns the Cache in a directory; raises config.Error where its files are missing or do not fit together."""
+    directory = pathlib.Path(directory)
+    try:
+        report = json.loads((directory / 'report.json').read_text('utf-8'))
+        tokens = np.memmap(directory / 'tokens.bin', report['dtype'], mode='r')
+        offsets = np.load(directory / 'offsets.npy')
+    except (OSError, ValueError, KeyError) as error:
+        raise config.Error(f'{directory} holds no token cache that can be read ({error}); '
+                           'remove it and build it again.') from error
+    if tokens.size != offsets[-1]:
+        raise config.Error(f'{directory}/tokens.bin has {tokens.size} tokens and should have {offsets[-1]}; '
+                           'remove the directory and build it again.')
+    return Cache(directory, report['source'], tokens, offsets, report)
+
+
+@contextlib.contextmanager
+def _alone(root, name):
+    """Lets one process at a time in for each `name`; the lock ends with its process, however that ends."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / f'{name}.lock').open('w') as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f'waiting for another process that builds {root / name}', file=sys.stderr, flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE or not str(error.filename or root).startswith(str(root)):
+            raise
+        raise config.Error(f'cannot write the token cache under {root}: {error.strerror}; '
+                           'make room there, or choose another place with --cache or $LM_CACHE.') from error
+
+
+def main(experiment: str, *overrides: str, cache: str = '', show: int = 0):
+    """Builds the token caches of an experiment and shows what is in them.
+
+    Args:
+        experiment: the experiment file
+        overrides: values to set, e.g. data.tokenizer.size=8192
+        cache: directory of the token caches; $LM_CACHE or ~/.cache/lm by default
+        show: how many documents to print, with the borders of their tokens
+    """
+    from rich.console import Console
+    corpus = config.load(experiment, overrides).config.data
+    terminal, built = Console(), {}
+    for name, source in (('train', corpus.train), ('valid', corpus.valid)):
+        if source is not None:
+            encoder, built[name] = prepare(source, corpus.tokenizer, root(cache), train=corpus.train)
+    terminal.print(_table(built))
+    for part in built['train']:
+        for number in range(min(show, part.offsets.size - 1)):
+            terminal.print(_spelled(part.document(number), encoder), soft_wrap=True)
+
+
+def _table(built):
+    from rich.table import Table
+    table = Table()
+    for name in ('split', 'source'):
+        table.add_column(name)
+    for name in ('documents', 'bytes', 'tokens', 'bytes/token', 'vocabulary', 'rejected', 'seconds'):
+        table.add_column(name, justify='right')
+    table.add_column('cache', overflow='fold')
+    for split, parts in built.items():
+        for part in parts:
+            report = part.report
+            counts = [f'{report[name]:,}' for name in ('documents', 'bytes', 'tokens')]
+            rejected = sum(found['count'] for found in report['rejects'].values())
+            table.add_row(split, part.label, *counts, f'{report["bytes_per_token"]:.3f}', f'{report["vocabulary"]:,}',
+                          f'{rejected:,}', f'{report["seconds"]:.1f}', str(part.directory))
+    return table
+
+
+def _spelled(ids, encoder):
+    """Returns the text of `ids` token by token, on two grounds in turn; what has no text of its own shows as <id>."""
+    from rich.text import Text
+    line = Text()
+    for place, index in enumerate(ids.tolist()):
+        spelled = encoder.decode([index])
+        shown = spelled if spelled and '\ufffd' not in spelled else f'<{index}>'
+        line.append(shown.replace('\n', '⏎\n'), ('black on cyan', 'black on yellow')[place % 2])
+        line.append('|' * (not line.plain.endswith('\n')), 'dim')
+    return line

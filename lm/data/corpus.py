@@ -1,0 +1,168 @@
+"""Text as batches: `Corpus(...).open(root).batch_at(step)`, a pure function of the corpus and the step."""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from lm import config
+from lm.data import cache, loader, order, packing, sources, tokenizers
+
+_ORDER_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """What to train and validate on, and how it is cut into batches of `batch` rows of `context` predictions.
+
+    `packing` is 'windows' (concatenate, then split) or 'bestfit' (whole documents, none predicted from another).
+    """
+    train: sources.Source
+    valid: sources.Source | None
+    tokenizer: tokenizers.Tokenizer
+    context: int
+    batch: int
+    packing: Literal['windows', 'bestfit'] = 'windows'
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, least in ('context', 1), ('batch', 1), ('seed', 0):
+            if getattr(self, name) < least:
+                raise config.Error(f'{name}={getattr(self, name)} is below {least}; try {name}={least}.')
+        if self.packing not in ('windows', 'bestfit'):
+            raise config.Error(f'packing={self.packing} is unknown; try packing=windows or packing=bestfit.')
+
+    def open(self, root, split='train'):
+        """Returns the Stream of 'train', endless and shuffled, or the Pass of 'valid', once and in order.
+
+        Builds what is missing under `root`: the tokenizer, which is always fitted on 'train', and the token caches.
+        Raises config.Error where the split is missing, or has a source shorter than one row.
+        """
+        source = {'train': self.train, 'valid': self.valid}[split]
+        if source is None:
+            raise config.Error(f'the corpus has no {split} split; set data.{split} to a source.')
+        encoder, caches = cache.prepare(source, self.tokenizer, root, self.train)
+        return self.arrange(source, encoder, caches, split)
+
+    def arrange(self, source, encoder, caches, split):
+        """Returns the Stream or Pass over `caches`, one for each leaf of `source`."""
+        layouts = tuple(self._cut(part) for part in caches)
+        sizes = np.array([layout.rows for layout in layouts], np.int64)
+        weights = [weight for _, weight in source.parts()]
+        rows = {'train': lambda: order.Shuffled(order.schedule(weights), sizes, self.seed),
+                'valid': lambda: order.Sequential(sizes)}[split]()
+        kind = {'train': Stream, 'valid': Pass}[split]
+        return kind(rows, layouts, self.batch, tuple(caches), encoder, self._fingerprint(source, encoder, caches))
+
+    def example(self, split='train'):
+        """Returns a batch of zeros with the names, shapes and types that `open(root, split)` serves; reads no data."""
+        tokens = np.zeros(self.context + 1, np.uint16)
+        layout = {'windows': lambda: packing.Windows(tokens, self.context),
+                  'bestfit': lambda: packing.Packed(tokens, packing.pack([0, tokens.size], self.context), self.context)}
+        batch = _gather((layout[self.packing](),), np.zeros(self.batch, np.int64), np.zeros(self.batch, np.int64))
+        return {'train': batch, 'valid': _weighted(batch)}[split]
+
+    def _cut(self, part):
+        if part.tokens.size <= self.context:
+            raise config.Error(f'{part.label} holds {part.tokens.size} tokens, less than one row of context='
+                               f'{self.context}; give it more text, or set data.context below {part.tokens.size}.')
+        tokens = loader.advise(part.tokens)
+        if self.packing == 'windows':
+            return packing.Windows(tokens, self.context)
+        layout = packing.open_layout(part.offsets, self.context, part.directory)
+        if not layout.lengths.size:
+            raise config.Error(f'{part.label} has no document of 2 tokens or more; try data.packing=windows.')
+        return packing.Packed(tokens, layout, self.context)
+
+    def _fingerprint(self, source, encoder, caches):
+        settings = {name: str(getattr(self, name)) for name in ('context', 'batch', 'packing', 'seed')}
+        parts = {f'source {number} ({part.label})': f'{leaf.fingerprint()}, weight {weight}, {part.tokens.size} tokens '
+                                                    f'of {part.report["tokenizer"]}'
+                 for number, ((leaf, weight), part) in enumerate(zip(source.parts(), caches))}
+        return {'order': str(_ORDER_VERSION), 'tokenizer': encoder.fingerprint(), **settings, **parts}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stream:
+    """An endless sequence of batches: `batch_at(step)` of any step, at the same cost.
+
+    `fingerprint` maps names to what orders the data: two streams with equal ones serve the same batches.
+    """
+    order: order.Shuffled | order.Sequential
+    layouts: tuple
+    batch: int
+    caches: tuple
+    encoder: object
+    fingerprint: dict
+
+    @property
+    def sources(self):
+        """The names of the sources, in the order of their numbers in a batch's 'source'."""
+        return tuple(part.label for part in self.caches)
+
+    @property
+    def rows(self):
+        """How many different rows there are: one epoch of every source."""
+        return int(self.order.sizes.sum())
+
+    @property
+    def batches(self):
+        """How many batches it takes to hold every row once; the last one may be partly filled."""
+        return -(-self.rows // self.batch)
+
+    @property
+    def tokens_per_byte(self):
+        """How many tokens a byte of the text becomes, over all sources."""
+        return sum(part.report['tokens'] for part in self.caches) / sum(part.report['bytes'] for part in self.caches)
+
+    def batch_at(self, step, host=0, hosts=1):
+        """Returns the rows of `host` in the batch of `step`: 'inputs' and 'targets' int32 [B T], 'source' int32 [B].
+
+        Packed ones also have 'segments' and 'positions' int32 and 'weights' float32, [B T]; see packing.Packed.gather.
+        Host h of n has the h-th n-th of the rows, and the hosts' rows together are the batch of a single host.
+        Raises config.Error where the batch does not divide among the hosts.
+        """
+        return _gather(self.layouts, *self.order.locate(self._numbers(step, host, hosts)))
+
+    def _numbers(self, step, host, hosts):
+        if self.batch % hosts:
+            near = max(1, round(self.batch / hosts)) * hosts
+            raise config.Error(f'batch={self.batch} is not a multiple of hosts={hosts}; try batch={near}.')
+        if step < 0 or not 0 <= host < hosts:
+            raise config.Error(f'step={step}, host={host} of {hosts}: count steps and hosts from 0.')
+        rows = self.batch // hosts
+        return step * self.batch + host * rows + np.arange(rows)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pass(Stream):
+    """A sequence of `batches` batches that holds every row once, in the order of the files."""
+
+    def batch_at(self, step, host=0, hosts=1):
+        """Returns what Stream.batch_at does, always with 'weights' float32 [B T]: 0 in rows that fill the last batch.
+
+        Raises IndexError past the end.
+        """
+        if step >= self.batches:
+            raise IndexError(f'step={step} is past the last batch, {self.batches - 1}.')
+        batch = _weighted(super().batch_at(step, host, hosts))
+        present = (self._numbers(step, host, hosts) < self.rows).astype(np.float32)
+        return {**batch, 'weights': batch['weights'] * present[:, None]}
+
+
+def _gather(layouts, source, index):
+    """Returns the batch whose row i is row `index[i]` of `layouts[source[i]]`."""
+    batch = {}
+    for number in np.flatnonzero(np.bincount(source)):
+        rows = np.flatnonzero(source == number)
+        part = layouts[number].gather(index[rows])
+        if rows.size == source.size:
+            return {**part, 'source': source.astype(np.int32)}
+        for name, values in part.items():
+            batch.setdefault(name, np.empty((source.size, *values.shape[1:]), values.dtype))[rows] = values
+    return {**batch, 'source': source.astype(np.int32)}
+
+
+def _weighted(batch):
+    """Returns the batch with weights: those it has, otherwise ones."""
+    return {'weights': np.ones(batch['inputs'].shape, np.float32), **batch}

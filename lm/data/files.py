@@ -1,0 +1,132 @@
+"""Documents out of files: your own, and those of the Python standard library, which every machine has."""
+
+import dataclasses
+import glob
+import hashlib
+import os
+import pathlib
+import sys
+import sysconfig
+
+from lm import config
+from lm.data import readers
+from lm.data.sources import Source
+
+_ELSEWHERE = ('site-packages', 'dist-packages', '__pycache__')
+
+
+@dataclasses.dataclass(frozen=True)
+class Files(Source):
+    """The files that match a glob, or any of a tuple of globs (`**` for all directories below), sorted by path.
+
+    `.jsonl` has a document a line, `.parquet` one a row, both at `field`; any other file is one document of plain
+    text. Each may also end in `.gz` or `.zst`. `~` and relative paths work; `gs://`, `s3://` and the like go through
+    fsspec. A line of more than `limit` bytes is rejected. `name` replaces the label taken from the pattern.
+    """
+    pattern: str | tuple[str, ...]
+    field: str = 'text'
+    name: str = ''
+    limit: int = 2 ** 25
+
+    @property
+    def label(self):
+        return self.name or _stem(self._patterns[0])
+
+    @property
+    def _patterns(self):
+        return (self.pattern,) if isinstance(self.pattern, str) else tuple(self.pattern)
+
+    def files(self):
+        """Returns the readers.File of each match, without repetition; raises config.Error for a glob without any."""
+        found = {}
+        for pattern in self._patterns:
+            matches = _match(pattern)
+            if not matches:
+                raise config.Error(f'no file matches {pattern!r}; {_surroundings(pattern)}')
+            found |= {file.path: file for file in matches}
+        if not found:
+            raise config.Error('Files has no pattern; give a path or a glob, such as data/*.jsonl.')
+        return list(found.values())
+
+    def records(self):
+        for file in self.files():
+            match file.formats()[0]:
+                case '.jsonl' | '.ndjson':
+                    yield from readers.read_jsonl(file, self.label, self.field, self.limit)
+                case '.parquet':
+                    yield from readers.read_parquet(file, self.label, self.field)
+                case _:
+                    yield from readers.read_text(file, self.label, self.limit)
+
+    def fingerprint(self):
+        return config.fingerprint(['files', self.field, self.limit, readers.digest(self.files())])
+
+
+def _stem(pattern):
+    """Returns the name of the last part of a pattern without wildcards: data/wiki/*.jsonl -> wiki."""
+    for part in reversed(pattern.replace(os.sep, '/').split('/')):
+        stem = part.split('.')[0]
+        if stem and not glob.has_magic(stem) and stem != '~':
+            return stem
+    return 'files'
+
+
+def _match(pattern):
+    if '://' in pattern:
+        return _match_remote(pattern)
+    paths = glob.glob(os.path.expanduser(pattern), recursive=True)
+    return [readers.File(pathlib.Path(path).as_posix()) for path in sorted(paths) if os.path.isfile(path)]
+
+
+def _match_remote(pattern):
+    fsspec = readers.require('fsspec', f'reading {pattern}', 'fsspec')
+    try:
+        system, path = fsspec.core.url_to_fs(pattern)
+    except (ImportError, ValueError) as error:
+        reason = str(error).rstrip('.')
+        raise config.Error(f'cannot read {pattern}: {reason}; s3:// needs s3fs, gs:// needs gcsfs.') from error
+    return [readers.File(match, system) for match in sorted(system.glob(path)) if system.isfile(match)]
+
+
+def _surroundings(pattern):
+    """Returns what there is instead of the missing match: the nearest directory above it, and some of its entries."""
+    if '://' in pattern:
+        return 'check the bucket, the path and your credentials.'
+    folder = pathlib.Path(pattern).expanduser().absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    names = sorted(path.name + '/' * path.is_dir() for path in folder.iterdir())
+    shown = ', '.join(names[:8]) + (', ...' if len(names) > 8 else '')
+    return f'the nearest directory, {folder}, holds {shown or "nothing"}.'
+
+
+@dataclasses.dataclass(frozen=True)
+class PythonStdlib(Source):
+    """The source files of the running Python's standard library, its tests included where they are installed.
+
+    The order looks random and is fixed by the names; installed packages are left out. Some 30 MB for Python 3.11.
+    """
+
+    @property
+    def label(self):
+        return 'python-stdlib'
+
+    def _files(self):
+        root = sysconfig.get_path('stdlib')
+        found = []
+        for folder, folders, names in os.walk(root):
+            folders[:] = [inner for inner in folders if inner not in _ELSEWHERE]
+            found += [os.path.join(folder, name)[len(root):] for name in names if name.endswith('.py')]
+        if not found:
+            raise config.Error(f'no Python source file under {root}; install the standard library, or use data.Files.')
+        return root, sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest())
+
+    def records(self):
+        root, names = self._files()
+        for name in names:
+            yield from readers.read_text(readers.File(root + name), self.label, limit=2 ** 25)
+
+    def fingerprint(self):
+        root, names = self._files()
+        sizes = [[name, os.path.getsize(root + name)] for name in names]
+        return config.fingerprint(['python-stdlib', sys.version, sizes])

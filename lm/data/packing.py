@@ -1,0 +1,218 @@
+"""Rows of a fixed length cut from a token cache: windows over the whole stream, or whole documents packed best-fit.
+
+A row predicts `context` tokens: it pairs context inputs with the token that follows each of them.
+"""
+
+import bisect
+import dataclasses
+import os
+import shutil
+import tempfile
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+_VERSION = 1
+
+
+def windows(tokens, context):
+    """Returns how many windows a stream of `tokens` tokens holds.
+
+    Window i covers tokens [i * context, i * context + context + 1): neighbours share one token, so that every token
+    but the first is predicted once. What is left at the end is dropped.
+    """
+    return max(0, (tokens - 1) // context)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Windows:
+    """The rows of `tokens` [N] by concat-and-split: document ends are ordinary tokens."""
+    tokens: np.ndarray
+    context: int
+
+    @property
+    def rows(self):
+        """How many rows there are."""
+        return windows(self.tokens.size, self.context)
+
+    def gather(self, index):
+        """Returns rows `index` [B] as 'inputs' and 'targets', int32 [B T].
+
+        Splits [8 3 5 1] into inputs [8 3 5] and targets [3 5 1].
+        """
+        width = self.tokens.itemsize
+        shape, strides = (self.rows, self.context + 1), (self.context * width, width)
+        block = as_strided(self.tokens, shape, strides, writeable=False)[index]
+        return {'inputs': block[:, :-1].astype(np.int32), 'targets': block[:, 1:].astype(np.int32)}
+
+
+def split(offsets, context):
+    """Returns the first tokens (int64) and prediction counts (int32) of the pieces that documents are packed in.
+
+    `offsets` [documents + 1] bounds the documents. One of n tokens has n - 1 predictions, each token but its first
+    from those before; more than `context` of them are split into full pieces and a rest, which share a token as
+    windows do. A document of 5 tokens at context 3 gives pieces of 3 and 1. One without predictions gives none.
+    """
+    offsets = np.asarray(offsets, np.int64)
+    predictions = np.maximum(np.diff(offsets) - 1, 0)
+    counts = -(-predictions // context)
+    order = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    done = order * context
+    lengths = np.minimum(np.repeat(predictions, counts) - done, context)
+    return np.repeat(offsets[:-1], counts) + done, lengths.astype(np.int32)
+
+
+def best_fit(lengths, context):
+    """Returns the row that each piece goes to, int64 [pieces]: best-fit decreasing, rows of `context` slots.
+
+    Pieces are taken from the longest to the shortest, each into the row with the least room that still holds it.
+    Pieces of one length, and rows with one amount of room, are handled together: a million pieces take a second.
+    Source: Ding et al., 'Fewer Truncations Improve Language Modeling' (2024). Lengths are in [1, context].
+    """
+    lengths = np.asarray(lengths)
+    order = np.argsort(-lengths, kind='stable')
+    sizes, starts = np.unique(-lengths[order], return_index=True)
+    row_of = np.empty(lengths.size, np.int64)
+    space = _Space()
+    for size, pieces in zip((-sizes).tolist(), np.split(order, starts[1:])):
+        while pieces.size:
+            room, rows = space.take(size, pieces.size, context)
+            each = room // size
+            row_of[pieces[:rows.size * each]] = np.repeat(rows, each)[:pieces.size]
+            unused = max(0, rows.size * each - pieces.size)
+            space.add(room - each * size, rows[:-1] if unused else rows)
+            space.add(room - (each - unused) * size, rows[-1:] if unused else rows[:0])
+            pieces = pieces[rows.size * each:]
+    return row_of
+
+
+class _Space:
+    """The rows opened so far, by the room left in them."""
+
+    def __init__(self):
+        self.opened = 0
+        self.rooms = []
+        self.rows = {}
+
+    def take(self, size, pieces, context):
+        """Removes and returns (room, rows): the tightest rows that hold `size`, no more than `pieces` need."""
+        place = bisect.bisect_left(self.rooms, size)
+        if place == len(self.rooms):
+            need = -(-pieces // (context // size))
+            self.opened += need
+            return context, np.arange(self.opened - need, self.opened)
+        room = self.rooms[place]
+        need = -(-pieces // (room // size))
+        rows = np.concatenate(self.rows[room])
+        self.rows[room] = [rows[need:]]
+        if need >= rows.size:
+            del self.rows[room], self.rooms[place]
+        return room, rows[:need]
+
+    def add(self, room, rows):
+        """Takes back `rows` with `room` left in each; full ones are forgotten."""
+        if room and rows.size:
+            if room not in self.rows:
+                bisect.insort(self.rooms, room)
+                self.rows[room] = []
+            self.rows[room].append(rows)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the pieces lie: row r holds pieces [bounds[r], bounds[r + 1]).
+
+    `starts` int64 and `lengths` int32 [pieces] are in tokens, `bounds` is int64 [rows + 1].
+    """
+    starts: np.ndarray
+    lengths: np.ndarray
+    bounds: np.ndarray
+
+    def padding(self, context):
+        """Returns the share of slots that hold no prediction, in [0, 1)."""
+        return 1.0 - self.lengths.sum(dtype=np.int64) / (max(1, self.bounds.size - 1) * context)
+
+
+def pack(offsets, context):
+    """Returns the Layout of the documents bounded by `offsets` [documents + 1] in rows of `context` predictions."""
+    starts, lengths = split(offsets, context)
+    row_of = best_fit(lengths, context)
+    order = np.argsort(row_of, kind='stable')
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(row_of))]).astype(np.int64)
+    return Layout(starts[order], lengths[order], bounds)
+
+
+def open_layout(offsets, context, directory):
+    """Returns `pack(offsets, context)`, kept as .npy files in a subdirectory of `directory` named by the settings.
+
+    They are written to a temporary name and renamed; where that is impossible the layout lives in memory only.
+    """
+    path = os.path.join(directory, f'bestfit-{context}-v{_VERSION}')
+    if not os.path.isdir(path):
+        layout = pack(offsets, context)
+        try:
+            _save(layout, path)
+        except OSError:
+            return layout
+    return Layout(*(np.load(os.path.join(path, f'{field.name}.npy'), mmap_mode='r').view(np.ndarray)
+                    for field in dataclasses.fields(Layout)))
+
+
+def _save(layout, path):
+    temporary = tempfile.mkdtemp(prefix=os.path.basename(path) + '.tmp-', dir=os.path.dirname(path))
+    try:
+        for name, array in vars(layout).items():
+            np.save(os.path.join(temporary, f'{name}.npy'), array)
+        os.rename(temporary, path)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not os.path.isdir(path):
+            raise
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packed:
+    """The rows of `tokens` [N] in which `layout` packs whole documents; none is predicted from another."""
+    tokens: np.ndarray
+    layout: Layout
+    context: int
+
+    @property
+    def rows(self):
+        """How many rows there are."""
+        return self.layout.bounds.size - 1
+
+    def gather(self, index):
+        """Returns rows `index` [B]: 'inputs', 'targets', 'segments', 'positions' int32, 'weights' float32, all [B T].
+
+        Segments number a row's documents from 1 and positions count from 0 in each; padding is 0 in all five.
+        Documents [8 3 5 1] and [4 2] at context 6 give inputs [8 3 5 4 0 0], targets [3 5 1 2 0 0],
+        segments [1 1 1 2 0 0], positions [0 1 2 0 0 0] and weights [1 1 1 1 0 0].
+        """
+        starts, lengths, numbers = self._pieces(index)
+        begins = np.cumsum(lengths) - lengths
+        slots = np.arange(len(index) * self.context)
+        where = slots + np.repeat(starts - begins, lengths)
+        batch = {'inputs': np.take(self.tokens, where, mode='clip').astype(np.int32),
+                 'targets': np.take(self.tokens[1:], where, mode='clip').astype(np.int32),
+                 'segments': np.repeat(numbers.astype(np.int32), lengths),
+                 'positions': slots.astype(np.int32) - np.repeat(begins.astype(np.int32), lengths)}
+        padding = np.flatnonzero(batch['segments'] == 0)
+        batch['weights'] = np.ones(slots.size, np.float32)
+        for values in batch.values():
+            values[padding] = 0
+        return {name: values.reshape(len(index), self.context) for name, values in batch.items()}
+
+    def _pieces(self, index):
+        """Returns starts, lengths and segment numbers of the pieces of rows `index`; one of number 0 fills each row."""
+        first = self.layout.bounds[index]
+        counts = self.layout.bounds[np.asarray(index) + 1] - first + 1
+        ends = np.cumsum(counts)
+        numbers = np.arange(1, ends[-1] + 1) - np.repeat(ends - counts, counts)
+        numbers[ends - 1] = 0
+        piece = np.repeat(first, counts) + numbers - 1
+        piece[ends - 1] = 0
+        starts, lengths = self.layout.starts[piece], self.layout.lengths[piece].astype(np.int64)
+        starts[ends - 1] = lengths[ends - 1] = 0
+        lengths[ends - 1] = self.context - np.add.reduceat(lengths, ends - counts)
+        return starts, lengths, numbers

@@ -1,0 +1,90 @@
+"""Documents to token shards by several threads, and shards to one file.
+
+A shard holds the tokens of some 4 MB of text. Its name carries a checksum of that text, so that a build which continues
+another one takes over just what still belongs to its source.
+"""
+
+import collections
+import concurrent.futures
+import itertools
+import os
+import zlib
+
+import numpy as np
+
+_CHARACTERS = 2 ** 22
+_HEADROOM = 2
+
+
+def chunks(documents, encoder):
+    """Yields lists of (piece of a document, whether it is the last), of some 4 MB each, that add up to `documents`."""
+    chunk, size = [], 0
+    for document in documents:
+        *most, last = encoder.split(document.text)
+        for piece, ends in [*((piece, False) for piece in most), (last, True)]:
+            chunk.append((piece, ends))
+            size += len(piece)
+            if size >= _CHARACTERS:
+                yield chunk
+                chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def encode(chunks, encoder, folder, workers):
+    """Yields the path of a shard in `folder` for each of `chunks`, in order; those already there are not made again."""
+    with concurrent.futures.ThreadPoolExecutor(workers, 'encode') as executor:
+        numbered, pending = enumerate(chunks), collections.deque()
+        try:
+            for number, chunk in itertools.chain(itertools.islice(numbered, workers + _HEADROOM), numbered):
+                pending.append(executor.submit(_encode_chunk, number, chunk, encoder, folder))
+                if len(pending) > workers + _HEADROOM:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def _encode_chunk(number, chunk, encoder, folder):
+    stored = [piece.encode('utf-8') for piece, _ in chunk]
+    checksum = 0
+    for content in stored:
+        checksum = zlib.crc32(content, checksum)
+    path = folder / f'{number:07}-{checksum:08x}.npz'
+    if not path.exists():
+        tokens, ends = _tokens(chunk, encoder)
+        temporary = path.with_suffix('.tmp')
+        with temporary.open('wb') as file:
+            np.savez(file, tokens=tokens, ends=ends, bytes=sum(map(len, stored)))
+        temporary.rename(path)
+    return path
+
+
+def _tokens(chunk, encoder):
+    """Returns the ids of a chunk, and behind which of them a document ends, int64 [documents]."""
+    close = [] if encoder.eos is None else [np.array([encoder.eos], encoder.dtype)]
+    arrays, ends, size = [], [], 0
+    for (_, last), ids in zip(chunk, encoder.encode_segments([piece for piece, _ in chunk])):
+        arrays += [ids, *close] if last else [ids]
+        size += ids.size + len(close) * last
+        if last:
+            ends.append(size)
+    return encoder.join(arrays), np.array(ends, np.int64)
+
+
+def merge(paths, folder):
+    """Writes `tokens.bin` and `offsets.npy` into `folder`; returns the counts of documents, bytes and tokens."""
+    offsets, size, tokens = [np.zeros(1, np.int64)], 0, 0
+    with (folder / 'tokens.bin').open('wb') as file:
+        for path in paths:
+            with np.load(path) as shard:
+                shard['tokens'].tofile(file)
+                offsets.append(shard['ends'] + tokens)
+                tokens += shard['tokens'].size
+                size += int(shard['bytes'])
+        file.flush()
+        os.fsync(file.fileno())
+    offsets = np.concatenate(offsets)
+    np.save(folder / 'offsets.npy', offsets)
+    return {'documents': offsets.size - 1, 'bytes': size, 'tokens': tokens}

@@ -1,0 +1,230 @@
+"""Tokenizers: what every one answers, and the plain ones: bytes, characters, words.
+
+A tokenizer says how to make an Encoder, `fit` makes or loads it; an Encoder turns text into token ids and back. Text is
+never parsed for control tokens: a '<eos>' that a user writes becomes ordinary tokens.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections import Counter
+
+import numpy as np
+
+from lm import config
+
+_SEGMENT = 2 ** 16
+_BREAK = re.compile(r'(?<=\S)\n(?=\S)')
+
+
+class Tokenizer:
+    """How text becomes tokens; `given` is the path of a file that says so, '' where the training text does."""
+
+    given = ''
+
+    def fit(self, texts, directory):
+        """Returns the Encoder kept in `directory`, made from the strings `texts` and kept there where it is missing."""
+        raise NotImplementedError
+
+
+class Encoder:
+    """Text to ids and back. `size` counts all ids; `eos` ends a document, None where nothing does; `bos` likewise."""
+
+    size: int
+    bos: int | None = None
+    eos: int | None = None
+
+    def encode(self, text):
+        """Returns the ids of `text`, integers [N]: those of its segments one after the other."""
+        return self.join(self.encode_segments(list(self.split(text))))
+
+    def encode_batch(self, texts):
+        """Returns the ids of each of `texts`."""
+        return [self.encode(text) for text in texts]
+
+    def split(self, text):
+        """Returns an iterable of the pieces of `text` that are encoded by themselves."""
+        return segments(text)
+
+    def encode_segments(self, texts):
+        """Returns the ids of each of a list of such pieces."""
+        raise NotImplementedError
+
+    def join(self, arrays):
+        """Returns arrays of ids as one of `dtype`."""
+        return np.concatenate([np.zeros(0, self.dtype), *arrays]).astype(self.dtype, copy=False)
+
+    def decode(self, ids):
+        """Returns the text of `ids`, without control tokens; bytes that are not UTF-8 become U+FFFD."""
+        raise NotImplementedError
+
+    def fingerprint(self):
+        """Returns 16 hex digits that are equal where two encoders encode equally."""
+        raise NotImplementedError
+
+    def exact(self):
+        """Returns this encoder without sampling: one text, always one sequence of ids."""
+        return self
+
+    @property
+    def dtype(self):
+        """Returns the smallest of uint16 and uint32 that holds every id."""
+        return np.dtype(np.uint16 if self.size <= 2 ** 16 else np.uint32)
+
+
+def segments(text):
+    """Yields consecutive pieces of some 65,000 characters that add up to `text`.
+
+    They begin behind the lone end of a line, or else at a space: where tokens begin anyway.
+    """
+    start = 0
+    while len(text) - start > 2 * _SEGMENT:
+        least, most = start + _SEGMENT, start + 2 * _SEGMENT
+        line, space = _BREAK.search(text, least, most), text.find(' ', least, most)
+        stop = line.end() if line else max(space, least)
+        yield text[start:stop]
+        start = stop
+    if start < len(text):
+        yield text[start:]
+
+
+def keep(path, content):
+    """Writes bytes to `path` at once: a reader sees all of them or no file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'{path.name}.{os.getpid()}')
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def hashed(content):
+    """Returns 16 hex digits of bytes."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bytes(Tokenizer):
+    """The 256 bytes of UTF-8, and <bos> 256 and <eos> 257: 258 ids, nothing to train."""
+
+    def fit(self, texts, directory):
+        return ByteEncoder()
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteEncoder(Encoder):
+    """The Encoder of Bytes."""
+    size: int = 258
+    bos: int = 256
+    eos: int = 257
+
+    def encode_segments(self, texts):
+        return [np.frombuffer(text.encode('utf-8'), np.uint8) for text in texts]
+
+    def decode(self, ids):
+        ids = np.asarray(ids, np.int64)
+        return ids[ids < 256].astype(np.uint8).tobytes().decode('utf-8', errors='replace')
+
+    def fingerprint(self):
+        return config.fingerprint('bytes')
+
+
+@dataclasses.dataclass(frozen=True)
+class Chars(Tokenizer):
+    """The distinct characters of the training text, sorted, and nothing else.
+
+    Documents are not separated. A character that the training text lacks is an error: dropping it would make the
+    validation loss that of another text.
+    """
+
+    def fit(self, texts, directory):
+        path = pathlib.Path(directory) / 'chars.json'
+        if not path.exists():
+            found = set()
+            for text in texts:
+                found.update(text)
+            keep(path, json.dumps(sorted(found)).encode())
+        return CharEncoder(tuple(json.loads(path.read_bytes())))
+
+
+@dataclasses.dataclass(frozen=True)
+class CharEncoder(Encoder):
+    """The Encoder of Chars: id i is `characters[i]`."""
+    characters: tuple[str, ...] = dataclasses.field(repr=False)
+
+    @property
+    def size(self):
+        return len(self.characters)
+
+    @functools.cached_property
+    def _ids(self):
+        points = [ord(character) for character in self.characters]
+        table = np.full(max(points) + 2, -1, np.int32)
+        table[points] = np.arange(len(points))
+        return table
+
+    def encode_segments(self, texts):
+        return [self._look_up(text) for text in texts]
+
+    def _look_up(self, text):
+        points = np.frombuffer(text.encode('utf-32-le'), np.uint32)
+        ids = self._ids[np.minimum(points, self._ids.size - 1)]
+        if ids.min(initial=0) < 0:
+            unknown = points[np.argmin(ids)]
+            raise config.Error(f'{chr(unknown)!r} (U+{unknown:04X}) is not among the {self.size} characters of '
+                               'the training text; remove it, or use data.Bytes() as tokenizer.')
+        return ids.astype(self.dtype)
+
+    def decode(self, ids):
+        return ''.join(self.characters[index] for index in np.asarray(ids).tolist())
+
+    def fingerprint(self):
+        return config.fingerprint(['chars', self.characters])
+
+
+@dataclasses.dataclass(frozen=True)
+class Words(Tokenizer):
+    """The words between spaces that occur `least` times or more in the training text; the end of a line is <eos>.
+
+    Any other word becomes <unk>, so text does not survive a round trip. Documents are not separated further. This is
+    how WikiText is counted: its 33,278 types include <unk> and <eos>.
+    """
+    least: int = 1
+
+    def fit(self, texts, directory):
+        path = pathlib.Path(directory) / 'words.json'
+        if not path.exists():
+            counts = Counter(word for text in texts for line in text.split('\n') for word in line.split(' '))
+            words = sorted(word for word in counts if word and counts[word] >= self.least)
+            keep(path, json.dumps(['<unk>', '<eos>', *(word for word in words if word not in _WORD_CONTROLS)]).encode())
+        return WordEncoder(tuple(json.loads(path.read_bytes())))
+
+
+_WORD_CONTROLS = ('<unk>', '<eos>')
+
+
+@dataclasses.dataclass(frozen=True)
+class WordEncoder(Encoder):
+    """The Encoder of Words: id 0 is <unk>, 1 the end of a line, i is `words[i]`."""
+    words: tuple[str, ...] = dataclasses.field(repr=False)
+
+    @property
+    def size(self):
+        return len(self.words)
+
+    @functools.cached_property
+    def _ids(self):
+        return {word: index for index, word in enumerate(self.words) if index != 1} | {'\n': 1}
+
+    def encode_segments(self, texts):
+        return [np.array([self._ids.get(word, 0) for word in text.replace('\n', ' \n ').split(' ') if word], self.dtype)
+                for text in texts]
+
+    def decode(self, ids):
+        words = ['\n' if index == 1 else self.words[index] for index in np.asarray(ids).tolist()]
+        return ' '.join(words).replace(' \n', '\n').replace('\n ', '\n')
+
+    def fingerprint(self):
+        return config.fingerprint(['words', self.words])

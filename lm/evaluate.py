@@ -1,0 +1,59 @@
+"""How well a model predicts text: loss, perplexity, bits per byte, by source; and `lm eval`."""
+import json
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm import runs, sharding
+from lm.data.cache import root
+from lm.data.strides import Strided
+
+
+def score(model, params, stream, mesh, batches=0):
+    """Returns {'loss' in nats a token, 'perplexity', 'bits_per_byte', 'tokens', 'loss/<source>' where there are more}.
+
+    The stream is a Pass or a Strided; `batches` bounds how many of its batches are read, 0 for all. Bits per byte are
+    counted by the bytes of the text, so that tokenizers compare.
+    """
+    count = min(batches, stream.batches) if batches else stream.batches
+    with jax.set_mesh(mesh):
+        sums = [_sums(model, len(stream.sources), params, sharding.put(
+            stream.batch_at(i, jax.process_index(), jax.process_count()), mesh)) for i in range(count)]
+    nll, tokens = np.sum(jax.device_get(sums), axis=0, dtype=np.float64).T
+    loss = nll.sum() / max(tokens.sum(), 1)
+    scores = {'loss': loss, 'perplexity': math.exp(min(loss, 700)),
+              'bits_per_byte': loss / math.log(2) * stream.tokens_per_byte, 'tokens': int(tokens.sum())}
+    if len(stream.sources) > 1:
+        scores |= {f'loss/{name}': nll[i] / max(tokens[i], 1) for i, name in enumerate(stream.sources)}
+    return {name: value if isinstance(value, int) else float(value) for name, value in scores.items()}
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _sums(model, sources, params, batch):
+    """Returns [sources 2]: the sum of losses in nats, and of weights, of the rows of each source."""
+    nll, _ = model.token_losses(params, batch)
+    rows = jnp.stack([jnp.sum(nll * batch['weights'], -1), jnp.sum(batch['weights'], -1)], -1)
+    return jax.ops.segment_sum(rows, batch['source'], sources)
+
+
+def main(run: str, *, split: str = 'valid', step: int = 0, stride: int = 0, cache: str = ''):
+    """Scores a trained run on held-out text: loss, perplexity, bits per byte.
+
+    Args:
+        run: the --workdir of an `lm train`
+        split: which text, valid or train
+        step: the checkpoint to score, 0 for the newest
+        stride: slide the window by this many tokens, so that each token is predicted from at least context - stride
+            tokens of its document; 0 cuts the text into windows once
+        cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
+    """
+    trained = runs.load(run, step)
+    data = trained.settings.data
+    stream = data.open(root(cache), split, once=True)
+    if stride:
+        stream = Strided(stream, data.context, stride)
+    scores = score(trained.settings.model, trained.params, stream, trained.mesh)
+    print(json.dumps({'run': run, 'step': trained.step, 'split': split, **scores}, indent=1))

@@ -1,0 +1,208 @@
+"""Text from a trained model: samplers, prefill and decode with an explicit cache; and `lm generate`."""
+import sys
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm import config, runs
+from lm.data.cache import root
+
+CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How the next token is drawn. A temperature of 0 takes the likeliest; top_k, top_p, min_p keep the likeliest tokens.
+
+    top_k: that many (0: all). top_p: the smallest set with that probability (Holtzman et al. 2019). min_p: those at
+    least that fraction as likely as the likeliest (Nguyen et al. 2024). repetition: logits of tokens seen are divided by
+    it where positive and multiplied where negative (Keskar et al. 2019).
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition: float = 1.0
+
+    def __post_init__(self):
+        bounds = {'temperature': self.temperature >= 0, 'top_k': self.top_k >= 0, 'top_p': 0 < self.top_p <= 1,
+                  'min_p': 0 <= self.min_p <= 1, 'repetition': self.repetition > 0}
+        for name, fine in bounds.items():
+            if not fine:
+                raise config.Error(f'{name}={getattr(self, name)} is out of range; the default is '
+                                   f'{name}={getattr(Sampler, name)}.')
+
+    def adjust(self, logits, seen):
+        """Returns logits [B V] with unwanted tokens at -inf; `seen` [B V] marks the tokens of the text so far."""
+        if self.repetition != 1:
+            penalised = jnp.where(logits > 0, logits / self.repetition, logits * self.repetition)
+            logits = jnp.where(seen, penalised, logits)
+        if not self.temperature:
+            return logits
+        logits = logits / self.temperature
+        if self.top_k:
+            kth = jax.lax.top_k(logits, min(self.top_k, logits.shape[-1]))[0][:, -1:]
+            logits = jnp.where(logits < kth, -jnp.inf, logits)
+        if self.top_p < 1:
+            ordered = jnp.sort(logits, -1, descending=True)
+            chances = jax.nn.softmax(ordered)
+            inside = jnp.cumsum(chances, -1) - chances < self.top_p
+            least = jnp.min(jnp.where(inside, ordered, jnp.inf), -1, keepdims=True)
+            logits = jnp.where(logits < least, -jnp.inf, logits)
+        if self.min_p:
+            floor = jnp.max(logits, -1, keepdims=True) + jnp.log(self.min_p)
+            logits = jnp.where(logits < floor, -jnp.inf, logits)
+        return logits
+
+    def draw(self, logits, key):
+        """Returns one token a row [B] from adjusted logits [B V] and a key per row [B]."""
+        if not self.temperature:
+            return jnp.argmax(logits, -1).astype(jnp.int32)
+        return jax.vmap(jax.random.categorical)(key, logits).astype(jnp.int32)
+
+
+class Decoding(NamedTuple):
+    """A generation under way: logits [B V] of the next token, the cache, a key per row [B], tokens seen [B V]."""
+
+    logits: jax.Array
+    cache: Any
+    key: jax.Array
+    seen: jax.Array
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def begin(model, slots, params, tokens, lengths, key):
+    """Returns the Decoding after prompts [B T] of `lengths` [B], each at least 1, with room for `slots` tokens a row.
+
+    Each row has a key of its own, so that what it draws does not depend on the rows beside it.
+    """
+    logits, cache = model.prefill(params, tokens, lengths, slots)
+    rows, width = tokens.shape
+    real = jnp.arange(width) < lengths[:, None]
+    seen = jnp.zeros(logits.shape, bool).at[jnp.arange(rows)[:, None], tokens].max(real)
+    return Decoding(logits, cache, jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(rows)), seen)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
+def extend(model, sampler, count, params, decoding):
+    """Returns (decoding, tokens [B count], logprobs [B count]) after `count` more tokens a row.
+
+    Log-probabilities are the model's own, in nats, before the sampler bends them.
+    """
+    def advance(now, _):
+        logits = sampler.adjust(now.logits, now.seen)
+        keys = jax.vmap(jax.random.fold_in)(now.key, now.cache['length'])
+        token = sampler.draw(logits, keys)
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(now.logits), token[:, None], -1)[:, 0]
+        logits, cache = model.decode(params, token, now.cache)
+        seen = now.seen.at[jnp.arange(token.shape[0]), token].set(True)
+        return Decoding(logits, cache, now.key, seen), (token, chosen)
+    decoding, (tokens, logprobs) = jax.lax.scan(advance, decoding, None, length=count)
+    return decoding, tokens.T, logprobs.T
+
+
+class Sample(NamedTuple):
+    """A continuation: its text, its tokens, and the log-probability of each in nats."""
+
+    text: str
+    tokens: list
+    logprobs: list
+
+
+def generate(model, params, encoder, prompts, *, length=200, sampler=None, seed=0, stop=()):
+    """Yields, after every few tokens, the list of Samples so far, one for each of `prompts`; the last list is whole.
+
+    A row ends at the end-of-text token, before the first of the `stop` strings, or after `length` tokens.
+    """
+    sampler = Sampler() if sampler is None else sampler
+    encoded = [_encode(encoder, prompt) for prompt in prompts]
+    width, slots = (-(-n // 64) * 64 for n in (max(map(len, encoded)), max(map(len, encoded)) + length))
+    padded = np.zeros((len(encoded), width), np.int32)
+    for row, tokens in zip(padded, encoded, strict=True):
+        row[:len(tokens)] = tokens
+    lengths = np.array([len(tokens) for tokens in encoded], np.int32)
+    decoding = begin(model, max(width, slots), params, padded, lengths, jax.random.key(seed))
+    tokens, logprobs = np.zeros((len(encoded), 0), np.int32), np.zeros((len(encoded), 0), np.float32)
+    while tokens.shape[1] < length:
+        decoding, *more = extend(model, sampler, CHUNK, params, decoding)
+        tokens, logprobs = (np.concatenate(pair, 1)[:, :length] for pair in zip((tokens, logprobs), more, strict=True))
+        finished, samples = zip(*(_finish(encoder, *row, stop) for row in zip(tokens, logprobs, strict=True)), strict=True)
+        yield list(samples)
+        if all(finished):
+            return
+
+
+def _encode(encoder, prompt):
+    start = [] if encoder.bos is None else [encoder.bos]
+    tokens = [*start, *encoder.encode(prompt)]
+    if not tokens:
+        raise config.Error('the prompt is empty and the tokenizer has no start token; give at least one character.')
+    return tokens
+
+
+def _finish(encoder, tokens, logprobs, stop):
+    """Returns (whether the row has ended, its Sample) of the tokens drawn so far."""
+    end = len(tokens)
+    ended = encoder.eos is not None and encoder.eos in tokens
+    if ended:
+        end = int(np.argmax(tokens == encoder.eos))
+    text = encoder.decode(tokens[:end])
+    cuts = [text.index(word) for word in stop if word in text]
+    if cuts:
+        text, ended = text[:min(cuts)], True
+        end = next(n for n in range(end + 1) if len(encoder.decode(tokens[:n])) >= len(text))
+    return ended, Sample(text, tokens[:end].tolist(), logprobs[:end].tolist())
+
+
+def main(run: str, *prompts: str, length: int = 200, temperature: float = 0.8, top_k: int = 0, top_p: float = 1.0,
+         min_p: float = 0.0, repetition: float = 1.0, stop: str = '', seed: int = 0, step: int = 0,
+         logprobs: bool = False, cache: str = ''):
+    """Continues prompts with a trained model, streamed as it is drawn.
+
+    Args:
+        run: the --workdir of an `lm train`
+        prompts: the texts to continue; without one, a line break
+        length: how many tokens to draw at most
+        temperature: 0 takes the likeliest token
+        top_k: draw from this many likeliest tokens, 0 for all
+        top_p: draw from the smallest set of tokens with this probability
+        min_p: drop tokens less than this fraction as likely as the likeliest
+        repetition: penalty on tokens that the text has already, 1 for none
+        stop: end before this text
+        seed: the same seed draws the same text
+        step: the checkpoint to use, 0 for the newest
+        logprobs: print each token with its log-probability
+        cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
+    """
+    sampler = Sampler(temperature, top_k, top_p, min_p, repetition)
+    trained = runs.load(run, step, jax.devices()[:1])
+    encoder = trained.settings.data.encoder(root(cache))
+    prompts = prompts or ('\n',)
+    drawn = generate(trained.settings.model, trained.params, encoder, prompts, length=length, sampler=sampler, seed=seed,
+                     stop=(stop,) if stop else ())
+    if len(prompts) == 1 and not logprobs:
+        stream(prompts[0], drawn)
+        return
+    samples = list(drawn)[-1]
+    for prompt, sample in zip(prompts, samples, strict=True):
+        print(prompt + sample.text if not logprobs else prompt)
+        for token, logprob in zip(sample.tokens, sample.logprobs, strict=True) if logprobs else ():
+            print(f'{logprob:9.4f}  {encoder.decode([token])!r}')
+
+
+def stream(prompt, drawn, out=None):
+    """Prints a prompt and, as they grow, the texts of its Samples; a character still incomplete waits for its rest."""
+    out = sys.stdout if out is None else out
+    out.write(prompt)
+    shown, sample = 0, None
+    for (sample,) in drawn:
+        whole = sample.text.rstrip('\ufffd')
+        out.write(whole[shown:])
+        out.flush()
+        shown = max(shown, len(whole))
+    out.write(sample.text[shown:] + '\n' if sample else '\n')

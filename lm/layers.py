@@ -1,0 +1,139 @@
+"""The parts that models are made of: weight, einsum and stack; norms, dropout, mlp, embedding and unembedding.
+
+`weight` is the one place a parameter is declared. The logical axis names given there are the source from which sharding,
+weight decay, Muon's matrices and conversions are derived.
+"""
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lm import sharding
+
+
+@struct.dataclass
+class Named(nn.meta.AxisMetadata):
+    """A parameter with the logical name of each of its axes, as `init` makes it and before `unbox` strips the names."""
+
+    value: Any
+    names: tuple = struct.field(pytree_node=False)
+
+    def unbox(self):
+        return self.value
+
+    def replace_boxed(self, val):
+        return self.replace(value=val)
+
+    def add_axis(self, index, params):
+        return self.replace(names=self.names[:index] + (params[nn.PARTITION_NAME],) + self.names[index:])
+
+    def remove_axis(self, index, params):
+        return self.replace(names=self.names[:index] + self.names[index + 1:])
+
+
+def normal(scale):
+    """Returns an initializer drawing from a normal distribution with standard deviation `scale`."""
+    return lambda key, shape: scale * jax.random.normal(key, shape, jnp.float32)
+
+
+def fill(value):
+    """Returns an initializer of a constant."""
+    return lambda key, shape: jnp.full(shape, value, jnp.float32)
+
+
+def weight(module, name, axes, init, dtype=jnp.float32):
+    """Returns parameter `name` of a Linen module, float32 where it is kept and cast to `dtype` for use.
+
+    `axes` is an ordered dict from logical axis name to size, e.g. dict(embed=D, heads=N, head_dim=H). A name may carry a
+    suffix after a dot (embed.out) where one array has the same axis twice.
+    """
+    shape = tuple(axes.values())
+    value = module.param(name, lambda key: Named(init(key, shape), tuple(axes)))
+    return value.astype(dtype)
+
+
+def unbox(boxed):
+    """Returns (params, axes): the arrays of a tree of Named, and their logical axis names."""
+    is_named = lambda node: isinstance(node, Named)  # noqa: E731
+    return (jax.tree.map(lambda leaf: leaf.value, boxed, is_leaf=is_named),
+            jax.tree.map(lambda leaf: leaf.names, boxed, is_leaf=is_named))
+
+
+def einsum(spec, x, w):
+    """Returns einsum(spec, x, w) of activations x [... contracted] and a weight w, as one product of two matrices.
+
+    The contracted letters end x and the leading letters of x begin the result, as in 'BTD,DNH->BTNH'. Flattening
+    [B T] into one axis lets the backward pass contract over one axis, which XLA's CPU backend needs to be fast; other
+    backends flatten by themselves. Where T is split over a mesh axis the plain einsum is kept.
+    """
+    if 'context' in jax.sharding.get_abstract_mesh().shape:
+        return jnp.einsum(spec, x, w)
+    inputs, out = spec.split('->')
+    left, right = inputs.split(',')
+    rows = len([letter for letter in left if letter in out])
+    contracted = left[rows:]
+    if right.startswith(contracted):
+        columns = w.shape[len(contracted):]
+        w = w.reshape(-1, math.prod(columns))
+    else:
+        columns = w.shape[:-len(contracted)]
+        w = w.reshape(math.prod(columns), -1).T
+    lead = x.shape[:rows]
+    return (x.reshape(math.prod(lead), -1) @ w).reshape(*lead, *columns)
+
+
+def stack(block, length, *, remat='none', unroll=1, **fields):
+    """Returns `length` copies of the Linen class `block` applied one after the other, parameters stacked on axis 0 [L ...].
+
+    The block is called as (x, layer, shared) -> (x, out): `layer` and `out` have a leading axis L, `shared` is the same
+    for every layer. `remat` keeps 'none' of the backward pass's recomputation, recomputes all but the 'dots', or
+    recomputes in 'full'. `unroll` layers are written out in one iteration of the loop.
+    """
+    if remat != 'none':
+        policy = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[remat]
+        block = nn.remat(block, prevent_cse=False, policy=policy)
+    scanned = nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=(0, nn.broadcast),
+                      length=length, unroll=unroll, metadata_params={nn.PARTITION_NAME: 'layers'})
+    return scanned(**fields)
+
+
+def norm(module, name, x, kind, epsilon=1e-5):
+    """Returns x [... D] normalised over its last axis in float32, then scaled, in x's dtype.
+
+    `kind` is 'rms' (Zhang and Sennrich 2019, arXiv:1910.07467), 'layer' (Ba et al. 2016, arXiv:1607.06450, no bias) or
+    'layer_bias'.
+    """
+    size = x.shape[-1]
+    y = x.astype(jnp.float32)
+    if kind != 'rms':
+        y = y - jnp.mean(y, -1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + epsilon)
+    y = y * weight(module, f'{name}_scale', dict(norm=size), fill(1.0))
+    if kind == 'layer_bias':
+        y = y + weight(module, f'{name}_bias', dict(norm=size), fill(0.0))
+    return y.astype(x.dtype)
+
+
+def dropout(x, rate, key):
+    """Returns x with a fraction `rate` of its entries zeroed and the rest scaled up; x itself where key is None."""
+    if key is None or not rate:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+
+
+ACTIVATIONS = {
+    'gelu': jax.nn.gelu,
+    'relu': jax.nn.relu,
+    'relu2': lambda x: jnp.square(jax.nn.relu(x)),
+    'swiglu': jax.nn.silu,
+    'geglu': jax.nn.gelu,
+}
+GATED = ('swiglu', 'geglu')
+
+
+def embed(table, tokens):
+    """Returns rows of `table` [V D] for tokens [B T], as [B T D]."""
+    return sharding.constrain(jnp.take(table, tokens, axis=0, mode='clip'), 'batch', 'length', None)

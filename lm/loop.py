@@ -1,0 +1,203 @@
+"""The loop: runs the step over the data, saves, validates and records; and `lm train`."""
+import contextlib
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lm import config, evaluate, generate, runs, sharding, train, trees
+from lm.data import baselines, loader
+from lm.data.cache import root
+
+STOPPED = 75  # exit code of a run that was asked to stop and has saved: EX_TEMPFAIL, try again
+
+
+class NotFinite(Exception):
+    """`patience` updates in a row were skipped; `args[0]` is the first step (from 0) after them."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop, and has saved."""
+
+
+def fit(settings, program, streams, run):
+    """Trains to `settings.steps`, from the run's newest checkpoint if it has one, and returns the last State.
+
+    `streams` are (training, validation or None). Raises Stopped when `run.stopping` is set, after saving.
+    """
+    (state, meta), setbacks = _restore(program, run.store, streams[0]), {}
+    while int(state.step) < settings.steps:
+        try:
+            state = _advance(settings, program, streams, run, (state, meta))
+        except NotFinite as fault:
+            batch = fault.args[0] + meta['offset']
+            state, meta = _restore(program, run.store, streams[0])
+            step = int(state.step)
+            setbacks[step] = setbacks.get(step, 0) + 1
+            if setbacks[step] > 3:
+                raise config.Error(f'the loss is not finite whichever batches follow step {step}; '
+                                   f'try optimizer.peak={settings.optimizer.peak / 3:.1g}.') from fault
+            meta = {**meta, 'offset': batch - step}
+            run.rewind(step)
+    return state
+
+
+def _restore(program, store, stream):
+    """Returns (state, meta) of the newest checkpoint, or of a new run; raises config.Error if its data differs."""
+    fresh = {'offset': 0, 'data': dict(stream.fingerprint)}
+    found = store.restore(program.abstract)
+    if found is None:
+        with jax.set_mesh(program.mesh):
+            return program.init(), fresh
+    for name in sorted({*found[1]['data'], *fresh['data']}):
+        was, now = (data.get(name) for data in (found[1]['data'], fresh['data']))
+        if was != now:
+            raise config.Error(f'the checkpoint was trained on other data: {name} was {was} and is {now}; '
+                               'restore what it was, or give another --workdir.')
+    return found
+
+
+def _advance(settings, program, streams, run, begun):
+    """Returns the State after the last step; raises Stopped or NotFinite on the way."""
+    stream, valid = streams
+    state, meta = begun
+    start = int(state.step)
+    serve = partial(_serve, stream, program.mesh, meta['offset'])
+    log = _Log(settings, run.writer)
+    with jax.set_mesh(program.mesh), contextlib.closing(loader.prefetch(serve, start)) as batches:
+        for step, batch in batches:
+            state, measured = program.step(state, batch)
+            log.push(step + 1, measured)
+            last = step + 1 == settings.steps
+            if run.stopping or last or _due(step + 1, settings.save_every):
+                log.flush()
+                run.store.save(step + 1, state, meta)
+            if run.stopping:
+                raise Stopped
+            if valid and not last and _due(step + 1, settings.eval_every):
+                log.flush()
+                validate(settings, program, state, valid, run)
+            if last:
+                run.store.wait()
+                return state
+
+
+def _serve(stream, mesh, offset, step):
+    return sharding.put(stream.batch_at(step + offset, jax.process_index(), jax.process_count()), mesh)
+
+
+def _due(step, every):
+    return every > 0 and step % every == 0
+
+
+def validate(settings, program, state, valid, run):
+    """Records the validation loss of a State, and returns the scores {name: value}."""
+    step = int(state.step)
+    params = settings.optimizer.averaged(state.optimizer, state.params)
+    scores = evaluate.score(settings.model, params, valid, program.mesh, settings.eval_batches)
+    run.writer.write(step, {f'valid/{name}': value for name, value in scores.items()})
+    run.store.score(step, scores['loss'])
+    return scores
+
+
+class _Log:
+    """Reads the metrics of a step once the next one has been dispatched, so that the device never waits for the host."""
+
+    def __init__(self, settings, writer):
+        self.settings, self.writer, self.pending = settings, writer, None
+        self.rate = settings.optimizer.rate(settings.steps)
+        self.mark = None
+
+    def push(self, step, measured):
+        pending, self.pending = self.pending, (step, measured)
+        self.read(pending)
+
+    def flush(self):
+        pending, self.pending = self.pending, None
+        self.read(pending)
+
+    def read(self, pending):
+        if pending is None:
+            return
+        step, measured = pending
+        values = {name: float(value) for name, value in jax.device_get(measured).items()}
+        self.writer.advance(step)
+        if _due(step, self.settings.log_every) or values['bad'] or step == self.settings.steps:
+            self.writer.write(step, {**values, 'rate': float(self.rate(np.int32(step - 1))), **self.speed(step)})
+        if values['bad'] >= self.settings.patience:
+            raise NotFinite(step)
+
+    def speed(self, step):
+        """Returns tokens per second since the last record."""
+        now, before = time.monotonic(), self.mark
+        self.mark = step, now
+        tokens = self.settings.data.batch * self.settings.data.context
+        return {} if before is None else {'tokens_per_second': round((step - before[0]) * tokens / (now - before[1]), 1)}
+
+
+def main(experiment: str, *overrides: str, workdir: str = '', cache: str = ''):
+    """Trains an experiment; the same line again resumes it.
+
+    Args:
+        experiment: the experiment file
+        overrides: values to set, e.g. model.depth=12
+        workdir: directory of the run, by default runs/<name of the experiment>
+        cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
+    """
+    loaded = config.load(experiment, overrides)
+    directory = Path(workdir or f'runs/{Path(experiment).stem}')
+    run = runs.Run(directory, loaded)
+    try:
+        train_in(loaded.config, run, root(cache))
+    except Stopped:
+        print(f'stopped and saved in {directory}; the same line resumes it.')
+        raise SystemExit(STOPPED) from None
+    finally:
+        run.close()
+
+
+def train_in(settings, run, cache):
+    """Trains to the end and says how it ended; or says that it had ended before."""
+    if settings.steps in run.store.steps():
+        print(f'{run.directory} is finished: {settings.steps} steps.')
+        return
+    run.heed_signals()
+    data = settings.data
+    train_stream = data.open(cache, 'train')
+    valid = data.open(cache, 'valid') if data.valid else None
+    _check_vocabulary(settings.model, train_stream.encoder)
+    built = train.program(settings)
+    print(f'{trees.count(built.abstract.params):,} parameters, {train_stream.rows:,} rows of {data.context} tokens, '
+          f'mesh {dict(built.mesh.shape)} of {jax.devices()[0].device_kind}, run {run.directory}', flush=True)
+    state = fit(settings, built, (train_stream, valid), run)
+    summarise(settings, built, state, (train_stream, valid), run)
+
+
+def _check_vocabulary(model, encoder):
+    if model.vocab != encoder.size:
+        raise config.Error(f'model.vocab={model.vocab} and the tokenizer has {encoder.size} tokens; '
+                           f'try model.vocab={encoder.size}.')
+
+
+def summarise(settings, built, state, streams, run):
+    """Prints how the run ended: validation scores beside the baselines', a sample, and where it all is."""
+    stream, valid = streams
+    if valid:
+        scores = validate(settings, built, state, valid, run)
+        print(f'validation loss {scores["loss"]:.4f}, perplexity {scores["perplexity"]:.2f}')
+        rows = {'this model': scores['bits_per_byte']}
+        if settings.baselines:
+            rows |= baselines.bits_per_byte(_text(settings.data.train), _text(settings.data.valid))
+        for name, value in rows.items():
+            print(f'  {value:6.3f} bits per byte  {name}')
+    params = settings.optimizer.averaged(state.optimizer, state.params)
+    print('sample:')
+    generate.stream(settings.sample, generate.generate(settings.model, params, stream.encoder, [settings.sample],
+                                                       sampler=generate.Sampler(temperature=0.8)))
+    print(f'run: {run.directory}')
+
+
+def _text(source):
+    return '\n'.join(document.text for document in source.documents()).encode()

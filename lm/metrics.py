@@ -1,0 +1,100 @@
+"""The record of a run: metrics.jsonl, and TensorBoard and the console from the same values."""
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+RECORD = 'metrics.jsonl'
+
+
+def read(directory):
+    """Returns the records of a run, a list of dicts with 'step'; a line cut short by a kill is left out."""
+    path = Path(directory) / RECORD
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().split('\n'):
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return [record for record in records if isinstance(record, dict)]
+
+
+def rewind(directory, step):
+    """Drops the records of steps after `step`: what a resumed run will write again. Atomic."""
+    kept = [record for record in read(directory) if record['step'] <= step]
+    path = Path(directory) / RECORD
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(''.join(json.dumps(record) + '\n' for record in kept))
+    os.replace(temporary, path)
+
+
+class Writer:
+    """Appends records to a directory; on a terminal shows a progress bar over `steps`, elsewhere one line a record."""
+
+    def __init__(self, directory, steps, start=0):
+        self.directory = Path(directory)
+        self.file = open(self.directory / RECORD, 'a', buffering=1)
+        self.board = _tensorboard(self.directory / 'tensorboard', start)
+        self.bar = _progress(steps, start) if sys.stdout.isatty() else None
+        self.steps, self.start, self.began = steps, start, time.monotonic()
+
+    def write(self, step, values):
+        """Records {name: number} at `step`."""
+        self.file.write(json.dumps({'step': step, **values}) + '\n')
+        if self.board:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+        self._say(step, '  '.join(f'{name} {_short(value)}' for name, value in values.items()))
+
+    def _say(self, step, text):
+        if self.bar:
+            self.bar.print(f'step {step}  {text}') if 'valid/' in text else self.bar.update(0, said=text)
+        else:
+            left = (time.monotonic() - self.began) / max(step - self.start, 1) * (self.steps - step)
+            print(f'step {step}/{self.steps}  {text}  eta {_clock(left)}', flush=True)
+
+    def advance(self, step):
+        """Moves the progress bar to `step`."""
+        if self.bar:
+            self.bar.update(0, completed=step)
+
+    def close(self):
+        """Closes the files and the progress bar."""
+        self.file.close()
+        if self.board:
+            self.board.close()
+        if self.bar:
+            self.bar.stop()
+
+
+def _tensorboard(directory, start):
+    """Returns a TensorBoard writer, or None where tensorboardX is not installed."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        print(f'tensorboardX is not installed: {RECORD} is written, TensorBoard files are not.', file=sys.stderr)
+        return None
+    return SummaryWriter(str(directory), purge_step=start + 1, flush_secs=10)
+
+
+def _progress(steps, start):
+    from rich import progress
+    bar = progress.Progress(progress.TextColumn('{task.completed}/{task.total}'), progress.BarColumn(24),
+                            progress.TimeElapsedColumn(), progress.TextColumn('eta'), progress.TimeRemainingColumn(),
+                            progress.TextColumn('{task.fields[said]}'))
+    bar.print = bar.console.print
+    bar.add_task('', total=steps, completed=start, said='')
+    bar.start()
+    return bar
+
+
+def _short(value):
+    return f'{value:,}' if isinstance(value, int) else f'{value:.4g}'
+
+
+def _clock(seconds):
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02}:{seconds:02}'

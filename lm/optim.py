@@ -1,0 +1,243 @@
+"""Optimizers, one frozen dataclass each, over optax; schedules are in schedules.py and named here too.
+
+Every optimizer takes the same step, `-rate * multiplier * (direction + weight_decay * parameter)`, and differs from the
+others in the direction alone. Weight decay is therefore decoupled everywhere and scales with the learning rate.
+"""
+import abc
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lm import config, trees, updates
+from lm.schedules import WSD, Constant, Cosine, InverseSqrt, Linear, Schedule
+
+__all__ = ['SGD', 'WSD', 'AdaGrad', 'Adafactor', 'Adam', 'AdamW', 'Constant', 'Cosine', 'InverseSqrt', 'Linear', 'Lion',
+           'Muon', 'Optimizer', 'Schedule', 'ScheduleFree', 'State']
+
+DECAYS = ('ema', 'b1', 'b2', 'momentum')  # fields of one optimizer or another that are rates of forgetting
+
+
+class State(NamedTuple):
+    """An optimizer's state. Trees in it mirror the parameters that train: their paths end in the same names."""
+
+    step: jax.Array
+    direction: Any
+    average: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer(abc.ABC):
+    """What all optimizers share.
+
+    `decay` and `frozen` are regexes found anywhere in a parameter's name. `decay` tells which parameters decay; empty
+    means all matrices, embeddings included, but no norms or biases. `frozen` parameters do not train and have no state;
+    empty means none. `rates` are pairs (regex, multiplier); a parameter's rate is multiplied by every one that matches.
+    `clip` bounds the global norm of the gradients of the parameters that train, and `ema` is the decay of an average of
+    the parameters; 0 turns either off.
+    """
+
+    peak: float = 1e-3
+    schedule: Schedule = dataclasses.field(default_factory=Cosine)
+    weight_decay: float = 0.0
+    decay: str = ''
+    frozen: str = ''
+    rates: tuple[tuple[str, float], ...] = ()
+    clip: float = 1.0
+    ema: float = 0.0
+
+    def __post_init__(self):
+        for name in ('peak', 'weight_decay', 'clip'):
+            if getattr(self, name) < 0:
+                raise config.Error(f'{name}={getattr(self, name)} is negative; try {name}=0.0.')
+        for field in dataclasses.fields(self):
+            if field.name in DECAYS and not 0 <= getattr(self, field.name) < 1:
+                raise config.Error(f'{field.name}={getattr(self, field.name)} is not in [0, 1); try {field.name}=0.9.')
+        if any(isinstance(pair, str) or len(pair) != 2 for pair in self.rates):
+            raise config.Error(f"rates={self.rates} is not pairs of regex and number; try rates=(('embed', 0.1),).")
+        for regex in (self.decay, self.frozen, *(regex for regex, _ in self.rates)):
+            trees.pattern(regex)
+
+    def rate(self, steps):
+        """Returns the schedule, step -> learning rate, of a run of `steps`; raises config.Error if it does not fit."""
+        return self.schedule.make(self.peak, steps)
+
+    def make(self, steps, axes=None):
+        """Returns the optax.GradientTransformation of a run of `steps`; its `update` needs the parameters.
+
+        `axes` is the tree of logical axis names of the parameters. Without it a matrix is what has two or more axes.
+        `init` raises config.Error when a regex matches no parameter.
+        """
+        rate = self.rate(steps)
+        average = self.average(rate)
+
+        def init(params):
+            plan = updates.plan(self, params, axes)
+            live = trees.select(params, plan.trained)
+            return State(jnp.zeros([], jnp.int32), self.direction(plan.layout).init(live), average.init(live))
+
+        def update(grads, state, params):
+            plan = updates.plan(self, params, axes)
+            live = trees.select(params, plan.trained)
+            grads = updates.clip(trees.select(grads, plan.trained), self.clip)
+            direction, moments = self.direction(plan.layout).update(grads, state.direction, live)
+            now = rate(state.step)
+            moves = jax.tree.map(lambda d, p, decay, multiplier: -now * multiplier * (d + decay * p if decay else d),
+                                 direction, live, plan.decays, plan.multipliers)
+            moves, kept = average.update(moves, state.average, live)
+            # x + -0.0 is x bit for bit, also where x is -0.0
+            still = jax.tree.map(lambda p: jnp.full_like(p, -0.0), params)
+            return trees.merge(still, moves), State(state.step + 1, moments, kept)
+        return optax.GradientTransformation(init, update)
+
+    @abc.abstractmethod
+    def direction(self, layout):
+        """Returns the transformation from gradients to directions, before learning rate and weight decay."""
+
+    def multiplier(self, layout):
+        """Returns the multiplier of the learning rate that a leaf's layout calls for."""
+        return 1.0
+
+    def average(self, rate):
+        """Returns the transformation that sees each update last and keeps an average of the parameters."""
+        return updates.track_average(self.ema) if self.ema else optax.identity()
+
+    def averaged(self, state, params):
+        """Returns the parameters to evaluate with: their average where the optimizer keeps one, else `params`."""
+        return trees.merge(params, state.average.params) if self.ema else params
+
+
+@dataclasses.dataclass(frozen=True)
+class SGD(Optimizer):
+    """Gradient descent with momentum, in the form v = momentum v + g; with `nesterov` the step is momentum v + g."""
+
+    peak: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+
+    def direction(self, layout):
+        return optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity()
+
+
+@dataclasses.dataclass(frozen=True)
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2014, arXiv:1412.6980)."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def direction(self, layout):
+        return optax.scale_by_adam(self.b1, self.b2, self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101) and GPT-3's second decay rate."""
+
+    weight_decay: float = 0.1
+    b2: float = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaGrad(Optimizer):
+    """AdaGrad (Duchi et al. 2011); `initial` is the sum of squares that it begins with."""
+
+    peak: float = 1e-2
+    initial: float = 0.1
+    eps: float = 1e-7
+
+    def direction(self, layout):
+        return optax.scale_by_rss(self.initial, self.eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adafactor(Optimizer):
+    """Adafactor without momentum (Shazeer and Stern 2018, arXiv:1804.04235): a row and a column of state per matrix.
+
+    `peak` is relative to the root mean square of each parameter, or to `floor` where that is less.
+    """
+
+    peak: float = 1e-2
+    clip: float = 0.0
+    power: float = 0.8
+    eps: float = 1e-30
+    floor: float = 1e-3
+
+    def direction(self, layout):
+        return updates.scale_by_factored_moments(layout, self.power, self.eps, self.floor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lion(Optimizer):
+    """Lion (Chen et al. 2023, arXiv:2302.06675): wants a third to a tenth of AdamW's peak and as much more decay."""
+
+    peak: float = 1e-4
+    weight_decay: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.99
+
+    def direction(self, layout):
+        return optax.scale_by_lion(self.b1, self.b2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Muon(AdamW):
+    """Muon (Jordan et al. 2024) for the matrices between embedding and output, AdamW for everything else.
+
+    The momentum of each matrix, of each layer on its own, is made orthogonal by Newton-Schulz `iterations`. With `rms`
+    above 0 the step's root mean square is about `rms` whatever the shape, which at 0.2 suits a peak and a weight decay
+    chosen for AdamW (Liu et al. 2025, arXiv:2502.16982); at 0 it is scaled by sqrt(max(1, columns / rows)), which wants
+    a peak of 0.02. `adam_rate` multiplies the rate of the parameters left to AdamW: those with an axis named 'vocab' or
+    'position', and vectors. Without axes every leaf of two axes is orthogonalised and one of more is an error.
+    """
+
+    momentum: float = 0.95
+    iterations: int = 5
+    rms: float = 0.2
+    adam_rate: float = 1.0
+
+    def direction(self, layout):
+        for name, view in trees.flatten(layout).items():
+            if view.names is None and len(view.inner) > 1:
+                raise ValueError(f'{name} has {len(view.inner) + 1} axes and Muon does not know which form its '
+                                 'matrices; try make(steps, axes) with their logical names.')
+        mask = jax.tree.map(self._orthogonal, layout)
+        matrices = updates.orthogonalize(trees.select(layout, mask), self.momentum, self.iterations, self.rms)
+        return updates.divide(mask, matrices, super().direction(layout))
+
+    def multiplier(self, layout):
+        return 1.0 if self._orthogonal(layout) else self.adam_rate
+
+    def _orthogonal(self, layout):
+        return layout.matrix and not layout.table
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleFree(Adam):
+    """Schedule-free AdamW (Defazio et al. 2024, arXiv:2405.15682): wants a warm-up and no decay of the rate.
+
+    The loop trains y; `averaged` gives the x to evaluate.
+    """
+
+    peak: float = 2.5e-3
+    schedule: Schedule = dataclasses.field(default_factory=Constant)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.ema:
+            raise config.Error(f'ema={self.ema} is a second average beside that of ScheduleFree; try ema=0.0.')
+        if not self.b1:
+            raise config.Error('b1=0.0 leaves ScheduleFree no average to evaluate; try b1=0.9.')
+
+    def direction(self, layout):
+        return optax.scale_by_rms(self.b2, self.eps, eps_in_sqrt=False, bias_correction=True)
+
+    def average(self, rate):
+        return updates.interpolate(rate, self.b1)
+
+    def averaged(self, state, params):
+        trained = trees.restrict(params, state.average.base)
+        return trees.merge(params, updates.average_of(trained, state.average, self.b1))

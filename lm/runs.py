@@ -1,0 +1,152 @@
+"""The directory of a run: what it was made from, its checkpoints and its record."""
+import fcntl
+import importlib.metadata
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from lm import checkpoint, config, metrics, sharding, train
+
+# Fields that change neither what is computed nor its order: a run may go on with other values.
+FREE = ('mesh', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep', 'sample', 'baselines')
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sentencepiece')
+
+
+class Run:
+    """A directory in which one process trains: `store` of checkpoints, `writer` of metrics, `stopping` when asked to."""
+
+    def __init__(self, directory, experiment):
+        self.directory = Path(directory)
+        self.stopping = False
+        self.lock = _claim(self.directory)
+        _record(self.directory, experiment)
+        self.store = checkpoint.Store(self.directory / 'checkpoints', experiment.config.keep)
+        self.steps = experiment.config.steps
+        self.writer = None
+        self.rewind(max(self.store.steps(), default=0))
+
+    def rewind(self, step):
+        """Starts the record anew after `step`, and takes the scores of what is saved from it."""
+        if self.writer:
+            self.writer.close()
+        metrics.rewind(self.directory, step)
+        for record in metrics.read(self.directory):
+            if 'valid/loss' in record:
+                self.store.score(record['step'], record['valid/loss'])
+        self.writer = metrics.Writer(self.directory, self.steps, step)
+
+    def heed_signals(self):
+        """Makes SIGTERM and the first SIGINT ask for a stop; a second SIGINT interrupts at once."""
+        def stop(number, frame):
+            self.stopping = True
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+
+    def close(self):
+        """Waits for the save under way and closes the record."""
+        self.writer.close()
+        self.store.close()
+        self.lock.close()
+
+
+def _claim(directory):
+    """Returns the open lock file of a run's directory; raises config.Error if it cannot be written or is taken."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = open(directory / 'lock', 'w')
+    except OSError as error:
+        raise config.Error(f'cannot write to {directory}: {error.strerror}; give another --workdir.') from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise config.Error(f'another process is training in {directory}; wait for it, or give another --workdir.') \
+            from error
+    return lock
+
+
+def _record(directory, experiment):
+    """Writes what the run is made from, or checks that it is the same as when the directory was begun."""
+    path = directory / 'config.json'
+    if path.exists():
+        _check_same(directory, read(directory), experiment.config)
+    shutil.copyfile(experiment.file, directory / 'experiment.py')
+    about = {'config': config.dump(experiment.config), 'file': str(experiment.file), 'command': sys.argv,
+             'commit': _commit(), 'versions': {'python': sys.version.split()[0], **_versions()}}
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(about, indent=1) + '\n')
+    os.replace(temporary, path)
+
+
+def _check_same(directory, was, now):
+    changed = {key: pair for key, pair in config.diff(was, now).items() if key.split('.')[0] not in FREE}
+    if changed:
+        shown = ', '.join(f'{key} ({old} there, {new} here)' for key, (old, new) in changed.items())
+        raise config.Error(f'{directory} belongs to another experiment: {shown}; '
+                           'give another --workdir, or the values it was begun with.')
+
+
+def _commit():
+    """Returns the git commit of the code, '+' behind it where files differ from it, or '' outside git."""
+    here = Path(__file__).parent
+
+    def git(*words):
+        return subprocess.run(['git', '-C', str(here), *words], capture_output=True, text=True).stdout.strip()
+    try:
+        return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--untracked-files=no') else '')
+    except FileNotFoundError:
+        return ''
+
+
+def _versions():
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = 'absent'
+    return found
+
+
+def read(directory):
+    """Returns the configuration that the run in a directory was begun with."""
+    path = Path(directory) / 'config.json'
+    if not path.exists():
+        raise config.Error(f'{directory} holds no run; give the --workdir of an `lm train`.')
+    return config.build(json.loads(path.read_text())['config'], Path(directory) / 'experiment.py')
+
+
+class Trained(NamedTuple):
+    """What a run has reached: its settings, and the parameters to use at `step`, on a mesh."""
+
+    settings: Any
+    params: dict
+    step: int
+    mesh: jax.sharding.Mesh
+
+
+def load(directory, step=0, devices=None):
+    """Returns what a run has reached at a saved step (0: the newest), over all devices or those given.
+
+    Only the parameters are read, and the optimizer's average of them where it keeps one.
+    """
+    settings = read(directory)
+    devices = jax.devices() if devices is None else devices
+    program = train.program(settings, sharding.make_mesh({'data': -1}, devices))
+    wanted = program.abstract._asdict()
+    if settings.optimizer.averaged(wanted['optimizer'], wanted['params']) is wanted['params']:
+        wanted = {'params': wanted['params'], 'step': wanted['step']}
+    found = checkpoint.Store(Path(directory) / 'checkpoints').restore(wanted, step or None)
+    if found is None:
+        raise config.Error(f'{directory} holds no checkpoint yet; wait until the run has saved one.')
+    state, _ = found
+    params = settings.optimizer.averaged(state.get('optimizer'), state['params'])
+    return Trained(settings, params, int(state['step']), program.mesh)

@@ -1,0 +1,98 @@
+"""Meshes from a dict, logical axis names to partition specs, host rows to global arrays."""
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lm import config
+
+# Logical axis of a parameter or activation -> the mesh axes it is split over, those the mesh lacks being skipped.
+RULES = {
+    'batch': ('data', 'fsdp'),
+    'length': ('context',),
+    'embed': ('fsdp',),
+    'heads': ('tensor',),
+    'kv_heads': ('tensor',),
+    'ff': ('tensor',),
+    'vocab': ('tensor',),
+}
+AXES = ('data', 'fsdp', 'tensor', 'context')
+
+
+def make_mesh(sizes, devices=None):
+    """Returns a Mesh with the axes of `sizes`, e.g. {'data': -1, 'fsdp': 2}; one size may be -1: what is left over.
+
+    Raises config.Error when an axis is unknown or the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    unknown = [name for name in sizes if name not in AXES]
+    if unknown:
+        raise config.Error(f'mesh has no axis {unknown[0]!r}; the axes are {", ".join(AXES)}.')
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    sizes = {name: len(devices) // max(fixed, 1) if size == -1 else size for name, size in sizes.items()}
+    if math.prod(sizes.values()) != len(devices):
+        raise config.Error(f'mesh={sizes} needs {math.prod(sizes.values())} devices and there are {len(devices)}; '
+                           f'try mesh.{next(iter(sizes))}=-1.')
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices, axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def spec(names, shape, mesh):
+    """Returns the PartitionSpec of an array with logical axis `names`; an axis that does not divide stays whole."""
+    used, entries = set(), []
+    for name, size in zip(names, shape, strict=True):
+        axes = tuple(a for a in RULES.get(name, ()) if a in mesh.shape and a not in used)
+        if not axes or size % math.prod(mesh.shape[a] for a in axes):
+            axes = ()
+        used.update(axes)
+        entries.append(axes or None)
+    return P(*entries)
+
+
+def mirror(tree, axes, mesh):
+    """Returns NamedShardings for a tree that holds parameters and what mirrors them, such as an optimizer's state.
+
+    A leaf is split like the parameter whose dict keys its path ends in, if their numbers of axes agree; else it is whole.
+    """
+    known = {_keys(path): names for path, names in jax.tree_util.tree_leaves_with_path(
+        axes, is_leaf=lambda node: isinstance(node, tuple))}
+
+    def place(path, x):
+        names = known.get(_keys(path), ())
+        names = names if len(names) == len(x.shape) else (None,) * len(x.shape)
+        return NamedSharding(mesh, spec(names, x.shape, mesh))
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _keys(path):
+    return tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
+
+
+def replicated(mesh):
+    """Returns the sharding of a value that every device holds whole."""
+    return NamedSharding(mesh, P())
+
+
+def constrain(x, *names):
+    """Returns x, its sharding pinned by logical axis names under the mesh in context; x itself where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(names, x.shape, mesh))
+
+
+def platform():
+    """Returns 'cpu', 'gpu' or 'tpu': what the program is being compiled for, by the mesh in context if there is one."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
+def put(batch, mesh):
+    """Returns global arrays split by rows over the mesh, from this host's contiguous rows {name: [B/hosts ...]}."""
+    def place(x):
+        rows = np.asarray(x)
+        whole = (rows.shape[0] * jax.process_count(), *rows.shape[1:])
+        names = ('batch',) + (None,) * (rows.ndim - 1)
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec(names, whole, mesh)), rows, whole)
+    return jax.tree.map(place, batch)

@@ -1,0 +1,129 @@
+"""Configurations as JSON: dump, build (its inverse) and fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import importlib
+import json
+import math
+import pathlib
+
+from lm.annotations import Error, close, is_component
+
+EXPERIMENT = 'experiment'
+
+
+def dump(value):
+    """Returns `value` as JSON-able data that `build` turns back: dataclasses as {'type': 'module:Name', fields...}.
+
+    What JSON lacks is tagged with a type that has no colon: tuple, set, dict (with other keys than text), float (not
+    finite), path, object (a class, function or enum member by name). Raises `Error` for anything else.
+    """
+    match value:
+        case enum.Enum():
+            return {'type': 'object', 'value': f'{name_of(type(value))}.{value.name}'}
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else {'type': 'float', 'value': str(value)}
+        case list():
+            return [dump(item) for item in value]
+        case tuple():
+            return {'type': 'tuple', 'value': [dump(item) for item in value]}
+        case set() | frozenset():
+            return {'type': type(value).__name__, 'value': sorted(map(dump, value), key=json.dumps)}
+        case dict():
+            return _dump_dict(value)
+        case pathlib.PurePath():
+            return {'type': 'path', 'value': str(value)}
+    if is_component(value):
+        return {'type': name_of(type(value))} | _dump_fields(value)
+    if callable(value) and hasattr(value, '__qualname__') and '<' not in value.__qualname__:
+        return {'type': 'object', 'value': name_of(value)}
+    raise Error(f'{value!r} is of type {type(value).__name__}, which cannot be recorded; '
+                'write it as a number, a text, a tuple or a dataclass.')
+
+
+def restore(dumped, experiment=None):
+    """Returns the value that was dumped; `experiment` is the loaded module of the experiment file that defines types.
+
+    Raises `Error` where a type or a field no longer exists.
+    """
+    if isinstance(dumped, list):
+        return [restore(item, experiment) for item in dumped]
+    if not isinstance(dumped, dict):
+        return dumped
+    if 'type' not in dumped:
+        return {name: restore(item, experiment) for name, item in dumped.items()}
+    match dumped['type'], dumped.get('value'):
+        case ('tuple' | 'set' | 'frozenset') as name, items:
+            return {'tuple': tuple, 'set': set, 'frozenset': frozenset}[name](restore(i, experiment) for i in items)
+        case 'dict', items:
+            return {restore(name, experiment): restore(item, experiment) for name, item in items}
+        case 'float', text:
+            return float(text)
+        case 'path', text:
+            return pathlib.Path(text)
+        case 'object', name:
+            return _named(name, experiment)
+    return _restore_component(dumped, experiment)
+
+
+def fingerprint(value):
+    """Returns 16 hex digits of the canonical dump of `value`, in which 1 and 1.0 are the same number."""
+    canonical = json.dumps(_canonical(dump(value)), sort_keys=True, separators=(',', ':'))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def name_of(named):
+    """Returns 'module:QualName' of a class or function, with the module 'experiment' for any experiment file's own."""
+    return f'{named.__module__.partition("@")[0]}:{named.__qualname__}'
+
+
+def _dump_fields(value):
+    fields = {f.name: dump(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+    if 'type' in fields:
+        raise Error(f'{type(value).__name__} has a field named type, the key of its own name in a record; rename it.')
+    return fields
+
+
+def _dump_dict(value):
+    if all(isinstance(name, str) for name in value) and 'type' not in value:
+        return {name: dump(item) for name, item in value.items()}
+    return {'type': 'dict', 'value': [[dump(name), dump(item)] for name, item in value.items()]}
+
+
+def _restore_component(dumped, experiment):
+    cls = _named(dumped['type'], experiment)
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise Error(f'{dumped["type"]} is not a dataclass; the record was written by another version.')
+    fields = {name: restore(item, experiment) for name, item in dumped.items() if name != 'type'}
+    known = [f.name for f in dataclasses.fields(cls) if f.init]
+    for name in fields:
+        if name not in known:
+            near = close(name, known) or known
+            raise Error(f'{dumped["type"]} has no field {name!r}; its fields are {", ".join(near)}.')
+    return cls(**fields)
+
+
+def _named(name, experiment):
+    module, _, path = name.partition(':')
+    if module == EXPERIMENT and experiment is None:
+        raise Error(f'{name} is defined in an experiment file; pass that file too.')
+    try:
+        found = experiment if module == EXPERIMENT else importlib.import_module(module)
+        for part in path.split('.'):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise Error(f'{name} does not exist here ({error}); use the version that wrote the record.') from error
+    return found
+
+
+def _canonical(dumped):
+    if isinstance(dumped, list):
+        return [_canonical(item) for item in dumped]
+    if isinstance(dumped, dict):
+        return {name: _canonical(item) for name, item in dumped.items()}
+    return int(dumped) if isinstance(dumped, float) and dumped.is_integer() else dumped

@@ -1,0 +1,132 @@
+"""Training as pure functions: the experiment's Config, the State, the one step, and both made executable on a mesh."""
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lm import config, optim, sharding, trees
+from lm.data import Corpus
+
+
+@dataclass(frozen=True)
+class Config:
+    """An experiment: what to train, on what, how, and for how many steps.
+
+    accumulate: micro-batches a step, equal to one big batch. Every `log_every` steps are logged, every `eval_every`
+    validated on `eval_batches` batches (0: all), every `save_every` saved (0: only at the end), and the last `keep`
+    checkpoints kept beside the best. After `patience` updates in a row that are not finite the run goes back to the last
+    checkpoint and steps past the batches. sample: prompt of the sample shown at the end. baselines: whether compressors
+    are measured on the held-out text at the end.
+    """
+
+    model: Any
+    data: Corpus
+    optimizer: optim.Optimizer
+    steps: int
+    seed: int = 0
+    mesh: dict[str, int] = field(default_factory=lambda: {'data': -1})
+    accumulate: int = 1
+    log_every: int = 10
+    eval_every: int = 0
+    eval_batches: int = 0
+    save_every: int = 0
+    keep: int = 2
+    patience: int = 5
+    sample: str = '\n'
+    baselines: bool = False
+
+    def __post_init__(self):
+        for name in ('steps', 'accumulate', 'log_every', 'keep', 'patience'):
+            if getattr(self, name) < 1:
+                raise config.Error(f'{name}={getattr(self, name)} is not positive; try {name}=1 or more.')
+        if self.data.batch % self.accumulate:
+            near = max(1, round(self.data.batch / self.accumulate)) * self.accumulate
+            raise config.Error(f'data.batch={self.data.batch} is not a multiple of accumulate={self.accumulate}; '
+                               f'try data.batch={near}.')
+        self.optimizer.rate(self.steps)
+
+
+class State(NamedTuple):
+    """Everything a step changes. bad: how many updates in a row were skipped because they were not finite."""
+
+    step: jax.Array
+    params: dict
+    optimizer: Any
+    bad: jax.Array
+
+
+def make_step(loss, tx, seed=0, accumulate=1):
+    """Returns step(state, batch) -> (state, metrics), pure: randomness comes from the seed and state.step alone.
+
+    `loss(params, batch, key) -> (loss, metrics)` is a mean over metrics['weight'] tokens. An update whose loss or
+    gradient is not finite leaves parameters and optimizer as they were.
+    """
+    def step(state, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        grads, measured = accumulated(loss, accumulate)(state.params, batch, key)
+        norm = trees.norm(grads)
+        finite = jnp.isfinite(measured['loss']) & jnp.isfinite(norm)
+        updates, optimizer = tx.update(grads, state.optimizer, state.params)
+        params = jax.tree.map(jnp.add, state.params, updates)
+        params, optimizer = jax.tree.map(partial(jnp.where, finite), (params, optimizer),
+                                         (state.params, state.optimizer))
+        bad = jnp.where(finite, 0, state.bad + 1)
+        return State(state.step + 1, params, optimizer, bad), {**measured, 'grad_norm': norm, 'bad': bad}
+    return step
+
+
+def accumulated(loss, parts):
+    """Returns gradient(params, batch, key) -> (gradient, metrics) of `loss`, computed `parts` micro-batches at a time.
+
+    Micro-batch i takes rows i, i + parts, ..., so that each stays spread over the mesh as the batch is. Each counts by
+    its metrics['weight'], which makes the sum the gradient of the mean over the whole batch.
+    """
+    gradient = jax.grad(loss, has_aux=True)
+    if parts == 1:
+        return gradient
+
+    def weigh(params, batch, key):
+        grads, measured = gradient(params, batch, key)
+        weight = measured['weight']
+        return jax.tree.map(lambda x: x * weight, (grads, {**measured, 'weight': jnp.ones_like(weight)})), weight
+
+    def sweep(params, batch, key):
+        split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, weigh(params, *part)), None
+        given = (split, jax.random.split(key, parts))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
+                            jax.eval_shape(weigh, params, *jax.tree.map(lambda x: x[0], given)))
+        ((grads, measured), weight), _ = jax.lax.scan(add, zero, given)
+        grads, measured = jax.tree.map(lambda x: x / jnp.maximum(weight, 1e-9), (grads, measured))
+        return grads, {**measured, 'weight': weight}
+    return sweep
+
+
+class Program(NamedTuple):
+    """A Config made executable on a mesh: init() -> state, step(state, batch) -> (state, metrics), state's shapes."""
+
+    mesh: jax.sharding.Mesh
+    init: Any
+    step: Any
+    abstract: State
+
+
+def program(settings, mesh=None):
+    """Returns the Program of a Config on a mesh, by default its own over all devices; nothing is compiled yet."""
+    mesh = sharding.make_mesh(settings.mesh) if mesh is None else mesh
+    model, axes = settings.model, settings.model.axes()
+    tx = settings.optimizer.make(settings.steps, axes)
+
+    def init():
+        params = model.init(jax.random.key(settings.seed))
+        return State(jnp.int32(0), params, tx.init(params), jnp.int32(0))
+    shapes = jax.eval_shape(init)
+    placed = sharding.mirror(shapes, axes, mesh)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
+    step = jax.jit(make_step(model.loss, tx, settings.seed, settings.accumulate), donate_argnums=0,
+                   out_shardings=(placed, None))
+    return Program(mesh, jax.jit(init, out_shardings=placed), step, abstract)

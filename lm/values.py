@@ -1,0 +1,266 @@
+"""One value against one annotation: `fit('6', int, 'model.depth') -> 6`, and what to say when it does not fit."""
+
+from __future__ import annotations
+
+import ast
+import collections.abc
+import dataclasses
+import enum
+import functools
+import inspect
+import operator
+import pathlib
+import types
+import typing
+
+from lm.annotations import (
+    MAPPINGS,
+    SCALARS,
+    SEQUENCES,
+    Error,
+    candidates,
+    close,
+    example,
+    hints,
+    is_component,
+    kind_of,
+    mismatch,
+)
+
+WORDS = {bool: {'true': True, 'yes': True, 'on': True, '1': True, 'false': False, 'no': False, 'off': False,
+                '0': False},
+         type(None): {'none': None, 'null': None}}
+
+
+class Text(str):
+    """What a shell gave: characters still to be read as the type of their field."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Call:
+    """A constructor expression that was read and not yet built: `Lion(peak=1e-4)`."""
+
+    name: str
+    args: tuple
+    fields: dict
+
+    def __repr__(self):
+        inside = [str(a) for a in self.args] + [f'{name}={value}' for name, value in self.fields.items()]
+        return f'{self.name}({", ".join(inside)})'
+
+
+def fit(value, hint, key, current=None):
+    """Returns `value` as the type that the annotation `hint` asks for, reading it first if it is text.
+
+    Raises `Error` naming `key`, the value and a remedy: the nearest choice, or the `current` value.
+    """
+    hint = getattr(hint, '__value__', None) or getattr(hint, '__supertype__', None) or hint or type(None)
+    kind = kind_of(hint)
+    if hint in (typing.Any, object) or isinstance(hint, typing.TypeVar):
+        return _fit_anything(value, key, current)
+    if kind in (typing.Union, types.UnionType):
+        return _fit_union(value, hint, key, current)
+    if kind is typing.Literal:
+        return _fit_choice(value, typing.get_args(hint), key)
+    if kind in SCALARS:
+        return _fit_scalar(value, kind, key, current)
+    if kind in SEQUENCES:
+        return _fit_sequence(value, hint, key, current)
+    if kind in MAPPINGS:
+        return _fit_mapping(value, hint, key, current)
+    if kind is pathlib.Path and isinstance(value, str):
+        return pathlib.Path(value)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum) and isinstance(value, str):
+        return kind[_fit_choice(value, tuple(kind.__members__), key)]
+    return _fit_component(value, (kind,), key, current)
+
+
+def read(text):
+    """Returns the literal or the `Call` that `text` spells, names in it as `Text`; the text itself if none."""
+    try:
+        return _literal(ast.parse(text.strip(), mode='eval').body)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return Text(text)
+
+
+def made(key, make, *args, **fields):
+    """Returns make(*args, **fields), with a refused value reported as an `Error` that begins with `key`."""
+    try:
+        return make(*args, **fields)
+    except Error:
+        raise
+    except ValueError as error:
+        raise Error(f'{key}: {error}' if key else str(error)) from error
+
+
+def _literal(node):
+    match node:
+        case ast.Constant(value):
+            return value
+        case ast.Name() | ast.Attribute():
+            return Text(ast.unparse(node))
+        case ast.Tuple(items) | ast.List(items) | ast.Set(items):
+            make = {ast.Tuple: tuple, ast.List: list, ast.Set: set}[type(node)]
+            return make(_literal(item) for item in items)
+        case ast.Dict(names, items) if None not in names:
+            return {_literal(name): _literal(item) for name, item in zip(names, items, strict=True)}
+        case ast.UnaryOp(ast.USub() | ast.UAdd(), ast.Constant(value)) if type(value) in (int, float):
+            return -value if isinstance(node.op, ast.USub) else value
+        case ast.Call(ast.Name() | ast.Attribute() as name, args, fields) if all(f.arg for f in fields):
+            return Call(ast.unparse(name), tuple(map(_literal, args)), {f.arg: _literal(f.value) for f in fields})
+    raise ValueError('not a literal')
+
+
+def _plain(value, key):
+    match value:
+        case Call():
+            raise Error(f'{key}={value} calls {value.name!r}, but no component fits here; try a number or a text.')
+        case str():
+            return str(value)
+        case tuple() | list() | set():
+            return type(value)(_plain(item, key) for item in value)
+        case dict():
+            return {_plain(name, key): _plain(item, key) for name, item in value.items()}
+    return value
+
+
+def _fit_anything(value, key, current):
+    if not isinstance(value, Text):
+        return value
+    return _fit_component(value, (), key, current) if is_component(current) else _plain(read(value), key)
+
+
+def _fit_scalar(value, kind, key, current):
+    if isinstance(value, str) and kind is not str:
+        value = _scalar(value.strip(), kind)
+    if type(value) is int and kind is float:
+        return float(value)
+    if isinstance(value, str) and kind is str:
+        return str(value)
+    if type(value) is kind:
+        return value
+    raise mismatch(value, kind, key, current)
+
+
+def _scalar(text, kind):
+    if kind in WORDS:
+        return WORDS[kind].get(text.lower(), text)
+    try:
+        rounded = kind is int and 'e' in text.lower() and float(text).is_integer()
+        return int(float(text)) if rounded else kind(text)
+    except (ValueError, OverflowError):
+        return text
+
+
+def _fit_choice(value, choices, key):
+    for choice in choices:
+        same_kind = type(value) is type(choice) or isinstance(value, Text)
+        if same_kind and str(value).lower() == str(choice).lower():
+            return choice
+    near = close(str(value), choices)
+    ordered = near + [choice for choice in choices if choice not in near]
+    raise Error(f'{key}={value} is not one of {", ".join(map(str, ordered))}; try {key}={ordered[0]}.')
+
+
+def _fit_union(value, hint, key, current):
+    """Returns `value` as the first member that takes it; text becomes a `str` only where no other member takes it."""
+    members = typing.get_args(hint)
+    spelled = read(value) if isinstance(value, Text) else value
+    literal = not isinstance(spelled, (Text, Call))
+    or_text = isinstance(value, Text) and str in members
+    if or_text and type(spelled) is str:
+        return spelled
+    others = [m for m in members if not or_text or m is not str]
+    if or_text and not isinstance(spelled, (tuple, list, set)):
+        others = [m for m in others if kind_of(m) not in SEQUENCES]
+    for reading in (spelled, value) if literal else (value,):
+        for member in sorted(others, key=lambda m: kind_of(m) is not type(reading)):
+            try:
+                return fit(reading, member, key, current)
+            except Error:
+                continue
+    bases = tuple(m for m in others if isinstance(m, type) and m not in SCALARS and m not in SEQUENCES)
+    if bases and (isinstance(spelled, Call) or (_is_name(spelled) and not or_text)):
+        return _fit_component(spelled, bases, key, current)
+    if or_text:
+        return str(value)
+    choices = [choice for m in others if kind_of(m) is typing.Literal for choice in typing.get_args(m)]
+    if choices and isinstance(value, str):
+        return _fit_choice(value, choices, key)
+    raise mismatch(value, hint, key, current)
+
+
+def _is_name(spelled):
+    return isinstance(spelled, Text) and all(part.isidentifier() for part in spelled.split('.'))
+
+
+def _fit_sequence(value, hint, key, current):
+    items, args, make = value, typing.get_args(hint), SEQUENCES[kind_of(hint)]
+    if isinstance(value, str):
+        items = read(value) if any(c in value for c in '([{') else value
+        items = [Text(part.strip()) for part in value.split(',') if part.strip()] if isinstance(items, str) else items
+        items = (items,) if isinstance(items, Call) else items
+    if not isinstance(items, (tuple, list, set, frozenset)):
+        raise mismatch(value, hint, key, current)
+    if not args or make is not tuple or args[1:] == (...,) or kind_of(hint) is not tuple:
+        args = (args or (typing.Any,))[:1] * len(items)
+    if len(args) != len(items):
+        raise Error(f'{key}={value} has {len(items)} items, not {len(args)}; try {key}={example(hint, current)}.')
+    return make(fit(item, arg, f'{key}.{i}') for i, (item, arg) in enumerate(zip(items, args, strict=True)))
+
+
+def _fit_mapping(value, hint, key, current):
+    items = read(value) if isinstance(value, str) else value
+    if not isinstance(items, collections.abc.Mapping):
+        raise mismatch(value, hint, key, current)
+    name_hint, item_hint = typing.get_args(hint) or (typing.Any, typing.Any)
+    return {fit(n, name_hint, key): fit(item, item_hint, f'{key}.{n}') for n, item in items.items()}
+
+
+def _fit_component(value, bases, key, current):
+    """Returns `value` if it is an instance of one of `bases`, else the component that its text or `Call` builds."""
+    if not isinstance(value, (str, Call)):
+        if any(_takes(base, value) for base in bases):
+            return value
+        raise mismatch(value, functools.reduce(operator.or_, bases), key, current)
+    spelled = read(value) if isinstance(value, str) else value
+    call = spelled if isinstance(spelled, Call) else Call(str(value), (), {})
+    known = candidates(bases, current)
+    name = call.name.rpartition('.')[2]
+    named = [cls for cls in known if cls.__name__.lower() == name.lower()]
+    named = [cls for cls in named if cls.__name__ == name] or named
+    if len(named) > 1:
+        raise Error(f'{key}={value} may be {" or ".join(f"{c.__module__}.{c.__name__}" for c in named)}; rename one.')
+    if named:
+        return _constructed(named[0], call, key)
+    names = sorted({cls.__name__ for cls in known})
+    near = close(name, names)
+    remedy = f'did you mean {key}={near[0]}?' if near else f'there are {", ".join(names) or "no components for it"}.'
+    raise Error(f'{key}={value} is not a component that fits here; {remedy}')
+
+
+def _takes(base, value):
+    if getattr(base, '_is_protocol', False):
+        return True
+    if base is collections.abc.Callable:
+        return callable(value)
+    return isinstance(base, type) and isinstance(value, base)
+
+
+def _constructed(cls, call, key):
+    signature, known = inspect.signature(cls), hints(cls)
+    names = [f.name for f in dataclasses.fields(cls) if f.init]
+    for name in call.fields:
+        if name not in names:
+            near = (close(name, names) or names or ['nothing'])[0]
+            raise Error(f'no field {name!r} in {key}={call}; did you mean {near!r}?')
+    try:
+        given = signature.bind_partial(*call.args, **call.fields).arguments
+    except TypeError as error:
+        raise Error(f'{key}={call}: {error}; {cls.__name__} has {", ".join(names)}.') from None
+    lacking = [n for n, p in signature.parameters.items() if p.default is p.empty and n not in given]
+    if lacking:
+        filled = ', '.join(f'{n}={example(known[n], None)}' for n in lacking)
+        raise Error(f'{key}={call} lacks {", ".join(lacking)}; try {key}={cls.__name__}({filled}).')
+    fields = {name: fit(v, known[name], f'{key}.{name}') for name, v in given.items()}
+    return made(key, cls, **fields)

@@ -1,0 +1,40 @@
+from setuptools import find_namespace_packages, setup
+
+CORE = [
+    'jax>=0.10',
+    'flax>=0.12',
+    'optax>=0.2.8',
+    'orbax-checkpoint>=0.12',
+    'tensorflow-datasets>=4.9.9',
+    'importlib_resources',
+    'grain>=0.2.15',
+    'sentencepiece>=0.2',
+    'absl-py',
+    'numpy>=2',
+    'rich',
+    'tensorboardX',
+    'safetensors',
+]
+EXTRAS = {
+    'cuda': ['jax[cuda13]'],
+    'cuda12': ['jax[cuda12]'],
+    'tpu': ['jax[tpu]'],
+    'hf': ['tokenizers'],
+    'parquet': ['pyarrow'],
+    'zstd': ['zstandard'],
+    'cloud': ['fsspec', 'gcsfs', 's3fs'],
+}
+EXTRAS['test'] = ['pytest', 'hypothesis', 'pytest-xdist', 'ruff', 'fsspec',
+                  *EXTRAS['hf'], *EXTRAS['parquet'], *EXTRAS['zstd']]
+
+setup(
+    name='lm',
+    version='0.1.0',
+    description='The lab bench for language-model research in JAX',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=find_namespace_packages(include=['lm', 'lm.*']),
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={'console_scripts': ['lm=lm.cli:main']},
+)

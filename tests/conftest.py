@@ -1,0 +1,17 @@
+import os
+import pathlib
+
+import pytest
+
+# Read by JAX when it is first imported, here and in the processes that tests start.
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
+
+
+@pytest.fixture
+def shared():
+    """Returns the folder of real data sets beside the project, or skips where it is absent."""
+    folder = pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data'
+    if not folder.is_dir():
+        pytest.skip('the data sets of ../shared/data are not here')
+    return folder

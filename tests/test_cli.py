@@ -1,0 +1,161 @@
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import lm
+from lm import cli, hardware
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+DRAW = '''
+import no_such_module_before_main_is_called
+
+def main(run: str, *words: str, workdir: str = '', count: int = 3, heat: float | None = None, raw: bool = False,
+         cached: bool = True, stop_at: tuple[str, ...] = ()):
+    """Draws a picture.
+
+    It has two sentences, 100% of them here.
+
+    Args:
+        run: where the colours
+            come from
+        workdir: folder to write to
+    """
+'''
+ECHO = '''
+from lm.annotations import Error
+
+def main(kind: str, *rest: str, **unused):
+    """Does what it is told.
+
+    Args:
+        kind: what to do
+    """
+    match kind:
+        case 'code':
+            return 7
+        case 'mistake':
+            raise Error('a=1 is odd; try a=2.')
+        case 'crash':
+            raise ValueError('inside')
+        case 'interrupt':
+            raise KeyboardInterrupt
+        case 'exit':
+            raise SystemExit(75)
+    print(kind, *rest)
+'''
+
+
+@pytest.fixture
+def verbs(tmp_path, monkeypatch):
+    """Puts two verbs, draw and echo, in the place of the real ones."""
+    (tmp_path / 'draw.py').write_text(DRAW)
+    (tmp_path / 'echo.py').write_text(ECHO)
+    monkeypatch.setattr(lm, '__file__', str(tmp_path / '__init__.py'))
+    monkeypatch.setattr(lm, '__path__', [str(tmp_path)])
+    monkeypatch.setattr(cli, 'VERBS', {'draw': 'lm.draw', 'echo': 'lm.echo'})
+    monkeypatch.setattr(cli, 'WITHOUT_JAX', ('echo',))
+    importlib.invalidate_caches()
+    yield
+    for name in ('lm.draw', 'lm.echo'):
+        sys.modules.pop(name, None)
+
+
+def test_arguments_become_those_of_main(verbs):
+    assert cli._parse('draw', ['r']) == (['r'], {})
+    argv = ['r', '--workdir=w', 'a.b=1', '--count', '5', 'c=-2', '--heat=1e-3', '--raw', '--no-cached',
+            '--stop-at=x', '--stop-at=y z', 'd=--e']
+    assert cli._parse('draw', argv) == (['r', 'a.b=1', 'c=-2', 'd=--e'], {
+        'workdir': 'w', 'count': 5, 'heat': 1e-3, 'raw': True, 'cached': False, 'stop_at': ['x', 'y z']})
+
+
+@pytest.mark.parametrize('argv, message', [
+    (['drew'], "lm: no verb 'drew'; did you mean 'draw'?"),
+    (['xyz'], "lm: no verb 'xyz'; there are draw, echo."),
+    (['draw', 'r', '--wrokdir=w'], "lm: no option '--wrokdir'; did you mean '--workdir'?"),
+    (['draw', 'r', '--stop_at=w'], "lm: no option '--stop_at'; did you mean '--stop-at'?"),
+    (['draw', 'r', '--work=w'], "lm: no option '--work'; did you mean '--workdir'?"),
+    (['draw', 'r', '--model.depth=3'], "lm: no option '--model.depth'; an override has no dashes: model.depth=3"),
+    (['draw', 'r', '--count=x'], "lm: argument --count: invalid int value: 'x'; see lm draw --help."),
+    (['draw'], 'lm: the following arguments are required: run; see lm draw --help.'),
+    (['echo', 'mistake'], 'lm: a=1 is odd; try a=2.'),
+])
+def test_a_mistake_is_one_line_and_exit_2(verbs, capsys, argv, message):
+    assert cli.main(argv) == 2
+    assert capsys.readouterr() == ('', message + '\n')
+
+
+def test_exit_codes(verbs, capsys):
+    assert cli.main(['echo', 'hello', 'you']) == 0
+    assert capsys.readouterr().out == 'hello you\n'
+    assert cli.main(['echo', 'code']) == 7
+    assert cli.main(['echo', 'interrupt']) == 130
+    with pytest.raises(SystemExit) as left:
+        cli.main(['echo', 'exit'])
+    assert left.value.code == 75
+    with pytest.raises(ValueError, match='inside'):
+        cli.main(['echo', 'crash'])
+
+
+def test_help_is_read_from_the_source_alone(verbs, capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(['draw', '--help'])
+    out = capsys.readouterr().out
+    assert left.value.code == 0 and 'lm.draw' not in sys.modules
+    for text in ('usage: lm draw', 'Draws a picture.', '100% of them', 'where the colours come from',
+                 '--workdir WORKDIR', '(default: 3)', '--no-cached', '--stop-at'):
+        assert text in out
+    assert cli.main(['--help']) == 0
+    assert 'draw      Draws a picture.\n' in capsys.readouterr().out
+    assert cli.main([]) == 2
+
+
+def test_hardware_is_tuned_before_a_verb_that_needs_jax_is_imported(verbs, monkeypatch):
+    calls = []
+    monkeypatch.setattr(hardware, 'tune', lambda: calls.append('lm.draw' in sys.modules), raising=False)
+    assert cli.main(['echo', 'hello']) == 0 and calls == []
+    with pytest.raises(ModuleNotFoundError, match='no_such_module_before'):
+        cli.main(['draw', 'r'])
+    assert calls == [False]
+
+
+@pytest.mark.parametrize('verb', cli.VERBS)
+def test_every_verb_documents_itself_and_every_argument(verb):
+    parameters, docstring = cli.signature(verb)
+    assert docstring.partition('\n')[0].endswith('.')
+    assert [p.name for p in parameters if not p.help] == []
+
+
+@pytest.mark.parametrize('argv', [['--help'], *([verb, '--help'] for verb in cli.VERBS)])
+def test_help_needs_no_jax(argv):
+    code = f"""
+import sys
+from lm import cli
+try:
+    cli.main({argv})
+finally:
+    print([name for name in ('jax', 'numpy', 'flax') if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stderr.strip() == '[]', done.stderr
+
+
+def test_module_is_the_command():
+    done = subprocess.run([sys.executable, '-m', 'lm', 'trian'], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (2, "lm: no verb 'trian'; did you mean 'train'?\n")
+
+
+def test_a_closed_pipe_is_quiet(tmp_path):
+    path = tmp_path / 'long.py'
+    path.write_text('import dataclasses\n\n'
+                    '@dataclasses.dataclass(frozen=True)\n'
+                    'class C:\n'
+                    '    mesh: dict\n\n'
+                    'def config():\n'
+                    '    return C({f"axis{i}": i for i in range(9999)})\n')
+    command = f'{sys.executable} -m lm config {path} | head -n 1; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(['bash', '-c', command], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == ['mesh.axis0', '0', 'file', '141'] and done.stderr == ''

@@ -1,0 +1,135 @@
+"""Whole processes, killed and starved: `lm train` as a user starts it, on one device."""
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lm import metrics
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RUN = ('model.depth=1', 'model.width=32', 'steps=60', 'log_every=1', 'save_every=3', 'data.batch=4', 'data.context=32')
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp('faults')
+
+
+def start(place, workdir, *overrides, **environ):
+    """Starts `lm train` on the tiny experiment; compiled programs and token caches are shared by the runs of a test."""
+    environ = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1', 'JAX_PLATFORMS': 'cpu',
+               'JAX_COMPILATION_CACHE_DIR': str(place / 'compiled'), 'LM_CACHE': str(place / 'cache'),
+               'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', **environ}
+    return subprocess.Popen([sys.executable, '-m', 'lm', 'train', 'experiments/tiny.py', f'--workdir={workdir}', *RUN,
+                             *overrides], cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process, code=0):
+    """Returns (stdout, stderr) of a process that ends with an exit code."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    return out, err
+
+
+def losses(workdir):
+    return {record['step']: record['loss'] for record in metrics.read(workdir) if 'loss' in record}
+
+
+@pytest.fixture(scope='module')
+def straight(place):
+    finish(start(place, place / 'straight'))
+    return losses(place / 'straight')
+
+
+def kill_storm(place, workdir, kills, straight):
+    """Kills a run at random moments until it has been killed `kills` times, then lets it end; asserts equal losses."""
+    dice, killed, reached = random.Random(kills), 0, 0
+    while killed < kills:
+        process = start(place, workdir)
+        # Some kills fall in the start-up, some wait for a few more steps than there were and fall in steps or saves.
+        goal = reached + dice.randrange(0, 2 * len(straight) // kills + 2)
+        while process.poll() is None and max(losses(workdir), default=0) < goal:
+            time.sleep(0.02)
+        time.sleep(dice.random() * 0.1)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        killed += 1
+        reached = max(losses(workdir), default=0)
+    finish(start(place, workdir))
+    assert losses(workdir) == straight
+    assert killed >= min(kills, 3)
+
+
+def test_killed_three_times_and_resumed_is_bit_equal(place, straight):
+    kill_storm(place, place / 'thrice', 3, straight)
+
+
+@pytest.mark.long
+def test_twenty_random_kills_and_resumed_is_bit_equal(place, straight):
+    kill_storm(place, place / 'storm', 20, straight)
+
+
+def test_sigterm_saves_and_exits_with_its_own_code(place, straight):
+    workdir = place / 'term'
+    process = start(place, workdir)
+    while max(losses(workdir), default=0) < 5:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, _ = finish(process, code=75)
+    assert 'the same line resumes it' in out
+    stopped = max(losses(workdir))
+    assert (workdir / 'checkpoints' / str(stopped)).is_dir()
+    finish(start(place, workdir))
+    assert losses(workdir) == straight
+
+
+def test_disk_full_while_saving_keeps_the_last_good_checkpoint(place, straight):
+    """A limit on the size of files stands for the full disk: the record is small enough, the second save is not."""
+    workdir = place / 'full'
+    first = start(place, workdir)
+    while not list((workdir / 'checkpoints').glob('[0-9]*/commit_success.txt')) and first.poll() is None:
+        if len(losses(workdir)) > 8:
+            break
+        time.sleep(0.02)
+    first.send_signal(signal.SIGTERM)
+    finish(first, code=75)
+    good = max(losses(workdir))
+    limited = subprocess.run(['bash', '-c', 'ulimit -f 48; exec "$@"', '-', sys.executable, '-c', LIMITED, str(workdir),
+                              *RUN], cwd=ROOT, capture_output=True, text=True, timeout=300, env={
+        **os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1', 'LM_CACHE': str(place / 'cache')})
+    assert limited.returncode == 2, limited.stderr
+    line = [line for line in limited.stderr.split('\n') if line.startswith('lm: ')]
+    assert len(line) == 1 and 'the last good checkpoint is' in line[0]
+    assert (workdir / 'checkpoints' / str(good)).is_dir()
+    finish(start(place, workdir))
+    assert losses(workdir) == straight
+
+
+LIMITED = """
+import signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from lm import cli
+workdir, *overrides = sys.argv[1:]
+sys.exit(cli.main(['train', 'experiments/tiny.py', f'--workdir={workdir}', *overrides]))
+"""
+
+
+def test_one_clear_line_for_each_mistake(place, tmp_path):
+    for overrides, said in [(['model.dept=2'], "did you mean 'model.depth'?"), (['model.depth=two'], 'is not an int'),
+                            (['model.heads=5'], 'width=32 is not a multiple of heads=5; try width=30.')]:
+        _, err = finish(start(place, tmp_path / 'run', *overrides), code=2)
+        assert err.startswith('lm: ') and err.count('\n') == 1 and said in err
+    assert not (tmp_path / 'run').exists()
+
+
+def test_versions_and_commit_are_beside_the_metrics(place, straight):
+    about = json.loads((place / 'straight' / 'config.json').read_text())
+    assert about['versions']['python'] == sys.version.split()[0]

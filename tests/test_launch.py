@@ -1,0 +1,182 @@
+import os
+import pathlib
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# An interpreter whose `-m venv` makes a folder with itself inside and whose `-m pip` writes down what it is asked for.
+PYTHON = r'''#!/bin/bash
+here=$(cd "$(dirname "$0")" && pwd)
+case "$*" in
+    *version_info\ \<*) echo "${FAKE_VERSION:-3.12.1}"; [[ ${FAKE_VERSION:-3.12.1} != 3.[0-9].* ]] ;;
+    *ensurepip*) [[ -z ${FAKE_NO_VENV:-} ]] ;;
+    *virtualenv*) exit 1 ;;
+    *%d.%d*) echo 3.12 ;;
+    '-m venv'*) echo venv >>"$FAKE_LOG"; mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+    '-m pip'*)
+        echo "pip ${*: -1}" >>"$FAKE_LOG"
+        sleep "${FAKE_SLEEP:-0}"
+        [[ -z ${FAKE_FAIL:-} ]] || { echo 'Collecting jax'; echo 'ERROR: no network here'; exit 1; }
+        printf '#!/bin/bash\necho "$PWD $*"\n' >"$here/show"
+        chmod +x "$here/show" ;;
+    *) echo "unexpected: $*" >>"$FAKE_LOG"; exit 99 ;;
+esac
+'''
+
+
+class Machine:
+    """A copy of the launcher beside a setup.py, on a PATH whose only Pythons are those written with `python`."""
+
+    def __init__(self, folder):
+        self.root, self.bin, self.log = folder / 'project', folder / 'bin', folder / 'log'
+        (self.root / 'launch').mkdir(parents=True)
+        self.bin.mkdir()
+        shutil.copy(ROOT / 'launch' / 'local.sh', self.root / 'launch')
+        (self.root / 'setup.py').write_text('one')
+        for tool in ('bash', 'cat', 'chmod', 'cp', 'dirname', 'flock', 'grep', 'head', 'mkdir', 'mv', 'realpath', 'rm',
+                     'sed', 'sleep', 'tail', 'tee'):
+            (self.bin / tool).symlink_to(shutil.which(tool))
+
+    def python(self, name, text=PYTHON):
+        path = self.bin / name
+        path.write_text(text)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        return path
+
+    def start(self, *command, cwd=None, **environment):
+        environment = {'PATH': str(self.bin), 'FAKE_LOG': str(self.log)} | environment
+        return subprocess.Popen(['bash', str(self.root / 'launch' / 'local.sh'), *command], env=environment, text=True,
+                                cwd=cwd or self.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                start_new_session=True)
+
+    def run(self, *command, cwd=None, **environment):
+        process = self.start(*command, cwd=cwd, **environment)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+    def installs(self):
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+
+@pytest.fixture
+def machine(tmp_path):
+    made = Machine(tmp_path)
+    made.python('python3')
+    return made
+
+
+def test_without_a_command_it_shows_how_to_use_it(machine):
+    code, out, err = machine.run()
+    assert (code, out) == (2, '') and 'launch/local.sh pytest' in err and 'set -e' not in err
+    assert machine.installs() == []
+
+
+def test_the_first_run_installs_and_the_second_does_not(machine, tmp_path):
+    code, out, _ = machine.run('show', 'a  b', cwd=tmp_path)
+    assert (code, out) == (0, f'{tmp_path} a  b\n')
+    assert machine.installs() == ['venv', f'pip {machine.root}[test]']
+    assert machine.run('show') == (0, f'{machine.root} \n', '')
+    assert len(machine.installs()) == 2
+
+
+def test_a_changed_setup_installs_again_into_the_same_environment(machine):
+    machine.run('show')
+    (machine.root / 'setup.py').write_text('two')
+    assert machine.run('show')[0] == 0
+    assert machine.installs() == ['venv'] + [f'pip {machine.root}[test]'] * 2
+
+
+def test_another_python_or_place_makes_a_new_environment(machine, tmp_path):
+    machine.run('show')
+    machine.run('show', FAKE_VERSION='3.13.0')
+    assert machine.installs().count('venv') == 2
+    machine.root = machine.root.rename(tmp_path / 'moved')
+    assert machine.run('show', FAKE_VERSION='3.13.0')[0] == 0
+    assert machine.installs().count('venv') == 3
+
+
+def test_lm_python_chooses_and_lm_venv_places(machine):
+    machine.python('mine', PYTHON.replace('${FAKE_VERSION:-3.12.1}', '3.11.9'))
+    assert machine.run('show', LM_PYTHON='mine', LM_VENV='.venv311')[0] == 0
+    assert (machine.root / '.venv311' / 'bin' / 'show').exists() and not (machine.root / '.venv').exists()
+    code, _, err = machine.run('show', LM_PYTHON='no-such-python')
+    assert code == 1 and 'LM_PYTHON=no-such-python is not a Python of version 3.11 or newer' in err
+
+
+def test_a_shim_that_does_not_run_is_passed_over(machine):
+    machine.python('python3.13', '#!/bin/bash\necho "python3.13: command not found" >&2; exit 127\n')
+    machine.python('python3.12', PYTHON.replace('${FAKE_VERSION:-3.12.1}', '3.12.9'))
+    assert machine.run('show')[0] == 0
+    assert 'python 3.12.9' in (machine.root / '.venv' / 'installed').read_text()
+
+
+def test_an_old_python_is_refused(machine):
+    code, _, err = machine.run('show', FAKE_VERSION='3.9.2')
+    assert code == 1 and 'no Python 3.11 or newer on PATH' in err
+
+
+def test_a_python_without_venv_names_the_package(machine):
+    code, _, err = machine.run('show', FAKE_NO_VENV='1')
+    assert code == 1 and 'apt install python3.12-venv' in err
+
+
+def test_a_failed_installation_says_why_and_is_tried_again(machine):
+    code, out, err = machine.run('show', FAKE_FAIL='1')
+    assert (code, out) == (1, '') and 'ERROR: no network here' in err and '.venv.log' in err
+    assert machine.run('show')[0] == 0
+
+
+def test_an_installation_killed_halfway_starts_over(machine):
+    process = machine.start('show', FAKE_SLEEP='30')
+    while f'pip {machine.root}[test]' not in machine.installs():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert machine.run('show')[0] == 0
+    assert machine.installs().count('venv') == 2
+
+
+def test_two_first_runs_at_once_install_once(machine):
+    processes = [machine.start('show', FAKE_SLEEP='0.3') for _ in range(3)]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert outputs == [f'{machine.root} \n'] * 3
+    assert len(machine.installs()) == 2
+
+
+@pytest.mark.parametrize('driver, extras', [('580.65.06', 'test,cuda'), ('550.90.07', 'test,cuda12'),
+                                            ('broken', 'test')])
+def test_an_nvidia_driver_adds_the_extra_it_can_run(machine, driver, extras):
+    machine.python('nvidia-smi', f'#!/bin/bash\necho {driver}\n')
+    assert machine.run('show')[0] == 0
+    assert machine.installs()[-1] == f'pip {machine.root}[{extras}]'
+    assert machine.run('show', LM_EXTRAS='none')[0] == 0
+    assert machine.installs()[-1] == f'pip {machine.root}[test]'
+
+
+def test_exit_code_and_signals_reach_the_command(machine):
+    machine.run('show')
+    assert machine.run('bash', '-c', 'exit 75')[0] == 75
+    process = machine.start('bash', '-c', 'trap "echo saved; exit 3" TERM; echo ready; while :; do sleep 0.05; done')
+    assert process.stdout.readline() == 'ready\n'
+    process.terminate()
+    assert process.communicate(timeout=60)[0] == 'saved\n' and process.returncode == 3
+
+
+def test_an_unknown_command_is_named(machine):
+    code, _, err = machine.run('shwo')
+    assert code == 1 and "no command 'shwo'" in err
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the launcher is for Linux')
+def test_the_launcher_and_ci_are_executable_programs():
+    for file in ('launch/local.sh', '.ci/run'):
+        assert os.access(ROOT / file, os.X_OK)
+        assert subprocess.run(['bash', '-n', ROOT / file], check=False).returncode == 0

@@ -1,0 +1,209 @@
+"""Runs as a user has them: stopped, killed, resumed, moved to another mesh, on broken checkpoints and bad numbers."""
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import config, data, loop, metrics, optim, runs, sharding, train
+from lm.models.decoder import Decoder
+
+FILE = pathlib.Path(__file__)
+TEXT = data.Synthetic(count=20, length=400)
+SETTINGS = train.Config(
+    model=Decoder(vocab=258, depth=1, heads=2, width=16, dropout=0.1),
+    data=data.Corpus(train=data.Pick(TEXT, 0, 0.8), valid=data.Pick(TEXT, 0.8, 1), tokenizer=data.Bytes(), context=16,
+                     batch=8),
+    optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2), ema=0.9),
+    steps=12, mesh={'data': 1}, log_every=1, save_every=3, eval_every=6, sample='A')
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Meshes take as many of the test's devices as their sizes say."""
+    make = sharding.make_mesh
+
+    def fitting(sizes, devices=None):
+        import jax
+        return make(sizes, jax.devices()[:int(np.prod(list(sizes.values())))] if -1 not in sizes.values() else devices)
+    monkeypatch.setattr(sharding, 'make_mesh', fitting)
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp('cache')
+
+
+def go(directory, cache, settings=SETTINGS, stop_after=None):
+    """Trains in a directory as `lm train` does, asked to stop after some step, and returns {step: loss}."""
+    run = runs.Run(directory, config.Experiment(settings, {}, FILE))
+    if stop_after:
+        write = run.writer.write
+
+        def stopping(step, values):
+            run.stopping = run.stopping or step >= stop_after
+            write(step, values)
+        run.writer.write = stopping
+    try:
+        loop.train_in(settings, run, cache)
+    except loop.Stopped:
+        assert stop_after
+    finally:
+        run.close()
+    return {record['step']: record['loss'] for record in metrics.read(directory) if 'loss' in record}
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory, cache):
+    directory = tmp_path_factory.mktemp('straight')
+    with pytest.MonkeyPatch.context() as patch:
+        make = sharding.make_mesh
+        patch.setattr(sharding, 'make_mesh', lambda sizes, devices=None: make({'data': 1}, __import__('jax').devices()[:1]))
+        return directory, go(directory, cache)
+
+
+def test_a_run_leaves_its_record(straight):
+    directory, losses = straight
+    assert list(losses) == list(range(1, 13))
+    about = json.loads((directory / 'config.json').read_text())
+    assert runs.read(directory) == SETTINGS
+    assert about['versions']['jax'] and 'commit' in about
+    assert list((directory / 'tensorboard').glob('events*'))
+    assert [record['step'] for record in metrics.read(directory) if 'valid/loss' in record] == [6, 12]
+
+
+def test_stopped_and_resumed_is_never_stopped_bit_for_bit(straight, tmp_path, cache):
+    go(tmp_path, cache, stop_after=5)
+    assert max(metrics.read(tmp_path), key=lambda record: record['step'])['step'] < 8
+    assert go(tmp_path, cache) == straight[1]
+
+
+def test_resumed_on_another_mesh_is_the_same_within_rounding(straight, tmp_path, cache):
+    go(tmp_path, cache, stop_after=5)
+    moved = go(tmp_path, cache, dataclasses.replace(SETTINGS, mesh={'data': 2, 'fsdp': 4}))
+    assert moved.keys() == straight[1].keys()
+    np.testing.assert_allclose(list(moved.values()), list(straight[1].values()), rtol=2e-5)
+
+
+def test_finished_says_so(straight, cache, capsys):
+    go(straight[0], cache)
+    assert 'is finished: 12 steps' in capsys.readouterr().out
+
+
+def test_another_experiment_is_refused_by_name(straight, cache):
+    other = dataclasses.replace(SETTINGS, optimizer=optim.AdamW(peak=5e-3, schedule=optim.Cosine(warmup=2), ema=0.9))
+    with pytest.raises(config.Error, match=r'belongs to another experiment: optimizer.peak \(0.01 there, 0.005 here\)'):
+        go(straight[0], cache, other)
+
+
+def test_other_data_is_refused_by_name(tmp_path, cache, monkeypatch):
+    go(tmp_path, cache, stop_after=3)
+    monkeypatch.setattr(data.Synthetic, 'fingerprint', lambda self: 'other')
+    with pytest.raises(config.Error, match='the checkpoint was trained on other data: source 0'):
+        go(tmp_path, cache)
+
+
+@pytest.mark.parametrize('damage', ['truncate', 'corrupt', 'remove'])
+def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(straight, tmp_path, cache, damage):
+    go(tmp_path, cache, stop_after=7)
+    steps = sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdigit())
+    newest = tmp_path / 'checkpoints' / str(steps[-1])
+    files = [path for path in newest.rglob('*') if path.is_file() and path.stat().st_size and 'commit' not in path.name]
+    for path in files:
+        content = path.read_bytes()
+        if damage == 'remove':
+            path.unlink()
+        else:
+            path.write_bytes(content[:len(content) // 2] if damage == 'truncate' else bytes(b ^ 0x5a for b in content))
+    assert len(steps) > 1
+    assert go(tmp_path, cache) == straight[1]
+    assert (tmp_path / 'unreadable' / str(steps[-1])).exists()
+
+
+def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path, cache):
+    settings = dataclasses.replace(SETTINGS, save_every=1, eval_every=1, keep=2)
+    go(tmp_path, cache, settings)
+    records = [record for record in metrics.read(tmp_path) if 'valid/loss' in record]
+    best = min(records, key=lambda record: record['valid/loss'])['step']
+    kept = {int(path.name) for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdigit()}
+    assert {11, 12, best} <= kept and len(kept) <= 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Fragile(Decoder):
+    """A decoder whose loss is not finite at steps 4 to 6 of the data's order, told by a mark in the batch."""
+
+    def loss(self, params, batch, key=None):
+        loss, measured = super().loss(params, batch, key)
+        bad = jnp.where(batch['inputs'][0, 0] < 0, jnp.nan, 1.0)
+        return loss * bad, {**measured, 'loss': measured['loss'] * bad}
+
+
+def mark(stream, steps):
+    """Returns the stream with a mark in the batches of some steps."""
+    class Marked:
+        def __getattr__(self, name):
+            return getattr(stream, name)
+
+        def batch_at(self, step, *hosts):
+            batch = stream.batch_at(step, *hosts)
+            if step in steps:
+                batch['inputs'][0, 0] = -1
+            return batch
+    return Marked()
+
+
+def go_fragile(directory, cache, steps):
+    fields = {field.name: getattr(SETTINGS.model, field.name) for field in dataclasses.fields(Decoder)}
+    settings = dataclasses.replace(SETTINGS, model=Fragile(**fields), patience=3, eval_every=0)
+    run = runs.Run(directory, config.Experiment(settings, {}, FILE))
+    stream = mark(settings.data.open(cache, 'train'), steps)
+    try:
+        state = loop.fit(settings, train.program(settings), (stream, None), run)
+        return state, run.store.restore(train.program(settings).abstract)[1]
+    finally:
+        run.close()
+
+
+def test_updates_that_are_not_finite_are_skipped(tmp_path, cache):
+    state, meta = go_fragile(tmp_path, cache, {4, 5})
+    assert int(state.step) == 12 and meta['offset'] == 0
+    assert {record['step']: record['bad'] for record in metrics.read(tmp_path) if record.get('bad')} == {5: 1, 6: 2}
+
+
+def test_a_run_of_bad_batches_goes_back_and_steps_past_them(tmp_path, cache):
+    state, meta = go_fragile(tmp_path, cache, {4, 5, 6})
+    assert int(state.step) == 12 and np.isfinite(float(jnp.sum(state.params['tokens'])))
+    assert meta['offset'] == 7 - 3
+    assert [record['step'] for record in metrics.read(tmp_path)] == list(range(1, 13))
+
+
+def test_a_loss_that_never_recovers_ends_with_a_remedy(tmp_path, cache):
+    with pytest.raises(config.Error, match='not finite whichever batches follow step 3; try optimizer.peak='):
+        go_fragile(tmp_path, cache, set(range(4, 1000)))
+
+
+def test_wrong_vocabulary_is_refused(tmp_path, cache):
+    settings = dataclasses.replace(SETTINGS, model=dataclasses.replace(SETTINGS.model, vocab=300))
+    with pytest.raises(config.Error, match='model.vocab=300 and the tokenizer has 258 tokens; try model.vocab=258'):
+        go(tmp_path, cache, settings)
+
+
+def test_a_directory_in_use_or_not_writable_is_refused(tmp_path, cache):
+    run = runs.Run(tmp_path / 'a', config.Experiment(SETTINGS, {}, FILE))
+    with pytest.raises(config.Error, match='another process is training in'):
+        runs.Run(tmp_path / 'a', config.Experiment(SETTINGS, {}, FILE))
+    run.close()
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(config.Error, match='cannot write to .*file/b: Not a directory; give another --workdir'):
+        runs.Run(tmp_path / 'file' / 'b', config.Experiment(SETTINGS, {}, FILE))
+
+
+def test_a_copied_run_can_be_read_without_its_data(straight, tmp_path):
+    shutil.copytree(straight[0], tmp_path / 'copy')
+    trained = runs.load(tmp_path / 'copy')
+    assert trained.step == 12
+    assert trained.encoder.decode(trained.encoder.encode('naïve')) == 'naïve'

@@ -1,0 +1,169 @@
+"""Windows and packed rows: every prediction once, none across documents, and packing as tight as it should be."""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lm.data import packing
+
+documents = st.lists(st.integers(1, 40), min_size=1, max_size=60)
+contexts = st.integers(1, 17)
+
+
+def bounds(lengths):
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
+def packed(lengths, context):
+    """Returns Packed rows of documents whose tokens are their own addresses, counted from 1."""
+    offsets = bounds(lengths)
+    return packing.Packed(np.arange(1, offsets[-1] + 1, dtype=np.uint32), packing.pack(offsets, context), context)
+
+
+def test_windows_share_one_token():
+    batch = packing.Windows(np.array([8, 3, 5, 1, 4, 9], np.uint16), 2).gather(np.array([0, 1]))
+    assert batch['inputs'].tolist() == [[8, 3], [5, 1]]
+    assert batch['targets'].tolist() == [[3, 5], [1, 4]]
+    assert batch['inputs'].dtype == batch['targets'].dtype == np.int32
+
+
+@settings(deadline=None)
+@given(st.integers(0, 200), contexts, st.sampled_from([np.uint16, np.uint32]))
+def test_windows_predict_every_token_but_the_first_once(tokens, context, dtype):
+    windows = packing.Windows(np.arange(tokens, dtype=dtype), context)
+    assert windows.rows == packing.windows(tokens, context)
+    assert (windows.rows + 1) * context >= tokens - 1
+    if windows.rows:
+        targets = windows.gather(np.arange(windows.rows))['targets']
+        assert np.array_equal(targets.ravel(), np.arange(1, windows.rows * context + 1))
+
+
+def test_windows_hold_ids_beyond_int16():
+    batch = packing.Windows(np.array([65535, 40000, 2], np.uint16), 2).gather(np.array([0]))
+    assert batch['inputs'].tolist() == [[65535, 40000]]
+
+
+def test_split_shares_a_token_between_pieces():
+    starts, lengths = packing.split([0, 5, 6, 10], 3)
+    assert starts.tolist() == [0, 3, 6]
+    assert lengths.tolist() == [3, 1, 3]
+
+
+@settings(deadline=None, max_examples=200)
+@given(documents, contexts)
+def test_every_token_is_predicted_once_from_its_own_document(lengths, context):
+    rows = packed(lengths, context)
+    if not rows.rows:
+        assert max(lengths) == 1
+        return
+    batch = rows.gather(np.arange(rows.rows))
+    real = batch['weights'] > 0
+    first, last = bounds(lengths)[:-1], bounds(lengths)[1:] - 1
+    every = np.arange(1, sum(lengths) + 1)
+    assert np.array_equal(np.sort(batch['targets'][real]), np.delete(every, first))
+    assert np.array_equal(np.sort(batch['inputs'][real]), np.delete(every, last))
+    assert np.array_equal(batch['targets'][real], batch['inputs'][real] + 1)
+
+
+@settings(deadline=None, max_examples=50)
+@given(documents, contexts)
+def test_a_segment_is_a_run_of_one_document(lengths, context):
+    rows = packed(lengths, context)
+    document = np.repeat(np.arange(len(lengths)), lengths)
+    for index in range(rows.rows):
+        row = {name: values[0] for name, values in rows.gather(np.array([index])).items()}
+        used = int(row['weights'].sum())
+        assert all(not values[used:].any() for values in row.values())
+        segments = row['segments'][:used]
+        assert segments[0] == 1 and np.isin(np.diff(segments), [0, 1]).all()
+        for segment in range(1, segments[-1] + 1):
+            inside = np.flatnonzero(segments == segment)
+            assert np.array_equal(row['positions'][inside], np.arange(inside.size))
+            assert np.array_equal(row['inputs'][inside], row['inputs'][inside[0]] + np.arange(inside.size))
+            assert np.unique(document[row['inputs'][inside] - 1]).size == 1
+
+
+def test_packed_rows_are_as_documented():
+    tokens, offsets = np.array([8, 3, 5, 1, 4, 2], np.uint16), [0, 4, 6]
+    batch = packing.Packed(tokens, packing.pack(offsets, 6), 6).gather(np.array([0]))
+    assert {name: values[0].tolist() for name, values in batch.items()} == {
+        'inputs': [8, 3, 5, 4, 0, 0], 'targets': [3, 5, 1, 2, 0, 0], 'segments': [1, 1, 1, 2, 0, 0],
+        'positions': [0, 1, 2, 0, 0, 0], 'weights': [1, 1, 1, 1, 0, 0]}
+    assert {str(values.dtype) for values in batch.values()} == {'int32', 'float32'}
+
+
+@settings(deadline=None)
+@given(documents, contexts, st.randoms(use_true_random=False))
+def test_rows_do_not_depend_on_the_batch_they_are_in(lengths, context, random):
+    rows = packed(lengths, context)
+    index = np.array([random.randrange(rows.rows) for _ in range(5)] if rows.rows else [], np.int64)
+    for place, number in enumerate(index):
+        alone, together = rows.gather(np.array([number])), rows.gather(index)
+        assert all(np.array_equal(alone[name][0], together[name][place]) for name in alone)
+
+
+def best_fit_one_by_one(lengths, context):
+    """Returns the room left in each row, by the textbook: one piece at a time."""
+    room = []
+    for length in sorted(lengths, reverse=True):
+        fitting = [row for row in range(len(room)) if room[row] >= length]
+        row = min(fitting, key=room.__getitem__) if fitting else len(room)
+        room[row:row + 1] = [(room + [context])[row] - length]
+    return sorted(room)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(1, 60).flatmap(lambda context: st.tuples(
+    st.just(context), st.lists(st.integers(1, context), min_size=1, max_size=120))))
+def test_best_fit_is_the_textbook_algorithm(case):
+    context, lengths = case
+    row_of = packing.best_fit(lengths, context)
+    used = np.bincount(row_of, lengths)
+    assert used.min() > 0 and used.max() <= context
+    assert sorted(context - used) == best_fit_one_by_one(lengths, context)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=2, max_size=200))
+def test_no_two_rows_could_be_one(lengths):
+    used = np.sort(np.bincount(packing.best_fit(lengths, 50), lengths))
+    assert used.size == 1 or used[0] + used[1] > 50
+
+
+def test_padding_is_small_for_many_documents():
+    lengths = np.random.default_rng(0).lognormal(4, 1.2, 20_000).astype(int) + 1
+    layout = packing.pack(bounds(lengths), 512)
+    assert layout.padding(512) < 0.001
+    assert layout.padding(512) == pytest.approx(1 - layout.lengths.sum() / (layout.bounds.size - 1) / 512)
+
+
+def test_a_layout_is_written_once_and_read_back(tmp_path, monkeypatch):
+    first = packing.open_layout(bounds([5, 9, 2]), 4, tmp_path)
+    monkeypatch.setattr(packing, 'pack', None)
+    again = packing.open_layout(bounds([5, 9, 2]), 4, tmp_path)
+    assert all(np.array_equal(getattr(first, name), getattr(again, name)) for name in ('starts', 'lengths', 'bounds'))
+    assert len(os.listdir(tmp_path)) == 1
+
+
+def test_a_layout_that_fails_to_save_leaves_nothing_and_still_serves(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError('no space left on device')
+    monkeypatch.setattr(np, 'save', full)
+    layout = packing.open_layout(bounds([5, 9, 2]), 4, tmp_path)
+    assert layout.lengths.sum() == 4 + 8 + 1
+    assert not os.listdir(tmp_path)
+
+
+def test_another_process_may_write_the_layout_first(tmp_path, monkeypatch):
+    layout = packing.pack(bounds([5, 9, 2]), 4)
+
+    def late(offsets, context):
+        monkeypatch.undo()
+        packing.open_layout(offsets, context, tmp_path)
+        return layout
+    monkeypatch.setattr(packing, 'pack', late)
+    assert np.array_equal(packing.open_layout(bounds([5, 9, 2]), 4, tmp_path).starts, layout.starts)
+    assert len(os.listdir(tmp_path)) == 1
