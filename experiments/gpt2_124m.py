@@ -1,8 +1,8 @@
 """GPT-2 small (124M) on web text: the usual yardstick for training speed.
 
-    lm train experiments/gpt2_124m.py data.train.pattern='/data/train/*.jsonl.zst' data.valid.pattern='/data/valid/*.jsonl.zst'
+    lm train experiments/gpt2_124m.py data.train.pattern='train*.jsonl.zst' data.valid.pattern='valid*.jsonl.zst'
 
-Hardware: one GPU or TPU chip with 24 GB, by micro-batches of 32 rows; nanoGPT reaches 2.85 on OpenWebText in 300B tokens.
+Hardware: one GPU or TPU chip with 24 GB or more, in micro-batches of 32 rows. Not yet trained to the end.
 """
 from lm import data, optim, train
 from lm.models.decoder import Decoder
@@ -13,7 +13,7 @@ def config():
     return train.Config(
         model=Decoder(vocab=50257, depth=12, heads=12, width=768, position=Learned(1024), norm='layer',
                       dtype='bfloat16'),
-        data=data.Corpus(train=data.Files('data/openwebtext/train*.jsonl'), valid=data.Files('data/openwebtext/valid*.jsonl'),
+        data=data.Corpus(train=data.Files('web/train*.jsonl.zst'), valid=data.Files('web/valid*.jsonl.zst'),
                          tokenizer=data.HuggingFace('data/gpt2_tokenizer.json'), context=1024, batch=512),
         optimizer=optim.AdamW(peak=6e-4, schedule=optim.Cosine(warmup=2000, end=0.1), b2=0.95, weight_decay=0.1),
         steps=600_000, accumulate=16, eval_every=1000, eval_batches=200, save_every=1000)

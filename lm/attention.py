@@ -31,17 +31,17 @@ def attend(query, key, value, view):
     """Returns the values [B T N H] that queries [B T N H] gather from keys and values [B S K H], K dividing N."""
     length = query.shape[1]
     if view.index is not None or not view.causal or length <= BLOCK or length % BLOCK:
-        return _attend(query, key, value, view, 0, 0)
+        return _attend(query, key, value, view, (0, 0))
     outs = []
     for start in range(0, length, BLOCK):
         stop = start + BLOCK
         first = max(0, start - view.window + 1) if view.window else 0
-        outs.append(_attend(query[:, start:stop], key[:, first:stop], value[:, first:stop], view, start, first))
+        outs.append(_attend(query[:, start:stop], key[:, first:stop], value[:, first:stop], view, (start, first)))
     return jnp.concatenate(outs, axis=1)
 
 
-def _attend(query, key, value, view, start, first):
-    """Returns attention of one block of queries, whose slots begin at `start`, to keys whose slots begin at `first`."""
+def _attend(query, key, value, view, begin):
+    """Returns attention of a block of queries to a block of keys; `begin` are the slots where the two begin."""
     batch, length, heads, size = query.shape
     groups = key.shape[2]
     query = query.reshape(batch, length, groups, heads // groups, size)
@@ -50,27 +50,28 @@ def _attend(query, key, value, view, start, first):
     if view.softcap:
         scores = view.softcap * jnp.tanh(scores / view.softcap)
     if view.bias is not None:
-        scores = scores + _bias(view, start, length, first, key.shape[1], groups)
-    scores = jnp.where(_visible(view, start, length, first, key.shape[1]), scores, MASKED)
+        scores = scores + _bias(view, begin, scores.shape)
+    scores = jnp.where(_visible(view, begin, scores.shape[-2:]), scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum('BKGTS,BSKH->BTKGH', weights, value).reshape(batch, length, heads, size)
 
 
-def _bias(view, start, length, first, keys, groups):
-    """Returns the bias on scores, [1 or B, K, G, T, S]."""
-    slots = first + jnp.arange(keys)
+def _bias(view, begin, shape):
+    """Returns the bias on scores of shape [B K G T S], as [1 or B, K, G, T, S]."""
+    *_, length, keys = shape
+    slots = begin[1] + jnp.arange(keys)
     if view.index is None:
-        bias = view.bias(start + jnp.arange(length), slots)[None]
+        bias = view.bias(begin[0] + jnp.arange(length), slots)[None]
     else:
         bias = jax.vmap(lambda index: view.bias(index, slots))(view.index)
-    return bias.reshape(bias.shape[0], groups, -1, length, keys)
+    return bias.reshape(-1, *shape[1:])
 
 
-def _visible(view, start, length, first, keys):
-    """Returns which keys each query sees, broadcastable to [B K G T S]."""
-    slots = first + jnp.arange(keys)
+def _visible(view, begin, shape):
+    """Returns which keys each query sees, broadcastable to [B K G T S] with (T, S) = shape."""
+    (start, first), (length, keys) = begin, shape
     index = (start + jnp.arange(length))[None] if view.index is None else view.index
-    ahead = index[:, :, None] - slots
+    ahead = index[:, :, None] - first - jnp.arange(keys)
     visible = ahead >= 0 if view.causal else jnp.ones_like(ahead, bool)
     if view.window:
         visible &= jnp.abs(ahead) < view.window

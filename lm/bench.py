@@ -1,15 +1,16 @@
-"""How fast an experiment trains here: compile and step seconds, tokens, FLOP/s, memory, the loader alone; `lm bench`."""
+"""How fast an experiment trains here: compile and step seconds, FLOP/s, memory, the loader alone; and `lm bench`."""
+import dataclasses
 import json
 import math
 import resource
+import tempfile
 import time
 
 import jax
 import numpy as np
 
-from lm import config, hardware, sharding, train, trees
+from lm import config, data, hardware, sharding, train, trees
 from lm.data import loader
-from lm.data.cache import root
 
 
 def flops_per_token(model, params, context):
@@ -84,19 +85,23 @@ def _memory(step):
     return {**found, 'device_planned_gb': round(planned / 2 ** 30, 3)}
 
 
-def main(experiment: str, *overrides: str, steps: int = 20, load: bool = False, cache: str = ''):
+def measure_loader(corpus, steps):
+    """Returns the tokens per second of the loader alone, on synthetic text cut as `corpus` cuts its own."""
+    rows = max(1000, 4 * corpus.batch)
+    text = data.Synthetic(count=rows, length=max(2 * corpus.context, 20_000_000 // rows))
+    with tempfile.TemporaryDirectory() as root:
+        stream = dataclasses.replace(corpus, train=text, valid=None, tokenizer=data.Bytes()).open(root)
+        return round(loader.measure(stream, steps))
+
+
+def main(experiment: str, *overrides: str, steps: int = 20):
     """Measures how fast an experiment trains on this machine, as JSON.
 
     Args:
         experiment: the experiment file
         overrides: values to set, e.g. model.depth=12
         steps: how many steps to time
-        load: measure the loader on the experiment's own data too, building its token cache if need be
-        cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
     """
     settings = config.load(experiment, overrides).config
-    found = measure(settings, steps)
-    if load:
-        stream = settings.data.open(root(cache), 'train')
-        found['loader_tokens_per_second'] = round(loader.measure(stream, steps))
+    found = {**measure(settings, steps), 'loader_tokens_per_second': measure_loader(settings.data, 10 * steps)}
     print(json.dumps({'experiment': experiment, 'overrides': list(overrides), **found}, indent=1))

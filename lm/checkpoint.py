@@ -74,8 +74,8 @@ class Store:
     def restore(self, abstract, step=None):
         """Returns (state, meta) of `step`, or of the newest that can be read; None where nothing was saved.
 
-        `abstract` is the state's tree of ShapeDtypeStructs with shardings, or a part of it; its mesh need not be the one
-        saved from. A checkpoint that cannot be read is put aside, with a warning, for the one before it.
+        `abstract` is the state's tree of ShapeDtypeStructs with shardings, or a part of it; its mesh need not be the
+        one saved from. A checkpoint that cannot be read is put aside, with a warning, for the one before it.
         """
         steps = self.steps()
         for candidate in steps[::-1] if step is None else [step]:
@@ -92,8 +92,8 @@ class Store:
         return None
 
     def _read(self, step, abstract):
-        given = ocp.args.PyTreeRestore(item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
-                                       partial_restore=True)
+        placed = ocp.checkpoint_utils.construct_restore_args(abstract)
+        given = ocp.args.PyTreeRestore(item=abstract, restore_args=placed, partial_restore=True)
         found = self.manager.restore(step, args=ocp.args.Composite(**{STATE: given, META: ocp.args.JsonRestore()}))
         return found[STATE], found[META]
 

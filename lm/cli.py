@@ -13,14 +13,14 @@ import signal
 import sys
 
 import lm
-from lm.annotations import Error, close
+from lm.config.annotations import Error, close
 
 VERBS = {
     'train': 'lm.loop',
     'eval': 'lm.evaluate',
     'generate': 'lm.generate',
     'data': 'lm.data.cache',
-    'config': 'lm.config',
+    'config': 'lm.config.show',
     'bench': 'lm.bench',
 }
 WITHOUT_JAX = ('data', 'config')

@@ -52,7 +52,7 @@ def main(run: str, *, split: str = 'valid', step: int = 0, stride: int = 0, cach
     """
     trained = runs.load(run, step)
     data = trained.settings.data
-    stream = data.open(root(cache), split, once=True)
+    stream = data.open(root(cache), split).once()
     if stride:
         stream = Strided(stream, data.context, stride)
     scores = score(trained.settings.model, trained.params, stream, trained.mesh)

@@ -9,18 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import config, runs
-from lm.data.cache import root
 
 CHUNK = 16
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How the next token is drawn. A temperature of 0 takes the likeliest; top_k, top_p, min_p keep the likeliest tokens.
+    """How the next token is drawn: a temperature of 0 takes the likeliest, the rest says among which tokens.
 
-    top_k: that many (0: all). top_p: the smallest set with that probability (Holtzman et al. 2019). min_p: those at
-    least that fraction as likely as the likeliest (Nguyen et al. 2024). repetition: logits of tokens seen are divided by
-    it where positive and multiplied where negative (Keskar et al. 2019).
+    top_k: that many, the likeliest (0: all). top_p: the smallest set with that probability (Holtzman et al. 2019).
+    min_p: those at least that fraction as likely as the likeliest (Nguyen et al. 2024). repetition: logits of tokens
+    seen are divided by it where positive and multiplied where negative (Keskar et al. 2019).
     """
 
     temperature: float = 1.0
@@ -76,11 +75,12 @@ class Decoding(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def begin(model, slots, params, tokens, lengths, key):
-    """Returns the Decoding after prompts [B T] of `lengths` [B], each at least 1, with room for `slots` tokens a row.
+def begin(model, slots, params, prompts, key):
+    """Returns the Decoding after `prompts`, (tokens [B T], lengths [B] from 1 on), with room for `slots` tokens a row.
 
     Each row has a key of its own, so that what it draws does not depend on the rows beside it.
     """
+    tokens, lengths = prompts
     logits, cache = model.prefill(params, tokens, lengths, slots)
     rows, width = tokens.shape
     real = jnp.arange(width) < lengths[:, None]
@@ -126,14 +126,14 @@ def generate(model, params, encoder, prompts, *, length=200, sampler=None, seed=
     for row, tokens in zip(padded, encoded, strict=True):
         row[:len(tokens)] = tokens
     lengths = np.array([len(tokens) for tokens in encoded], np.int32)
-    decoding = begin(model, max(width, slots), params, padded, lengths, jax.random.key(seed))
+    decoding = begin(model, max(width, slots), params, (padded, lengths), jax.random.key(seed))
     tokens, logprobs = np.zeros((len(encoded), 0), np.int32), np.zeros((len(encoded), 0), np.float32)
     while tokens.shape[1] < length:
         decoding, *more = extend(model, sampler, CHUNK, params, decoding)
         tokens, logprobs = (np.concatenate(pair, 1)[:, :length] for pair in zip((tokens, logprobs), more, strict=True))
-        finished, samples = zip(*(_finish(encoder, *row, stop) for row in zip(tokens, logprobs, strict=True)), strict=True)
-        yield list(samples)
-        if all(finished):
+        ends = [_finish(encoder, *row, stop) for row in zip(tokens, logprobs, strict=True)]
+        yield [sample for _, sample in ends]
+        if all(ended for ended, _ in ends):
             return
 
 
@@ -161,7 +161,7 @@ def _finish(encoder, tokens, logprobs, stop):
 
 def main(run: str, *prompts: str, length: int = 200, temperature: float = 0.8, top_k: int = 0, top_p: float = 1.0,
          min_p: float = 0.0, repetition: float = 1.0, stop: str = '', seed: int = 0, step: int = 0,
-         logprobs: bool = False, cache: str = ''):
+         logprobs: bool = False):
     """Continues prompts with a trained model, streamed as it is drawn.
 
     Args:
@@ -177,14 +177,12 @@ def main(run: str, *prompts: str, length: int = 200, temperature: float = 0.8, t
         seed: the same seed draws the same text
         step: the checkpoint to use, 0 for the newest
         logprobs: print each token with its log-probability
-        cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
     """
     sampler = Sampler(temperature, top_k, top_p, min_p, repetition)
     trained = runs.load(run, step, jax.devices()[:1])
-    encoder = trained.settings.data.encoder(root(cache))
     prompts = prompts or ('\n',)
-    drawn = generate(trained.settings.model, trained.params, encoder, prompts, length=length, sampler=sampler, seed=seed,
-                     stop=(stop,) if stop else ())
+    drawn = generate(trained.settings.model, trained.params, trained.encoder, prompts, length=length, sampler=sampler,
+                     seed=seed, stop=(stop,) if stop else ())
     if len(prompts) == 1 and not logprobs:
         stream(prompts[0], drawn)
         return
@@ -192,7 +190,7 @@ def main(run: str, *prompts: str, length: int = 200, temperature: float = 0.8, t
     for prompt, sample in zip(prompts, samples, strict=True):
         print(prompt + sample.text if not logprobs else prompt)
         for token, logprob in zip(sample.tokens, sample.logprobs, strict=True) if logprobs else ():
-            print(f'{logprob:9.4f}  {encoder.decode([token])!r}')
+            print(f'{logprob:9.4f}  {trained.encoder.decode([token])!r}')
 
 
 def stream(prompt, drawn, out=None):

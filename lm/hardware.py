@@ -8,7 +8,7 @@ TERA, GIGA = 1e12, 1e9
 
 @dataclass(frozen=True)
 class Chip:
-    """flops: peak FLOP/s by dtype of the inputs of a matrix product; memory in bytes; bandwidth of memory in bytes/s."""
+    """flops: peak FLOP/s by dtype of a matrix product's inputs; memory: bytes; bandwidth: of memory, bytes/s."""
 
     name: str
     flops: dict
@@ -21,7 +21,7 @@ def _chip(name, bfloat16, float32, memory, bandwidth):
 
 
 # Words found in the device kind that JAX reports -> the chip. The first row whose words all occur is taken, so longer
-# names stand before the names they contain. float32 products run as one bfloat16 pass on TPU and as TF32 on GPU by default.
+# names stand before those they contain. By default float32 products run as one bfloat16 pass on TPU, as TF32 on GPU.
 CHIPS = {
     ('TPU', 'v7'): _chip('v7x', 2307, 2307, 192, 7380),
     ('TPU', '7x'): _chip('v7x', 2307, 2307, 192, 7380),

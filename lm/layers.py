@@ -1,7 +1,7 @@
 """The parts that models are made of: weight, einsum and stack; norms, dropout, mlp, embedding and unembedding.
 
-`weight` is the one place a parameter is declared. The logical axis names given there are the source from which sharding,
-weight decay, Muon's matrices and conversions are derived.
+`weight` is the one place a parameter is declared. From the logical axis names given there, sharding, weight decay,
+Muon's matrices and conversions are derived.
 """
 import math
 from typing import Any
@@ -47,8 +47,7 @@ def fill(value):
 def weight(module, name, axes, init, dtype=jnp.float32):
     """Returns parameter `name` of a Linen module, float32 where it is kept and cast to `dtype` for use.
 
-    `axes` is an ordered dict from logical axis name to size, e.g. dict(embed=D, heads=N, head_dim=H). A name may carry a
-    suffix after a dot (embed.out) where one array has the same axis twice.
+    `axes` maps each logical axis name to its size, in order, e.g. {'embed': D, 'heads': N, 'head_dim': H}.
     """
     shape = tuple(axes.values())
     value = module.param(name, lambda key: Named(init(key, shape), tuple(axes)))
@@ -57,7 +56,8 @@ def weight(module, name, axes, init, dtype=jnp.float32):
 
 def unbox(boxed):
     """Returns (params, axes): the arrays of a tree of Named, and their logical axis names."""
-    is_named = lambda node: isinstance(node, Named)  # noqa: E731
+    def is_named(node):
+        return isinstance(node, Named)
     return (jax.tree.map(lambda leaf: leaf.value, boxed, is_leaf=is_named),
             jax.tree.map(lambda leaf: leaf.names, boxed, is_leaf=is_named))
 
@@ -86,11 +86,11 @@ def einsum(spec, x, w):
 
 
 def stack(block, length, *, remat='none', unroll=1, **fields):
-    """Returns `length` copies of the Linen class `block` applied one after the other, parameters stacked on axis 0 [L ...].
+    """Returns a module that applies the Linen class `block` `length` times, parameters stacked on axis 0 [L ...].
 
     The block is called as (x, layer, shared) -> (x, out): `layer` and `out` have a leading axis L, `shared` is the same
-    for every layer. `remat` keeps 'none' of the backward pass's recomputation, recomputes all but the 'dots', or
-    recomputes in 'full'. `unroll` layers are written out in one iteration of the loop.
+    for every layer. For the backward pass, `remat` recomputes nothing ('none'), all but products with weights ('dots'),
+    or everything ('full'). One iteration of the loop holds `unroll` layers.
     """
     if remat != 'none':
         policy = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[remat]

@@ -9,7 +9,7 @@ import numpy as np
 
 from lm import config, evaluate, generate, runs, sharding, train, trees
 from lm.data import baselines, loader
-from lm.data.cache import root
+from lm.data.cache import home, root
 
 STOPPED = 75  # exit code of a run that was asked to stop and has saved: EX_TEMPFAIL, try again
 
@@ -73,15 +73,17 @@ def _advance(settings, program, streams, run, begun):
             last = step + 1 == settings.steps
             if run.stopping or last or _due(step + 1, settings.save_every):
                 log.flush()
-                run.store.save(step + 1, state, meta)
+                if run.stopping or last or not log.bad:
+                    run.store.save(step + 1, state, meta)
             if run.stopping:
                 raise Stopped
             if valid and not last and _due(step + 1, settings.eval_every):
                 log.flush()
                 validate(settings, program, state, valid, run)
             if last:
-                run.store.wait()
-                return state
+                break
+    run.store.wait()
+    return state
 
 
 def _serve(stream, mesh, offset, step):
@@ -103,12 +105,12 @@ def validate(settings, program, state, valid, run):
 
 
 class _Log:
-    """Reads the metrics of a step once the next one has been dispatched, so that the device never waits for the host."""
+    """Reads the metrics of a step once the next is dispatched, so that the device never waits for the host."""
 
     def __init__(self, settings, writer):
         self.settings, self.writer, self.pending = settings, writer, None
         self.rate = settings.optimizer.rate(settings.steps)
-        self.mark = None
+        self.mark, self.bad = None, 0
 
     def push(self, step, measured):
         pending, self.pending = self.pending, (step, measured)
@@ -122,11 +124,12 @@ class _Log:
         if pending is None:
             return
         step, measured = pending
-        values = {name: float(value) for name, value in jax.device_get(measured).items()}
+        values = {name: value.item() for name, value in jax.device_get(measured).items()}
+        self.bad = values['bad']
         self.writer.advance(step)
-        if _due(step, self.settings.log_every) or values['bad'] or step == self.settings.steps:
+        if _due(step, self.settings.log_every) or self.bad or step == self.settings.steps:
             self.writer.write(step, {**values, 'rate': float(self.rate(np.int32(step - 1))), **self.speed(step)})
-        if values['bad'] >= self.settings.patience:
+        if self.bad >= self.settings.patience:
             raise NotFinite(step)
 
     def speed(self, step):
@@ -134,7 +137,9 @@ class _Log:
         now, before = time.monotonic(), self.mark
         self.mark = step, now
         tokens = self.settings.data.batch * self.settings.data.context
-        return {} if before is None else {'tokens_per_second': round((step - before[0]) * tokens / (now - before[1]), 1)}
+        if before is None:
+            return {}
+        return {'tokens_per_second': round((step - before[0]) * tokens / (now - before[1]), 1)}
 
 
 def main(experiment: str, *overrides: str, workdir: str = '', cache: str = ''):
@@ -158,21 +163,22 @@ def main(experiment: str, *overrides: str, workdir: str = '', cache: str = ''):
         run.close()
 
 
-def train_in(settings, run, cache):
-    """Trains to the end and says how it ended; or says that it had ended before."""
+def train_in(settings, run, cache, mesh=None):
+    """Trains to the end, on `mesh` if given instead of the settings' own, and says how it ended or had ended before."""
     if settings.steps in run.store.steps():
         print(f'{run.directory} is finished: {settings.steps} steps.')
         return
     run.heed_signals()
     data = settings.data
-    train_stream = data.open(cache, 'train')
+    stream = data.open(cache, 'train')
+    runs.keep_tokenizer(run.directory, home(data.train, data.tokenizer, cache))
     valid = data.open(cache, 'valid') if data.valid else None
-    _check_vocabulary(settings.model, train_stream.encoder)
-    built = train.program(settings)
-    print(f'{trees.count(built.abstract.params):,} parameters, {train_stream.rows:,} rows of {data.context} tokens, '
+    _check_vocabulary(settings.model, stream.encoder)
+    built = train.program(settings, mesh)
+    print(f'{trees.count(built.abstract.params):,} parameters, {stream.rows:,} rows of {data.context} tokens, '
           f'mesh {dict(built.mesh.shape)} of {jax.devices()[0].device_kind}, run {run.directory}', flush=True)
-    state = fit(settings, built, (train_stream, valid), run)
-    summarise(settings, built, state, (train_stream, valid), run)
+    state = fit(settings, built, (stream, valid), run)
+    summarise(settings, built, state, (stream, valid), run)
 
 
 def _check_vocabulary(model, encoder):

@@ -8,8 +8,9 @@ PADDING = -1e30
 def cross_entropy(logits, targets, vocab, smoothing=0.0):
     """Returns (nll, log_z), each [...] in nats and float32, of logits [... V] and targets [...].
 
-    Only the first `vocab` of the V classes exist; the rest pads the axis so that it shards. nll is the negative log-likelihood of the target, mixed with `smoothing` of the mean over the vocabulary (Szegedy et
-    al. 2016). log_z is the log of the softmax's normaliser, whose square is the z-loss (Chowdhery et al. 2022).
+    Only the first `vocab` of the V classes exist; the rest pads the axis so that it shards. nll is the negative
+    log-likelihood of the target, mixed with `smoothing` of the mean over the vocabulary (Szegedy et al. 2016). log_z is
+    the log of the softmax's normaliser, whose square is the z-loss (Chowdhery et al. 2022).
     """
     classes = jnp.arange(logits.shape[-1])
     logits = jnp.where(classes < vocab, logits.astype(jnp.float32), PADDING)

@@ -1,6 +1,7 @@
 """The record of a run: metrics.jsonl, and TensorBoard and the console from the same values."""
 import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -41,11 +42,13 @@ class Writer:
         self.steps, self.start, self.began = steps, start, time.monotonic()
 
     def write(self, step, values):
-        """Records {name: number} at `step`."""
+        """Records {name: number} at `step`; a number that is not finite becomes null, as JSON has none."""
+        values = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self.file.write(json.dumps({'step': step, **values}) + '\n')
         if self.board:
             for name, value in values.items():
-                self.board.add_scalar(name, value, step)
+                if value is not None:
+                    self.board.add_scalar(name, value, step)
         self._say(step, '  '.join(f'{name} {_short(value)}' for name, value in values.items()))
 
     def _say(self, step, text):
@@ -91,6 +94,8 @@ def _progress(steps, start):
 
 
 def _short(value):
+    if value is None:
+        return 'not finite'
     return f'{value:,}' if isinstance(value, int) else f'{value:.4g}'
 
 

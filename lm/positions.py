@@ -1,4 +1,4 @@
-"""How a transformer knows the order of its tokens: one frozen dataclass per scheme, each overriding the hook it needs."""
+"""How a transformer knows the order of its tokens: one frozen dataclass a scheme, overriding the hook it needs."""
 import math
 from dataclasses import dataclass
 

@@ -20,11 +20,11 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sent
 
 
 class Run:
-    """A directory in which one process trains: `store` of checkpoints, `writer` of metrics, `stopping` when asked to."""
+    """A directory in which one process trains: its checkpoints, its record, and whether it was asked to stop."""
 
     def __init__(self, directory, experiment):
         self.directory = Path(directory)
-        self.stopping = False
+        self.stopping, self.handlers = False, {}
         self.lock = _claim(self.directory)
         _record(self.directory, experiment)
         self.store = checkpoint.Store(self.directory / 'checkpoints', experiment.config.keep)
@@ -47,11 +47,12 @@ class Run:
         def stop(number, frame):
             self.stopping = True
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
+        self.handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def close(self):
-        """Waits for the save under way and closes the record."""
+        """Waits for the save under way, closes the record, and leaves signals as they were."""
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
         self.writer.close()
         self.store.close()
         self.lock.close()
@@ -124,10 +125,17 @@ def read(directory):
     return config.build(json.loads(path.read_text())['config'], Path(directory) / 'experiment.py')
 
 
+def keep_tokenizer(directory, source):
+    """Copies a fitted tokenizer's directory, if there is one, into a run's, which can then be used without its data."""
+    if Path(source).is_dir():
+        shutil.copytree(source, Path(directory) / 'tokenizer', dirs_exist_ok=True)
+
+
 class Trained(NamedTuple):
-    """What a run has reached: its settings, and the parameters to use at `step`, on a mesh."""
+    """What a run has reached: its settings and tokenizer, and the parameters to use at `step`, on a mesh."""
 
     settings: Any
+    encoder: Any
     params: dict
     step: int
     mesh: jax.sharding.Mesh
@@ -149,4 +157,5 @@ def load(directory, step=0, devices=None):
         raise config.Error(f'{directory} holds no checkpoint yet; wait until the run has saved one.')
     state, _ = found
     params = settings.optimizer.averaged(state.get('optimizer'), state['params'])
-    return Trained(settings, params, int(state['step']), program.mesh)
+    encoder = settings.data.tokenizer.fit((), Path(directory) / 'tokenizer').exact()
+    return Trained(settings, encoder, params, int(state['step']), program.mesh)

@@ -3,7 +3,7 @@ import math
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lm import config
@@ -53,7 +53,7 @@ def spec(names, shape, mesh):
 def mirror(tree, axes, mesh):
     """Returns NamedShardings for a tree that holds parameters and what mirrors them, such as an optimizer's state.
 
-    A leaf is split like the parameter whose dict keys its path ends in, if their numbers of axes agree; else it is whole.
+    A leaf is split like the parameter whose dict keys its path has, if their numbers of axes agree; else it is whole.
     """
     known = {_keys(path): names for path, names in jax.tree_util.tree_leaves_with_path(
         axes, is_leaf=lambda node: isinstance(node, tuple))}

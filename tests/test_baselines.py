@@ -26,7 +26,8 @@ def oracle(train, held, order):
         followers = [count for other, count in table.items() if other[:-1] == gram[:-1]]
         if not followers:
             return lower
-        return max(table.get(gram, 0) - discount, 0) / sum(followers) + discount * len(followers) / sum(followers) * lower
+        kept, spread = max(table.get(gram, 0) - discount, 0), discount * len(followers) * lower
+        return (kept + spread) / sum(followers)
     return -np.mean([np.log2(chance(held[i:i + order])) for i in range(len(held) - order + 1)])
 
 

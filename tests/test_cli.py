@@ -26,7 +26,7 @@ def main(run: str, *words: str, workdir: str = '', count: int = 3, heat: float |
     """
 '''
 ECHO = '''
-from lm.annotations import Error
+from lm.config.annotations import Error
 
 def main(kind: str, *rest: str, **unused):
     """Does what it is told.

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm import config
-from lm.values import Text
+from lm.config import show
+from lm.config.values import Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +209,7 @@ def test_diff_is_what_turns_one_into_the_other(a, b):
 @given(MODELS, st.sampled_from(['depth', 'dropout', 'tied', 'norm', 'window', 'pattern']))
 def test_what_is_shown_can_be_typed_back(model, field):
     value = getattr(model, field)
-    typed = config.override(Model(), {field: Text(config.shown(value))})
+    typed = config.override(Model(), {field: Text(show.shown(value))})
     assert typed == dataclasses.replace(Model(), **{field: value})
 
 
@@ -342,8 +343,8 @@ def test_an_override_needs_a_key_and_a_value(tmp_path, override):
 
 def test_main_prints_keys_values_and_origins(tmp_path, capsys):
     path = str(write(tmp_path, 'tiny.py', TINY))
-    config.main(path, 'part.size=5')
+    show.main(path, 'part.size=5')
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ['part', 'Part'], ['part.size', '5', 'override'], ['steps', '20', 'file'], ['mesh.data', '-1', 'default']]
-    config.main(path, 'part.size=5', diff=path)
+    show.main(path, 'part.size=5', diff=path)
     assert capsys.readouterr().out.split() == ['part.size', '5', '2']

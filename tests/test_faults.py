@@ -26,8 +26,8 @@ def start(place, workdir, *overrides, **environ):
     environ = {**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=1', 'JAX_PLATFORMS': 'cpu',
                'JAX_COMPILATION_CACHE_DIR': str(place / 'compiled'), 'LM_CACHE': str(place / 'cache'),
                'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0', **environ}
-    return subprocess.Popen([sys.executable, '-m', 'lm', 'train', 'experiments/tiny.py', f'--workdir={workdir}', *RUN,
-                             *overrides], cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, '-m', 'lm', 'train', 'experiments/tiny.py', f'--workdir={workdir}', *RUN, *overrides]
+    return subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process, code=0):

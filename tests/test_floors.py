@@ -9,15 +9,15 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FLOORS = {
-    'lm/__init__.py': 0, 'lm/annotations.py': 0, 'lm/values.py': 0, 'lm/overrides.py': 0, 'lm/snapshots.py': 0,
-    'lm/config.py': 0, 'lm/trees.py': 0, 'lm/hardware.py': 0,
+    'lm/__init__.py': 0, 'lm/config/': 0, 'lm/trees.py': 0, 'lm/hardware.py': 0,
     'lm/sharding.py': 1, 'lm/layers.py': 1, 'lm/positions.py': 1, 'lm/attention.py': 1, 'lm/losses.py': 1,
-    'lm/optim.py': 1, 'lm/schedules.py': 1, 'lm/updates.py': 1, 'lm/layouts.py': 1, 'lm/data/': 1,
+    'lm/optim/': 1, 'lm/data/': 1,
     'lm/models/': 2,
-    'lm/train.py': 3, 'lm/runs.py': 3, 'lm/checkpoint.py': 3, 'lm/metrics.py': 3, 'lm/generate.py': 3,
-    'lm/evaluate.py': 4, 'lm/bench.py': 4, 'lm/tasks/': 4, 'lm/convert/': 4, 'lm/compress/': 4, 'lm/interpret/': 4,
+    'lm/train.py': 3, 'lm/loop.py': 3, 'lm/runs.py': 3, 'lm/checkpoint.py': 3, 'lm/metrics.py': 3,
+    'lm/generate.py': 3, 'lm/evaluate.py': 3,
+    'lm/bench.py': 4, 'lm/tasks/': 4, 'lm/convert/': 4, 'lm/compress/': 4, 'lm/interpret/': 4,
     'lm/federated.py': 4, 'lm/plan.py': 4,
-    'lm/loop.py': 5, 'lm/sweep.py': 5, 'lm/report.py': 5, 'lm/serve.py': 5,
+    'lm/sweep.py': 5, 'lm/report.py': 5, 'lm/serve.py': 5,
     'lm/cli.py': 6, 'lm/__main__.py': 6,
 }
 FILES = sorted(path.relative_to(ROOT).as_posix() for room in ('lm', 'experiments', 'launch')

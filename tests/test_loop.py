@@ -1,9 +1,11 @@
 """Runs as a user has them: stopped, killed, resumed, moved to another mesh, on broken checkpoints and bad numbers."""
 import dataclasses
 import json
+import math
 import pathlib
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,20 +23,14 @@ SETTINGS = train.Config(
     steps=12, mesh={'data': 1}, log_every=1, save_every=3, eval_every=6, sample='A')
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """Meshes take as many of the test's devices as their sizes say."""
-    make = sharding.make_mesh
-
-    def fitting(sizes, devices=None):
-        import jax
-        return make(sizes, jax.devices()[:int(np.prod(list(sizes.values())))] if -1 not in sizes.values() else devices)
-    monkeypatch.setattr(sharding, 'make_mesh', fitting)
-
-
 @pytest.fixture(scope='module')
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp('cache')
+
+
+def mesh(settings):
+    """Returns the mesh of as many of the 8 devices as its sizes ask for."""
+    return sharding.make_mesh(settings.mesh, jax.devices()[:math.prod(settings.mesh.values())])
 
 
 def go(directory, cache, settings=SETTINGS, stop_after=None):
@@ -48,7 +44,7 @@ def go(directory, cache, settings=SETTINGS, stop_after=None):
             write(step, values)
         run.writer.write = stopping
     try:
-        loop.train_in(settings, run, cache)
+        loop.train_in(settings, run, cache, mesh(settings))
     except loop.Stopped:
         assert stop_after
     finally:
@@ -59,10 +55,7 @@ def go(directory, cache, settings=SETTINGS, stop_after=None):
 @pytest.fixture(scope='module')
 def straight(tmp_path_factory, cache):
     directory = tmp_path_factory.mktemp('straight')
-    with pytest.MonkeyPatch.context() as patch:
-        make = sharding.make_mesh
-        patch.setattr(sharding, 'make_mesh', lambda sizes, devices=None: make({'data': 1}, __import__('jax').devices()[:1]))
-        return directory, go(directory, cache)
+    return directory, go(directory, cache)
 
 
 def test_a_run_leaves_its_record(straight):
@@ -162,8 +155,8 @@ def go_fragile(directory, cache, steps):
     run = runs.Run(directory, config.Experiment(settings, {}, FILE))
     stream = mark(settings.data.open(cache, 'train'), steps)
     try:
-        state = loop.fit(settings, train.program(settings), (stream, None), run)
-        return state, run.store.restore(train.program(settings).abstract)[1]
+        state = loop.fit(settings, train.program(settings, mesh(settings)), (stream, None), run)
+        return state, run.store.restore(train.program(settings, mesh(settings)).abstract)[1]
     finally:
         run.close()
 

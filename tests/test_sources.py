@@ -1,15 +1,13 @@
-"""Sources: every record is used or reported, and the parts of a source add up to it."""
+"""Sources made of others: their parts add up to the whole."""
 
-import gzip
 import json
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm import config, data
-from lm.data import readers
+
 
 def texts(source):
     return [document.text for document in source.documents()]
@@ -20,171 +18,12 @@ def rejects(source):
     return [(reject.reason, reject.place.rpartition('/')[2]) for reject in found]
 
 
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return str(path)
-
-
-def write_jsonl(path, *values):
-    return write(path, ''.join(json.dumps({'text': value}) + '\n' for value in values))
-
-
-def zstd(content):
-    pa = pytest.importorskip('pyarrow')
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, 'zstd') as stream:
-        stream.write(content)
-    return sink.getvalue().to_pybytes()
-
-
-def test_a_text_file_is_one_document_byte_for_byte(tmp_path):
-    content = 'one\r\ntwo\x85three\u2028four\x0b\x0c\n\n \ttail'
-    source = data.Files(write(tmp_path / 'a.txt', content))
-    assert texts(source) == [content]
-
-
-@pytest.mark.parametrize('suffix, pack', [('', bytes), ('.gz', gzip.compress), ('.zst', zstd)])
-def test_every_format_reads_the_same_plain_and_compressed(tmp_path, suffix, pack):
-    pa = pytest.importorskip('pyarrow')
-    import pyarrow.parquet
-    wanted = ['erste\u2028Zeile', 'zwei\n\x85', '三']
-    pyarrow.parquet.write_table(pa.table({'id': [1, 2, 3], 'text': wanted}), tmp_path / 'table')
-    lines = ''.join(json.dumps({'text': value}, ensure_ascii=False) + '\n' for value in wanted).encode()
-    write(tmp_path / f'a.jsonl{suffix}', pack(lines))
-    write(tmp_path / f'a.parquet{suffix}', pack((tmp_path / 'table').read_bytes()))
-    write(tmp_path / f'a.md{suffix}', pack(wanted[1].encode()))
-    assert texts(data.Files(str(tmp_path / f'a.jsonl{suffix}'))) == wanted
-    assert texts(data.Files(str(tmp_path / f'a.parquet{suffix}'))) == wanted
-    assert texts(data.Files(str(tmp_path / f'a.md{suffix}'))) == [wanted[1]]
-
-
-def test_globs_are_sorted_deduplicated_and_relative_to_the_current_directory(tmp_path, monkeypatch):
-    for name in ('b/2.txt', 'a/1.txt', 'a/c/3.txt'):
-        write(tmp_path / 'text' / name, name)
-    monkeypatch.chdir(tmp_path)
-    assert texts(data.Files('text/**/*.txt')) == ['a/1.txt', 'a/c/3.txt', 'b/2.txt']
-    assert texts(data.Files(('text/b/*', 'text/**/*.txt'))) == ['b/2.txt', 'a/1.txt', 'a/c/3.txt']
-    monkeypatch.setenv('HOME', str(tmp_path))
-    assert texts(data.Files('~/text/b/*')) == ['b/2.txt']
-
-
-@pytest.mark.parametrize('pattern, label', [
-    ('x/wiki.txt.gz', 'wiki'), ('x/wiki/*.jsonl', 'wiki'), ('wiki/**/part-*.txt', 'wiki'), ('*.txt', 'files')])
-def test_the_label_is_the_last_plain_part_of_the_pattern(pattern, label):
-    assert data.Files(pattern).label == label
-
-
-def test_remote_files_go_through_fsspec():
-    fsspec = pytest.importorskip('fsspec')
-    system = fsspec.filesystem('memory')
-    for name, content in ('a.txt', b'one'), ('b.txt.gz', gzip.compress(b'two')):
-        system.pipe(f'/bucket/{name}', content)
-    source = data.Files('memory://bucket/*')
-    assert texts(source) == ['one', 'two']
-    assert source.fingerprint() == data.Files('memory://bucket/*').fingerprint()
-    with pytest.raises(config.Error, match='no file matches'):
-        texts(data.Files('memory://bucket/*.parquet'))
-    with pytest.raises(config.Error, match='cannot read'):
-        texts(data.Files('nowhere://bucket/*.parquet'))
-
-
-def test_no_match_names_the_nearest_directory_and_its_entries(tmp_path):
-    write(tmp_path / 'corpus' / 'a.text', 'x')
-    with pytest.raises(config.Error) as error:
-        texts(data.Files(f'{tmp_path}/corpus/deep/er/*.txt'))
-    assert f'{tmp_path}/corpus, holds a.text' in str(error.value) and '\n' not in str(error.value)
-
-
-def test_bad_lines_of_a_text_are_left_out_and_counted(tmp_path):
-    path = write(tmp_path / 'a.txt', b'good\nbad \xff\nNUL \0\n' + b'x' * 101 + b'\nend\n')
-    source = data.Files(path, limit=100)
-    assert texts(source) == ['good\nend\n']
-    assert rejects(source) == [('not valid UTF-8', 'a.txt:2'), ('NUL character', 'a.txt:3'),
-                               ('line of more than 100 bytes', 'a.txt:4')]
-
-
-def test_a_text_in_another_encoding_gives_no_document(tmp_path):
-    source = data.Files(write(tmp_path / 'a.txt', 'Grüße\nzwei\n'.encode('utf-16')))
-    assert texts(source) == [] and len(rejects(source)) == 3
-
-
-def test_bad_records_of_jsonl_are_counted_by_reason_and_the_rest_is_used(tmp_path):
-    lines = [b'{"text": "one"}', b'{"text": ', b'{"body": "x"}', b'[1]', b'{"text": 5}', b'{"text": "\xff"}',
-             b'{"text": "a\\u0000"}', b'{"text": "\\ud800"}', b'', b'{"text": "' + b'y' * 200 + b'"}', b'{"text": "two"}',
-             b'{"text": ""}', b'{"text": "three"}']
-    source = data.Files(write(tmp_path / 'a.jsonl', b'\n'.join(lines)), limit=200)
-    assert texts(source) == ['one', 'two', 'three']
-    assert rejects(source) == [
-        ('broken JSON', 'a.jsonl:2'), ("no field 'text'", "a.jsonl:3 (has 'body')"), ('no JSON object', 'a.jsonl:4'),
-        ('int instead of text', 'a.jsonl:5'), ('not valid UTF-8', 'a.jsonl:6'), ('NUL character', 'a.jsonl:7'),
-        ('lone surrogate', 'a.jsonl:8'), ('line of more than 200 bytes', 'a.jsonl:10'), ('empty document', 'a.jsonl:12')]
-
-
-def test_a_line_of_50_megabytes_is_rejected_by_default(tmp_path):
-    long = b'{"text": "' + b'z' * 50_000_000 + b'"}\n'
-    source = data.Files(write(tmp_path / 'a.jsonl', b'{"text": "one"}\n' + long + b'{"text": "two"}\n'))
-    assert texts(source) == ['one', 'two']
-    assert rejects(source) == [('line of more than 33,554,432 bytes', 'a.jsonl:2')]
-
-
-@pytest.mark.parametrize('suffix, pack', [('gz', gzip.compress), ('zst', zstd)])
-def test_what_precedes_the_break_of_a_compressed_stream_is_used(tmp_path, suffix, pack):
-    numbers = np.random.default_rng(0).integers(0, 10 ** 9, 40_000)
-    lines = [json.dumps({'text': str(number)}) for number in numbers]
-    packed = pack('\n'.join(lines).encode())
-    source = data.Files(write(tmp_path / f'a.jsonl.{suffix}', packed[:len(packed) * 3 // 4]))
-    found = texts(source)
-    assert 1_000 < len(found) < 40_000 and found == [str(number) for number in numbers[:len(found)]]
-    assert f'broken {suffix} stream' in [reason for reason, _ in rejects(source)]
-    garbage = data.Files(write(tmp_path / f'b.txt.{suffix}', b'this is not compressed at all'))
-    assert texts(garbage) == [] and rejects(garbage) == [(f'broken {suffix} stream', f'b.txt.{suffix}:1')]
-
-
-def test_parquet_faults_are_reported(tmp_path):
-    pa = pytest.importorskip('pyarrow')
-    import pyarrow.parquet
-    table = pa.table({'text': pa.array([b'one', None, b'\xff', b'two'], pa.binary()), 'n': [1, 2, 3, 4]})
-    pyarrow.parquet.write_table(table, tmp_path / 'a.parquet')
-    source = data.Files(str(tmp_path / 'a.parquet'))
-    assert texts(source) == ['one', 'two']
-    assert rejects(source) == [('missing field', 'a.parquet:2'), ('not valid UTF-8', 'a.parquet:3')]
-    numbers = data.Files(str(tmp_path / 'a.parquet'), field='n')
-    assert texts(numbers) == [] and rejects(numbers)[3] == ('int instead of text', 'a.parquet:4')
-    missing = data.Files(str(tmp_path / 'a.parquet'), field='body')
-    assert rejects(missing) == [("no field 'body'", "a.parquet (has 'text', 'n')")]
-    broken = data.Files(write(tmp_path / 'b.parquet', (tmp_path / 'a.parquet').read_bytes()[:-20]))
-    assert rejects(broken) == [('broken parquet file', 'b.parquet:1')]
-
-
-def test_fingerprint_follows_content_not_place_or_date(tmp_path):
-    first = data.Files(write(tmp_path / 'x' / 'a.txt', 'same'))
-    moved = data.Files(write(tmp_path / 'y' / 'z' / 'a.txt', 'same'))
-    edited = data.Files(write(tmp_path / 'w' / 'a.txt', 'sane'))
-    assert first.fingerprint() == moved.fingerprint() != edited.fingerprint()
-
-
-def test_the_digest_of_large_files_reads_their_ends(tmp_path):
-    paths = [write(tmp_path / name, name[0].encode() + bytes(20_000) + name[1].encode()) for name in ('aa', 'ba', 'ab')]
-    sums = [readers.digest([readers.File(path)], whole=0)[0][2] for path in paths]
-    assert len(set(sums)) == 3
-
-
-def test_python_stdlib_is_shuffled_complete_and_the_same_twice():
-    source = data.PythonStdlib()
-    records = list(source.records())
-    documents = [record for record in records if isinstance(record, data.Document)]
-    assert len(documents) > 300 and {document.source for document in documents} == {'python-stdlib'}
-    assert any('def namedtuple' in document.text for document in documents)
-    assert records == list(data.PythonStdlib().records())
-    assert source.fingerprint() == data.PythonStdlib().fingerprint()
-
-
 @settings(max_examples=30)
 @given(st.text(st.characters(codec='utf-8', exclude_characters='\0'), min_size=1), st.floats(0.01, 0.99))
 def test_adjoining_cuts_add_up_to_the_document(tmp_path_factory, text, middle):
     path = tmp_path_factory.mktemp('cut') / 'a.jsonl'
-    whole = data.Files(write_jsonl(path, text))
+    path.write_text(json.dumps({'text': text}))
+    whole = data.Files(str(path))
     parts = [data.Cut(whole, 0.0, middle), data.Cut(whole, middle, 1.0)]
     assert ''.join(piece for part in parts for piece in texts(part)) == text
     assert parts[0].fingerprint() != parts[1].fingerprint() != whole.fingerprint()
@@ -204,7 +43,8 @@ def test_a_pick_holds_its_share():
 
 
 def test_rejects_pass_through_cut_and_pick(tmp_path):
-    source = data.Files(write(tmp_path / 'a.jsonl', b'{"text": "one"}\nbroken\n'))
+    (tmp_path / 'a.jsonl').write_text('{"text": "one"}\nbroken\n')
+    source = data.Files(str(tmp_path / 'a.jsonl'))
     assert rejects(data.Cut(data.Pick(source, 0.0, 1e-9), 0.0, 0.5)) == [('broken JSON', 'a.jsonl:2')]
 
 
@@ -239,64 +79,5 @@ def test_synthetic_text_is_reproducible_and_learnable():
     followers = {}
     for word, following in zip(words, words[1:]):
         followers.setdefault(word, []).append(following)
-    counts = sorted((len(set(after)) for after in followers.values() if len(after) > 50))
+    counts = sorted(len(set(after)) for after in followers.values() if len(after) > 50)
     assert counts[len(counts) // 2] < 10 < len(set(words))
-
-
-@pytest.fixture(scope='module')
-def builder():
-    pytest.importorskip('importlib_resources')
-    tfds = pytest.importorskip('tensorflow_datasets')
-
-    class TinyText(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version('1.0.0')
-
-        def _info(self):
-            features = tfds.features.FeaturesDict({'text': tfds.features.Text(), 'title': tfds.features.Text()})
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, manager):
-            return {'train': self._generate_examples(1000), 'test': self._generate_examples(3)}
-
-        def _generate_examples(self, count):
-            for number in range(count):
-                yield number, {'text': f'Text {number} über alles', 'title': '' if number else 'first'}
-
-    return TinyText
-
-
-def test_tfds_reads_a_prepared_data_set_in_full(builder, tmp_path):
-    builder(data_dir=str(tmp_path), file_format='array_record').download_and_prepare()
-    source = data.Tfds('tiny_text', 'train', data_dir=str(tmp_path))
-    assert sorted(texts(source)) == sorted(f'Text {number} über alles' for number in range(1000))
-    assert texts(source) == texts(source) and source.label == 'tiny_text'
-    assert len(texts(data.Tfds('tiny_text', 'train[:10%]', data_dir=str(tmp_path)))) == 100
-    titles = data.Tfds('tiny_text', 'test', field='title', data_dir=str(tmp_path))
-    assert texts(titles) == ['first'] and [reason for reason, _ in rejects(titles)] == ['empty document'] * 2
-    assert source.fingerprint() != data.Tfds('tiny_text', 'test', data_dir=str(tmp_path)).fingerprint()
-
-
-def test_tfds_prepares_what_is_missing(builder, tmp_path):
-    assert len(texts(data.Tfds('tiny_text', 'test', data_dir=str(tmp_path)))) == 3
-
-
-def test_tfds_faults_are_one_line(builder, tmp_path):
-    builder(data_dir=str(tmp_path / 'a'), file_format='array_record').download_and_prepare()
-    builder(data_dir=str(tmp_path / 'p'), file_format='parquet').download_and_prepare()
-    cases = [(data.Tfds('tiny_text', 'train', field='body', data_dir=str(tmp_path / 'a')), "no feature 'body'"),
-             (data.Tfds('tiny_text', 'dev', data_dir=str(tmp_path / 'a')), "no split 'dev'"),
-             (data.Tfds('tiny_txt', 'train', data_dir=str(tmp_path / 'a')), "no data set 'tiny_txt'"),
-             (data.Tfds('tiny_text', 'train', data_dir=str(tmp_path / 'p')), 'array_record')]
-    for source, message in cases:
-        with pytest.raises(config.Error, match=message) as error:
-            texts(source)
-        assert '\n' not in str(error.value)
-
-
-def test_real_files_are_read_in_full(shared):
-    [text] = texts(data.Files(str(shared / 'wikitext2' / 'train.txt.gz')))
-    assert len(text.encode()) == 10_797_148
-    novels = texts(data.Files(str(shared / 'chinese_novels' / '*.txt.gz')))
-    assert [len(novel.encode()) for novel in novels] == [2_517_394, 1_791_669, 2_566_260, 1_992_520]
-    questions = data.Files(str(shared / 'gsm8k' / 'test.jsonl.gz'), field='question')
-    assert len(texts(questions)) == 1319 and rejects(questions) == []

@@ -63,11 +63,19 @@ def prepare(source, tokenizer, root, train=None):
 
 
 def fit(source, tokenizer, root):
-    """Returns the Encoder that `tokenizer` makes of the documents of `source`, kept in `root/tokenizer-<hash>`."""
+    """Returns the Encoder that `tokenizer` makes of the documents of `source`, kept in its `home`."""
+    directory = home(source, tokenizer, root)
+    with _alone(directory.parent, directory.name):
+        return tokenizer.fit(_texts(source), directory)
+
+
+def home(source, tokenizer, root):
+    """Returns the directory, `root/tokenizer-<hash>`, from which a tokenizer that learned from `source` can be loaded.
+
+    There may be no such directory: a tokenizer that learns nothing keeps nothing.
+    """
     given = digest([File(os.path.expanduser(tokenizer.given))]) if _is_file(tokenizer.given) else tokenizer.given
-    name = f'tokenizer-{config.fingerprint([tokenizer, given or source.fingerprint()])}'
-    with _alone(pathlib.Path(root), name):
-        return tokenizer.fit(_texts(source), pathlib.Path(root) / name)
+    return pathlib.Path(root) / f'tokenizer-{config.fingerprint([tokenizer, given or source.fingerprint()])}'
 
 
 def _is_file(path):
@@ -190,12 +198,19 @@ def main(experiment: str, *overrides: str, cache: str = '', show: int = 0):
     """
     from rich.console import Console
     corpus = config.load(experiment, overrides).config.data
-    terminal, built = Console(), {}
-    for name, source in (('train', corpus.train), ('valid', corpus.valid)):
+    terminal, built = Console(), []
+    for split, source in (('train', corpus.train), ('valid', corpus.valid)):
         if source is not None:
-            encoder, built[name] = prepare(source, corpus.tokenizer, root(cache), train=corpus.train)
+            encoder, caches = prepare(source, corpus.tokenizer, root(cache), train=corpus.train)
+            built += [(split, part) for part in caches]
     terminal.print(_table(built))
-    for part in built['train']:
+    for split, part in built:
+        terminal.print(f'{split} {part.label} lies in {part.directory}', markup=False, highlight=False, soft_wrap=True)
+        for reason, found in part.report['rejects'].items():
+            places = ', '.join(found['places'])
+            terminal.print(f'  left out {found["count"]:,} x {reason}: {places}', markup=False, highlight=False,
+                           soft_wrap=True)
+    for part in (part for split, part in built if split == 'train'):
         for number in range(min(show, part.offsets.size - 1)):
             terminal.print(_spelled(part.document(number), encoder), soft_wrap=True)
 
@@ -203,18 +218,14 @@ def main(experiment: str, *overrides: str, cache: str = '', show: int = 0):
 def _table(built):
     from rich.table import Table
     table = Table()
-    for name in ('split', 'source'):
-        table.add_column(name)
-    for name in ('documents', 'bytes', 'tokens', 'bytes/token', 'vocabulary', 'rejected', 'seconds'):
-        table.add_column(name, justify='right')
-    table.add_column('cache', overflow='fold')
-    for split, parts in built.items():
-        for part in parts:
-            report = part.report
-            counts = [f'{report[name]:,}' for name in ('documents', 'bytes', 'tokens')]
-            rejected = sum(found['count'] for found in report['rejects'].values())
-            table.add_row(split, part.label, *counts, f'{report["bytes_per_token"]:.3f}', f'{report["vocabulary"]:,}',
-                          f'{rejected:,}', f'{report["seconds"]:.1f}', str(part.directory))
+    table.add_column()
+    for split, part in built:
+        table.add_column(f'{split}\n{part.label}', justify='right')
+    for name in ('documents', 'bytes', 'tokens', 'vocabulary'):
+        table.add_row(name, *(f'{part.report[name]:,}' for _, part in built))
+    table.add_row('bytes per token', *(f'{part.report["bytes_per_token"]:.3f}' for _, part in built))
+    table.add_row('left out', *(f'{sum(r["count"] for r in part.report["rejects"].values()):,}' for _, part in built))
+    table.add_row('seconds', *(f'{part.report["seconds"]:.1f}' for _, part in built))
     return table
 
 

@@ -49,10 +49,10 @@ class Corpus:
         layouts = tuple(self._cut(part) for part in caches)
         sizes = np.array([layout.rows for layout in layouts], np.int64)
         weights = [weight for _, weight in source.parts()]
-        rows = {'train': lambda: order.Shuffled(order.schedule(weights), sizes, self.seed),
-                'valid': lambda: order.Sequential(sizes)}[split]()
-        kind = {'train': Stream, 'valid': Pass}[split]
-        return kind(rows, layouts, self.batch, tuple(caches), encoder, self._fingerprint(source, encoder, caches))
+        shuffled = order.Shuffled(order.schedule(weights), sizes, self.seed)
+        stream = Stream(shuffled, layouts, self.batch, tuple(caches), encoder,
+                        self._fingerprint(source, encoder, caches))
+        return {'train': stream, 'valid': stream.once()}[split]
 
     def example(self, split='train'):
         """Returns a batch of zeros with the names, shapes and types that `open(root, split)` serves; reads no data."""
@@ -94,6 +94,11 @@ class Stream:
     caches: tuple
     encoder: object
     fingerprint: dict
+
+    def once(self):
+        """Returns the Pass that holds every row of this stream once, in the order of the files."""
+        return Pass(order.Sequential(self.order.sizes), self.layouts, self.batch, self.caches, self.encoder,
+                    self.fingerprint)
 
     @property
     def sources(self):

@@ -34,8 +34,12 @@ class File:
         return self.path.rpartition('/')[2]
 
     def open(self):
-        """Returns a binary stream of the bytes as stored."""
-        return open(self.path, 'rb') if self.system is None else self.system.open(self.path, 'rb')
+        """Returns a binary stream of the bytes as stored; raises config.Error where that is not allowed."""
+        try:
+            return open(self.path, 'rb') if self.system is None else self.system.open(self.path, 'rb')
+        except OSError as error:
+            raise config.Error(f'cannot read {self.path}: {error.strerror or error}; '
+                               'check its permissions, or leave it out of the pattern.') from error
 
     def size(self):
         """Returns the stored size in bytes."""
@@ -127,14 +131,21 @@ def read_text(file, label, limit) -> Iterator[Document | Reject]:
     found = list(blocks(file))
     broken = [block for block in found if isinstance(block, Reject)]
     data = b''.join(block for block in found if isinstance(block, bytes)).removeprefix(_BOM)
-    if b'\0' in data or len(data) > limit or not _is_utf8(data):
+    record = examine(data, label, file.path)
+    if data and (isinstance(record, Reject) or _longest(data, limit) > limit):
         faults = [(number, line, _fault(line, limit)) for number, line in enumerate(data.split(b'\n'), 1)]
         broken += [Reject(fault, f'{file.path}:{number}') for number, _, fault in faults if fault]
         kept = [line for _, line, fault in faults if not fault]
         data = b'\n'.join(kept) if any(kept) else b''
+        record = examine(data, label, file.path)
     yield from broken
     if data or not broken:
-        yield examine(data, label, file.path)
+        yield record
+
+
+def _longest(data, limit):
+    """Returns the bytes of the longest line, or of all of `data` where that is within `limit` already."""
+    return len(data) if len(data) <= limit else max(map(len, data.split(b'\n')))
 
 
 def _fault(line, limit):

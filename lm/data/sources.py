@@ -35,8 +35,10 @@ def examine(value, source, place):
     if not isinstance(value, str | bytes):
         return Reject(f'{type(value).__name__} instead of text', place)
     try:
-        value = value.decode('utf-8') if isinstance(value, bytes) else value
-        value.encode('utf-8')
+        if isinstance(value, bytes):
+            value = value.decode('utf-8')
+        elif not value.isascii():
+            value.encode('utf-8')
     except UnicodeDecodeError:
         return Reject('not valid UTF-8', place)
     except UnicodeEncodeError:

@@ -7,8 +7,8 @@ from lm import config
 class Strided:
     """The documents of a Pass under windows of `context` tokens that slide by `stride`; read like the Pass itself.
 
-    A document of n tokens has n - 1 predictions. Each is scored once: in the first window that reaches it, from at least
-    context - stride tokens unless the document begins later than that (Press et al. 2020, arXiv:2012.15832).
+    A document of n tokens has n - 1 predictions. Each is scored once: in the first window that reaches it, from at
+    least context - stride tokens unless the document begins later than that (Press et al. 2020, arXiv:2012.15832).
     """
 
     def __init__(self, stream, context, stride):
@@ -22,7 +22,7 @@ class Strided:
         self.batches = -(-len(self.rows) // self.batch)
 
     def batch_at(self, step, host=0, hosts=1):
-        """Returns 'inputs', 'targets' int32, 'weights' float32 [B T] and 'source' int32 [B]; rows past the end weigh 0."""
+        """Returns 'inputs', 'targets' int32, 'weights' float32 [B T], 'source' int32 [B]; rows past the end weigh 0."""
         rows = self.batch // hosts
         numbers = step * self.batch + host * rows + np.arange(rows)
         tokens = np.zeros((rows, self.context + 1), np.int32)

@@ -109,7 +109,7 @@ class Decoder:
         return losses.cross_entropy(self._unembed(params, x), batch['targets'], self.vocab, self.smoothing)
 
     def loss(self, params, batch, key=None):
-        """Returns (loss, metrics): the mean over tokens that have weight, and {'loss': without z-loss, 'weight': sum}."""
+        """Returns (loss, metrics): the mean over tokens by weight, and {'loss': without z-loss, 'weight': sum}."""
         nll, log_z = self.token_losses(params, batch, key)
         weights = batch['weights'] if 'weights' in batch else jnp.ones_like(nll)
         loss = losses.masked_mean(nll, weights)

@@ -13,7 +13,7 @@ import pathlib
 import types
 import typing
 
-from lm.annotations import (
+from lm.config.annotations import (
     MAPPINGS,
     SCALARS,
     SEQUENCES,

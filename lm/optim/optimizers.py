@@ -1,4 +1,4 @@
-"""Optimizers, one frozen dataclass each, over optax; schedules are in schedules.py and named here too.
+"""Optimizers, one frozen dataclass each, over optax.
 
 Every optimizer takes the same step, `-rate * multiplier * (direction + weight_decay * parameter)`, and differs from the
 others in the direction alone. Weight decay is therefore decoupled everywhere and scales with the learning rate.
@@ -11,11 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm import config, trees, updates
-from lm.schedules import WSD, Constant, Cosine, InverseSqrt, Linear, Schedule
-
-__all__ = ['SGD', 'WSD', 'AdaGrad', 'Adafactor', 'Adam', 'AdamW', 'Constant', 'Cosine', 'InverseSqrt', 'Linear', 'Lion',
-           'Muon', 'Optimizer', 'Schedule', 'ScheduleFree', 'State']
+from lm import config, trees
+from lm.optim import updates
+from lm.optim.schedules import Constant, Cosine, Schedule
 
 DECAYS = ('ema', 'b1', 'b2', 'momentum')  # fields of one optimizer or another that are rates of forgetting
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lm import config, layouts, trees
+from lm import config, trees
+from lm.optim import layouts
 
 
 class Plan(NamedTuple):

@@ -6,8 +6,8 @@ import dataclasses
 import itertools
 import typing
 
-from lm.annotations import Error, close, hints, is_component
-from lm.values import fit, made
+from lm.config.annotations import Error, close, hints, is_component
+from lm.config.values import fit, made
 
 
 class Absent:

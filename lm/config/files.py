@@ -1,4 +1,4 @@
-"""Experiments: `load('experiments/x.py', ['model.depth=12'])`, and `lm config`, which shows one with its origins."""
+"""Experiment files: loaded with overrides applied, and where each value came from."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ import sys
 import traceback
 import types
 
-from lm.annotations import Error, close, is_component
-from lm.overrides import ABSENT, branches, children, diff, flatten, join, override
-from lm.snapshots import EXPERIMENT, dump, fingerprint, restore
-from lm.values import Text
-
-__all__ = ['ABSENT', 'Error', 'Experiment', 'build', 'diff', 'dump', 'fingerprint', 'flatten', 'load', 'override',
-           'sweep']
+from lm.config.annotations import Error, close, is_component
+from lm.config.overrides import branches, children, flatten, join, override
+from lm.config.snapshots import EXPERIMENT, restore
+from lm.config.values import Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,56 +178,3 @@ def _defaults(value):
     fields = dataclasses.fields(value) if is_component(value) else ()
     made = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
     return made | {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-
-
-def main(experiment: str, *overrides: str, diff: str = ''):
-    """Shows an experiment with every value resolved and where it comes from.
-
-    Args:
-        experiment: the experiment file
-        overrides: values to set, e.g. model.depth=12
-        diff: another experiment file; show only the keys whose values differ
-    """
-    loaded = load(experiment, overrides)
-    if diff:
-        _show(('key', experiment, diff), _difference_rows(loaded.config, load(diff).config))
-    else:
-        _show(('key', 'value', 'from'), _rows(loaded))
-
-
-def _rows(loaded):
-    for key, value in branches(loaded.config):
-        if key in loaded.provenance:
-            yield key, shown(value), loaded.provenance[key]
-        elif is_component(value):
-            yield key, type(value).__name__, ''
-
-
-def _difference_rows(a, b):
-    for key, (left, right) in diff(a, b).items():
-        yield key or type(a).__name__, shown(left), shown(right)
-
-
-def shown(value):
-    """Returns `value` as one would write it in an override."""
-    return str(value) if isinstance(value, (str, bool, pathlib.PurePath)) else repr(value)
-
-
-def _show(head, rows):
-    """Prints a table: drawn on a terminal, columns of plain text into a pipe."""
-    rows = list(rows)
-    if sys.stdout.isatty():
-        from rich import box, console, table
-        drawn = table.Table(*head, box=box.SIMPLE_HEAD)
-        for row in rows:
-            drawn.add_row(*map(_escaped, row))
-        console.Console().print(drawn)
-        return
-    widths = [max((len(row[i]) for row in rows), default=0) for i in range(len(head))]
-    for row in rows:
-        print('  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _escaped(cell):
-    from rich import markup
-    return markup.escape(cell)

@@ -10,7 +10,7 @@ import json
 import math
 import pathlib
 
-from lm.annotations import Error, close, is_component
+from lm.config.annotations import Error, close, is_component
 
 EXPERIMENT = 'experiment'
 

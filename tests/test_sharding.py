@@ -1,0 +1,120 @@
+"""Meshes and partition specs, and a step over 8 host devices that equals the step on one."""
+from functools import partial
+
+import architectures
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from architectures import small
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lm import config, sharding
+from lm.positions import Relative
+
+MESH = {'data': 4, 'fsdp': 2}
+
+
+@pytest.fixture
+def mesh():
+    return sharding.make_mesh(MESH)
+
+
+@pytest.mark.parametrize('sizes, expected', [
+    ({'data': -1}, {'data': 8}), ({'data': -1, 'fsdp': 2}, {'data': 4, 'fsdp': 2}), ({'fsdp': 8}, {'fsdp': 8}),
+    ({'data': 2, 'fsdp': -1, 'tensor': 2}, {'data': 2, 'fsdp': 2, 'tensor': 2}),
+    ({'data': -1, 'fsdp': 1}, {'data': 8, 'fsdp': 1}),
+])
+def test_a_mesh_fills_the_devices(sizes, expected):
+    assert dict(sharding.make_mesh(sizes).shape) == expected
+
+
+@pytest.mark.parametrize('sizes, words', [
+    ({'dat': 8}, ["'dat'", 'data, fsdp']), ({'data': 3}, ['3', '8', 'try']), ({'data': 16}, ['16', '8', 'try']),
+    ({'data': -1, 'fsdp': 3}, ['fsdp', '3', '8', 'try']), ({'data': -1, 'fsdp': -1}, ['-1', 'try']), ({}, ['8', 'try']),
+    ({'data': 0}, ['data', '0', 'try']), ({'data': -2, 'fsdp': -4}, ['-2', 'try']),
+])
+def test_a_mesh_that_does_not_fit_is_one_clear_line(sizes, words):
+    with pytest.raises(config.Error) as caught:
+        sharding.make_mesh(sizes)
+    assert '\n' not in str(caught.value)
+    assert all(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize('names, shape, expected', [
+    (('batch', 'length'), (8, 16), P(('data', 'fsdp'), None)),
+    (('batch', 'length'), (12, 16), P(None, None)),
+    (('layers', 'embed', 'heads', 'head_dim'), (2, 16, 4, 4), P(None, ('fsdp',), None, None)),
+    (('vocab', 'embed'), (128, 7), P(None, None)),
+    (('embed', 'embed'), (4, 4), P(('fsdp',), None)),
+    ((None, 'norm'), (4, 4), P(None, None)),
+    ((), (), P()),
+])
+def test_specs_drop_axes_that_do_not_divide_or_are_absent(names, shape, expected, mesh):
+    assert sharding.spec(names, shape, mesh) == expected
+
+
+def test_a_spec_names_as_many_axes_as_the_array_has(mesh):
+    with pytest.raises(ValueError):
+        sharding.spec(('embed',), (2, 2), mesh)
+
+
+@pytest.mark.parametrize('name, heads, expected', [
+    ('heads', 4, ('tensor',)), ('kv_heads', 4, ('tensor',)), ('kv_heads', 2, None)])
+def test_tensor_axes_split_heads_where_they_divide(name, heads, expected):
+    mesh = sharding.make_mesh({'fsdp': 2, 'tensor': 4})
+    spec = sharding.spec(('layers', 'embed', name, 'head_dim'), (2, 16, heads, 4), mesh)
+    assert spec == P(None, ('fsdp',), expected, None)
+
+
+def test_moments_are_split_like_their_parameters(mesh):
+    params = {'a': {'w': jnp.zeros((4, 3))}, 'b': jnp.zeros((3,))}
+    axes = {'a': {'w': ('embed', 'ff')}, 'b': ('norm',)}
+    state = (params, [params, {'count': jnp.zeros(())}], {'a': {'w': jnp.zeros((4,))}})
+    places = sharding.mirror(state, axes, mesh)
+    split, whole = NamedSharding(mesh, P(('fsdp',), None)), NamedSharding(mesh, P(None))
+    assert places[0]['a']['w'] == places[1][0]['a']['w'] == split
+    assert places[0]['b'] == places[2]['a']['w'] == whole
+    assert places[1][1]['count'] == sharding.replicated(mesh)
+
+
+def test_rows_become_one_global_array(mesh):
+    rows = np.arange(48).reshape(16, 3)
+    placed = sharding.put({'inputs': rows}, mesh)['inputs']
+    np.testing.assert_array_equal(placed, rows)
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}
+
+
+def test_constrain_without_a_mesh_is_nothing():
+    x = jnp.ones((4, 4))
+    assert sharding.constrain(x, 'batch', None) is x
+
+
+def test_the_platform_is_that_of_the_devices(mesh):
+    assert sharding.platform() == 'cpu'
+    with jax.set_mesh(mesh):
+        assert sharding.platform() == 'cpu'
+
+
+@pytest.mark.parametrize('sizes', [MESH, {'fsdp': 2, 'tensor': 4}], ids=['data_fsdp', 'fsdp_tensor'])
+def test_a_step_on_eight_devices_is_the_step_on_one(sizes):
+    model, mesh = small(kv_heads=2, position=Relative(8, 20), dropout=0.1, windows=(4, 0)), sharding.make_mesh(sizes)
+    places = sharding.mirror(jax.eval_shape(model.init, jax.random.key(0)), model.axes(), mesh)
+    rng = np.random.default_rng(0)
+    batch = {'inputs': rng.integers(0, 50, (8, 12)), 'targets': rng.integers(0, 50, (8, 12)),
+             'weights': rng.random((8, 12)).astype(np.float32)}
+    slope = jax.value_and_grad(lambda params, batch: model.loss(params, batch, jax.random.key(1))[0])
+    alone = architectures.jit(model.init)(jax.random.key(0))
+    expected = architectures.jit(slope)(alone, batch)
+    with jax.set_mesh(mesh):
+        params = architectures.jit(model.init, out_shardings=places)(jax.random.key(0))
+        step = architectures.jit(slope, out_shardings=(sharding.replicated(mesh), places))
+        loss, gradient = step(params, sharding.put(batch, mesh))
+    jax.tree.map(np.testing.assert_array_equal, alone, params)
+    query = params['blocks']['attention']['query']
+    assert query.sharding.shard_shape(query.shape)[1] == 8
+    assert {shard.data.nbytes for shard in params['tokens'].addressable_shards} == {
+        params['tokens'].nbytes // (2 if sizes is MESH else 8)}
+    np.testing.assert_allclose(loss, expected[0], rtol=1e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), gradient, expected[1])
