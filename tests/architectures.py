@@ -19,9 +19,9 @@ DECODERS = {
                     position=Rope(factor=2.0)),
     'neox': small(bias='all', parallel=True, norm='layer_bias', position=Rope(fraction=0.5)),
     'nope': small(position=NoPE(), norm='layer', norm_place='post', activation='relu', smoothing=0.1),
-    'sinusoidal': small(position=Sinusoidal(), parallel=True, activation='relu2', bias='qkv', z_loss=0.01),
+    'sinusoidal': small(position=Sinusoidal(), parallel=True, activation='relu2', bias='qkv', z_loss=0.1,
+                        smoothing=0.2),
     'alibi': small(heads=6, width=24, kv_heads=3, position=Alibi(), windows=(5, 0), attention_softcap=2.0),
-    'alibi4': small(position=Alibi(), norm='layer', smoothing=0.2, z_loss=0.1),
     'relative': small(kv_heads=2, position=Relative(8, 20), norm='layer_bias', norm_place='both', tied=False),
 }
 

@@ -164,11 +164,12 @@ def test_windows_repeat_over_the_depth():
 def test_block_attention_is_one_block(monkeypatch):
     model = dataclasses.replace(DECODERS['gemma3'], unroll=2)
     params, tokens = parameters(model), tokens_of(model)
-    whole = architectures.jit(model.logits)(params, tokens)
+    whole = forward(model, params, tokens)
+    program = str(jax.make_jaxpr(model.logits)(params, tokens))
     monkeypatch.setattr(attention, 'BLOCK', 4)
     blocked = architectures.jit(lambda p, t: model.logits(p, t))(params, tokens)
     np.testing.assert_allclose(blocked, whole, atol=1e-5)
-    assert not np.array_equal(blocked, whole)
+    assert str(jax.make_jaxpr(lambda p, t: model.logits(p, t))(params, tokens)) != program
 
 
 @pytest.mark.parametrize('name', ['llama', 'gemma2', 'relative'])
@@ -234,7 +235,7 @@ def test_the_vocabulary_is_padded_to_whole_lanes(vocab, padded):
     assert shapes['output'].shape == (16, padded)
 
 
-@pytest.mark.parametrize('name', ['gpt2', 'llama', 'alibi4'])
+@pytest.mark.parametrize('name', ['gpt2', 'llama'])
 def test_padding_of_the_vocabulary_does_not_matter(name):
     model = DECODERS[name]
     params, tokens, batch = parameters(model), tokens_of(model), packed_batch(model)
@@ -262,7 +263,7 @@ def test_the_loss_metric_leaves_the_z_loss_out():
     np.testing.assert_allclose(metrics['weight'], batch['weights'].sum())
 
 
-@pytest.mark.parametrize('name', ['alibi4', 'nope'])
+@pytest.mark.parametrize('name', ['sinusoidal', 'nope'])
 def test_token_losses_are_the_datas_without_smoothing(name):
     model = DECODERS[name]
     params, batch = parameters(model), packed_batch(model)

@@ -74,7 +74,7 @@ def test_adjusted_logits_are_those_of_the_definitions(sampler):
 
 
 @pytest.mark.parametrize('sampler', [GREEDY, Sampler(top_k=1), Sampler(top_p=1e-9), Sampler(min_p=1.0),
-                                     Sampler(1e-3), Sampler(1e-30)], ids=str)
+                                     Sampler(1e-30)], ids=str)
 def test_every_limit_is_the_likeliest_token(sampler):
     keys = jax.random.split(jax.random.key(0), len(LOGITS))
     token = architectures.jit(lambda logits: sampler.draw(sampler.adjust(logits, UNSEEN), keys))(LOGITS)
@@ -103,7 +103,7 @@ def greedy():
     return run(['ab', 'A longer prompt'], length=24, sampler=GREEDY)
 
 
-@pytest.mark.parametrize('row, prompt', enumerate(['ab', 'A longer prompt']))
+@pytest.mark.parametrize('row, prompt', [(0, 'ab'), (1, 'A longer prompt')])
 def test_greedy_is_the_argmax_of_the_full_forward_step_by_step(row, prompt, greedy):
     tokens = []
     while len(tokens) < 24:
@@ -128,9 +128,10 @@ def test_a_seed_draws_the_same_text_and_another_another():
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it_or_the_length():
-    one, other = run(['ab', 'cd'], length=24), run(['ab', 'quite another text'], length=17)
-    assert one[0].tokens[:17] == other[0].tokens
-    assert one[1].tokens[:17] != other[1].tokens
+    both = run(['ab', 'cd'], length=24)
+    beside, alone = run(['ab', 'quite another text'], length=17), run(['ab'], length=17)
+    assert both[0].tokens[:17] == beside[0].tokens == alone[0].tokens
+    assert both[1].tokens[:17] != beside[1].tokens
 
 
 def test_repetition_counts_the_prompt_and_what_was_drawn():

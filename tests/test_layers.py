@@ -1,4 +1,5 @@
 """The parts of models: products, norms, dropout, stacks, and the names that weights carry."""
+import architectures
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,8 @@ def operands(spec):
 
 
 def value_and_gradients(product, spec):
-    return jax.jit(jax.value_and_grad(lambda x, w: jnp.sum(jnp.sin(product(spec, x, w))), (0, 1)))(*operands(spec))
+    slope = jax.value_and_grad(lambda x, w: jnp.sum(jnp.sin(product(spec, x, w))), (0, 1))
+    return architectures.jit(slope)(*operands(spec))
 
 
 @pytest.mark.parametrize('spec', SPECS)
@@ -99,7 +101,7 @@ class _Stacked(nn.Module):
 @pytest.mark.parametrize('unroll', [1, 3])
 def test_a_stack_applies_one_layer_after_the_other(unroll):
     x = jnp.array([[1.0, 2.0]])
-    params, axes = layers.unbox(jax.jit(_Stacked().init)(jax.random.key(0), x)['params'])
+    params, axes = layers.unbox(architectures.jit(_Stacked().init)(jax.random.key(0), x)['params'])
     assert axes == {'blocks': {'w': ('layers', 'embed', 'embed.out')}}
     w = np.asarray(params['blocks']['w'])
     assert w.shape == (3, 2, 2)
