@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 MASKED = -1e30
-BLOCK = 64
+BLOCK = 128
 
 
 @dataclass(frozen=True)
@@ -29,31 +29,55 @@ class View:
 
 def attend(query, key, value, view):
     """Returns the values [B T N H] that queries [B T N H] gather from keys and values [B S K H], K dividing N."""
-    length = query.shape[1]
+    batch, length, heads, size = query.shape
+    groups = key.shape[2]
+    scale = size ** -0.5 if view.scale is None else view.scale
+    query = jnp.moveaxis((query * scale).reshape(batch, length, groups, heads // groups, size), 1, 3)
+    key, value = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
     if view.index is not None or not view.causal or length <= BLOCK or length % BLOCK:
-        return _attend(query, key, value, view, (0, 0))
-    outs = []
-    for start in range(0, length, BLOCK):
-        stop = start + BLOCK
-        first = max(0, start - view.window + 1) if view.window else 0
-        outs.append(_attend(query[:, start:stop], key[:, first:stop], value[:, first:stop], view, (start, first)))
-    return jnp.concatenate(outs, axis=1)
+        mixed = _attend(query, key, value, view, (0, 0))
+    else:
+        blocks = []
+        for start in range(0, length, BLOCK):
+            stop = start + BLOCK
+            first = max(0, start - view.window + 1) if view.window else 0
+            seen = (..., slice(first, stop), slice(None))
+            blocks.append(_attend(query[..., start:stop, :], key[seen], value[seen], view, (start, first)))
+        mixed = jnp.concatenate(blocks, axis=3)
+    return jnp.moveaxis(mixed, 3, 1).reshape(batch, length, heads, size)
 
 
 def _attend(query, key, value, view, begin):
-    """Returns attention of a block of queries to a block of keys; `begin` are the slots where the two begin."""
-    batch, length, heads, size = query.shape
-    groups = key.shape[2]
-    query = query.reshape(batch, length, groups, heads // groups, size)
-    scale = size ** -0.5 if view.scale is None else view.scale
-    scores = jnp.einsum('BTKGH,BSKH->BKGTS', query * scale, key, preferred_element_type=jnp.float32)
+    """Returns attention [B K G T H] of a block of scaled queries [B K G T H] to a block of keys and values [B K S H].
+
+    `begin` are the slots where the queries and the keys begin.
+    """
+    scores = jnp.einsum('BKGTH,BKSH->BKGTS', query, key, preferred_element_type=jnp.float32)
     if view.softcap:
         scores = view.softcap * jnp.tanh(scores / view.softcap)
     if view.bias is not None:
         scores = scores + _bias(view, begin, scores.shape)
     scores = jnp.where(_visible(view, begin, scores.shape[-2:]), scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum('BKGTS,BSKH->BTKGH', weights, value).reshape(batch, length, heads, size)
+    weights = _softmax(scores).astype(value.dtype)
+    return jnp.einsum('BKGTS,BKSH->BKGTH', weights, value)
+
+
+@jax.custom_vjp
+def _softmax(scores):
+    """Returns softmax over the last axis; its gradient needs only the result."""
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def _softmax_forward(scores):
+    weights = jax.nn.softmax(scores, axis=-1)
+    return weights, weights
+
+
+def _softmax_backward(weights, g):
+    return (weights * (g - jnp.sum(weights * g, axis=-1, keepdims=True)),)
+
+
+_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def _bias(view, begin, shape):

@@ -117,24 +117,38 @@ class Sample(NamedTuple):
 def generate(model, params, encoder, prompts, *, length=200, sampler=None, seed=0, stop=()):
     """Yields, after every few tokens, the list of Samples so far, one for each of `prompts`; the last list is whole.
 
-    A row ends at the end-of-text token, before the first of the `stop` strings, or after `length` tokens.
+    A row ends at the end-of-text token, before the first of the `stop` strings, or after `length` tokens; until then
+    its text lacks what more tokens may still change, so that each text begins with the one before it.
     """
-    sampler = Sampler() if sampler is None else sampler
+    sampler, stop = sampler or Sampler(), (stop,) if isinstance(stop, str) else stop
     encoded = [_encode(encoder, prompt) for prompt in prompts]
-    width, slots = (-(-n // 64) * 64 for n in (max(map(len, encoded)), max(map(len, encoded)) + length))
+    width, slots = _room(model, max(map(len, encoded)), length)
     padded = np.zeros((len(encoded), width), np.int32)
     for row, tokens in zip(padded, encoded, strict=True):
         row[:len(tokens)] = tokens
     lengths = np.array([len(tokens) for tokens in encoded], np.int32)
-    decoding = begin(model, max(width, slots), params, (padded, lengths), jax.random.key(seed))
+    decoding = begin(model, slots, params, (padded, lengths), jax.random.key(seed))
     tokens, logprobs = np.zeros((len(encoded), 0), np.int32), np.zeros((len(encoded), 0), np.float32)
     while tokens.shape[1] < length:
         decoding, *more = extend(model, sampler, CHUNK, params, decoding)
         tokens, logprobs = (np.concatenate(pair, 1)[:, :length] for pair in zip((tokens, logprobs), more, strict=True))
         ends = [_finish(encoder, *row, stop) for row in zip(tokens, logprobs, strict=True)]
-        yield [sample for _, sample in ends]
-        if all(ended for ended, _ in ends):
+        if all(ended for ended, _ in ends) or tokens.shape[1] == length:
+            yield [sample for _, sample in ends]
             return
+        yield [sample if ended else sample._replace(text=_settled(sample.text, stop)) for ended, sample in ends]
+
+
+def _room(model, prompt, length):
+    """Returns (width, slots), in few different sizes, for prompts of up to `prompt` tokens and `length` more."""
+    if length < 1:
+        raise config.Error(f'length={length} is not positive; try length=1 or more.')
+    limit = model.position.limit
+    if limit and prompt + length > limit + 1:
+        raise config.Error(f'a prompt of {prompt} tokens and length={length} do not fit position.length={limit}; '
+                           f'try {f"length={limit + 1 - prompt}" if prompt <= limit else "a shorter prompt"}.')
+    width, slots = (-(-n // 64) * 64 for n in (prompt, prompt + length))
+    return min(width, limit or width), slots
 
 
 def _encode(encoder, prompt):
@@ -155,8 +169,14 @@ def _finish(encoder, tokens, logprobs, stop):
     cuts = [text.index(word) for word in stop if word in text]
     if cuts:
         text, ended = text[:min(cuts)], True
-        end = next(n for n in range(end + 1) if len(encoder.decode(tokens[:n])) >= len(text))
+        end = next(n for n in range(end + 1) if encoder.decode(tokens[:n]).startswith(text))
     return ended, Sample(text, tokens[:end].tolist(), logprobs[:end].tolist())
+
+
+def _settled(text, stop):
+    """Returns text without an incomplete character and the beginning of a stop string at its end."""
+    text = text.rstrip('\ufffd')
+    return text[:len(text) - max((n for word in stop for n in range(len(word)) if text.endswith(word[:n])), default=0)]
 
 
 def main(run: str, *prompts: str, length: int = 200, temperature: float = 0.8, top_k: int = 0, top_p: float = 1.0,
@@ -194,13 +214,12 @@ def main(run: str, *prompts: str, length: int = 200, temperature: float = 0.8, t
 
 
 def stream(prompt, drawn, out=None):
-    """Prints a prompt and, as they grow, the texts of its Samples; a character still incomplete waits for its rest."""
+    """Prints a prompt and, as they grow, the texts of its Samples."""
     out = sys.stdout if out is None else out
     out.write(prompt)
-    shown, sample = 0, None
+    shown = 0
     for (sample,) in drawn:
-        whole = sample.text.rstrip('\ufffd')
-        out.write(whole[shown:])
+        out.write(sample.text[shown:])
         out.flush()
-        shown = max(shown, len(whole))
-    out.write(sample.text[shown:] + '\n' if sample else '\n')
+        shown = len(sample.text)
+    out.write('\n')

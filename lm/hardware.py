@@ -65,4 +65,10 @@ def measure_gemm(dtype, size=1024, seconds=0.5):
 
 
 def tune(environ=os.environ):
-    """Sets what XLA reads at start-up so that it is fast on a CPU; flags already given there win."""
+    """Adds to XLA_FLAGS what makes a CPU fast: 512-bit vectors and, for small models, a device on each of two cores.
+
+    Flags that are already there win. They change nothing on other platforms.
+    """
+    given = environ.get('XLA_FLAGS', '')
+    flags = {'--xla_cpu_prefer_vector_width': 512, '--xla_force_host_platform_device_count': min(2, os.cpu_count())}
+    environ['XLA_FLAGS'] = ' '.join([given, *(f'{flag}={value}' for flag, value in flags.items() if flag not in given)])

@@ -4,6 +4,7 @@
 Muon's matrices and conversions are derived.
 """
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from flax import struct
 
 from lm import sharding
 
+SMALL = 1024  # vocabularies up to this size have their embedding's gradient by a matrix product
 
 @struct.dataclass
 class Named(nn.meta.AxisMetadata):
@@ -85,13 +87,15 @@ def einsum(spec, x, w):
     return (x.reshape(math.prod(lead), -1) @ w).reshape(*lead, *columns)
 
 
-def stack(block, length, *, remat='none', unroll=1, **fields):
+def stack(block, length, *, remat='none', unroll=0, **fields):
     """Returns a module that applies the Linen class `block` `length` times, parameters stacked on axis 0 [L ...].
 
     The block is called as (x, layer, shared) -> (x, out): `layer` and `out` have a leading axis L, `shared` is the same
     for every layer. For the backward pass, `remat` recomputes nothing ('none'), all but products with weights ('dots'),
-    or everything ('full'). One iteration of the loop holds `unroll` layers.
+    or everything ('full'). One iteration of the loop holds `unroll` layers; 0 stands for all of them on a CPU, where a
+    loop keeps XLA from working on copies and layers together, and for one elsewhere.
     """
+    unroll = min(unroll, length) or (length if sharding.platform() == 'cpu' else 1)
     if remat != 'none':
         policy = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[remat]
         block = nn.remat(block, prevent_cse=False, policy=policy)
@@ -107,14 +111,35 @@ def norm(module, name, x, kind, epsilon=1e-5):
     'layer_bias'.
     """
     size = x.shape[-1]
-    y = x.astype(jnp.float32)
-    if kind != 'rms':
-        y = y - jnp.mean(y, -1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + epsilon)
+    y = _standardise(x.astype(jnp.float32), kind != 'rms', epsilon)
     y = y * weight(module, f'{name}_scale', dict(norm=size), fill(1.0))
     if kind == 'layer_bias':
         y = y + weight(module, f'{name}_bias', dict(norm=size), fill(0.0))
     return y.astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _standardise(x, centred, epsilon):
+    """Returns x [... D] over its root mean square, with its mean taken off first if `centred`; the gradient needs only
+    the result and one number a row.
+    """
+    return _standardise_forward(x, centred, epsilon)[0]
+
+
+def _standardise_forward(x, centred, epsilon):
+    if centred:
+        x = x - jnp.mean(x, -1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + epsilon)
+    return x * inverse, (x * inverse, inverse)
+
+
+def _standardise_backward(centred, epsilon, given, g):
+    y, inverse = given
+    along = y * jnp.mean(g * y, -1, keepdims=True)
+    return (inverse * (g - along - (jnp.mean(g, -1, keepdims=True) if centred else 0)),)
+
+
+_standardise.defvjp(_standardise_forward, _standardise_backward)
 
 
 def dropout(x, rate, key):
@@ -136,4 +161,25 @@ GATED = ('swiglu', 'geglu')
 
 def embed(table, tokens):
     """Returns rows of `table` [V D] for tokens [B T], as [B T D]."""
-    return sharding.constrain(jnp.take(table, tokens, axis=0, mode='clip'), 'batch', 'length', None)
+    return sharding.constrain(_look_up(table, tokens), 'batch', 'length', None)
+
+
+@jax.custom_vjp
+def _look_up(table, tokens):
+    """Returns table[tokens]; for a small vocabulary the gradient is a product with one-hot rows, not a slow scatter."""
+    return jnp.take(table, tokens, axis=0, mode='clip')
+
+
+def _look_up_forward(table, tokens):
+    return _look_up(table, tokens), (tokens, table.shape[0])
+
+
+def _look_up_backward(given, g):
+    tokens, size = given
+    if size > SMALL:
+        return jnp.zeros((size, g.shape[-1]), g.dtype).at[tokens].add(g, mode='clip'), None
+    hits = jax.nn.one_hot(tokens.reshape(-1), size, dtype=g.dtype)
+    return jax.lax.dot_general(hits, g.reshape(-1, g.shape[-1]), (((0,), (0,)), ((), ()))), None
+
+
+_look_up.defvjp(_look_up_forward, _look_up_backward)

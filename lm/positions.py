@@ -12,6 +12,11 @@ from lm import config, layers
 class Position:
     """Base of the schemes; each hook does nothing until a scheme overrides it."""
 
+    @property
+    def limit(self):
+        """The most tokens a text may have, 0 for any number."""
+        return 0
+
     def add(self, module, x, positions):
         """Returns the embeddings x [B T D] with position information added, given positions [B T]."""
         return x
@@ -39,6 +44,10 @@ class Learned(Position):
     """One trained vector for each of `length` positions, as in GPT-2."""
 
     length: int = 1024
+
+    @property
+    def limit(self):
+        return self.length
 
     def add(self, module, x, positions):
         if x.shape[1] > self.length:
@@ -78,9 +87,13 @@ class Rope(Position):
     local_base: float = 0.0
     fraction: float = 1.0
 
+    def __post_init__(self):
+        if not 0 < self.fraction <= 1:
+            raise config.Error(f'fraction={self.fraction} is not in (0, 1]; try fraction=1.0.')
+
     def frequencies(self, head_dim, window):
         """Returns the radians per position [fraction * H / 2] of a layer with this window."""
-        half = int(head_dim * self.fraction) // 2
+        half = round(head_dim * self.fraction) // 2
         local = window > 0 and self.local_base > 0
         frequency = (self.local_base if local else self.base) ** (-jnp.arange(half, dtype=jnp.float32) / half)
         if local or self.factor == 1:

@@ -30,12 +30,14 @@ def make_mesh(sizes, devices=None):
     unknown = [name for name in sizes if name not in AXES]
     if unknown:
         raise config.Error(f'mesh has no axis {unknown[0]!r}; the axes are {", ".join(AXES)}.')
+    bad = [f'{name}={size}' for name, size in sizes.items() if size < 1 and size != -1]
+    if bad or list(sizes.values()).count(-1) > 1:
+        raise config.Error(f'mesh={sizes} has {bad[0] if bad else "-1 twice"}; try sizes of 1 or more and one -1.')
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    sizes = {name: len(devices) // max(fixed, 1) if size == -1 else size for name, size in sizes.items()}
-    if math.prod(sizes.values()) != len(devices):
-        raise config.Error(f'mesh={sizes} needs {math.prod(sizes.values())} devices and there are {len(devices)}; '
-                           f'try mesh.{next(iter(sizes))}=-1.')
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), devices=devices, axis_types=(AxisType.Auto,) * len(sizes))
+    full = {name: len(devices) // fixed if size == -1 else size for name, size in sizes.items()}
+    if math.prod(full.values()) != len(devices):
+        raise config.Error(f"mesh={sizes} does not fill {len(devices)} devices; try mesh={{'data': -1}}.")
+    return jax.make_mesh(tuple(full.values()), tuple(full), devices=devices, axis_types=(AxisType.Auto,) * len(full))
 
 
 def spec(names, shape, mesh):

@@ -219,8 +219,8 @@ def test_a_stop_string_ends_the_text_before_it(text, stop, expected, chunk):
 
 
 def test_a_stop_string_may_be_given_alone():
-    *_, (final,) = said('tops STOP', 'STOP')
-    assert final.text == 'tops '
+    *_, (final,) = said('Tops STOP', 'STOP')
+    assert final.text == 'Tops '
 
 
 def test_a_text_cut_in_the_middle_of_a_character_shows_the_mark():

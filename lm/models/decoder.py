@@ -47,12 +47,19 @@ class Decoder:
     smoothing: float = 0.0
     dtype: Literal['float32', 'bfloat16'] = 'float32'
     remat: Literal['none', 'dots', 'full'] = 'none'
-    unroll: int = 1
+    unroll: int = 0  # all layers on a CPU, one elsewhere
 
     def __post_init__(self):
-        for name in ('vocab', 'depth', 'width', 'heads', 'unroll'):
+        for name in ('vocab', 'depth', 'width', 'heads'):
             if getattr(self, name) < 1:
                 raise config.Error(f'{name}={getattr(self, name)} is not positive; try {name}=1 or more.')
+        for name in ('kv_heads', 'head_dim', 'ff'):
+            if getattr(self, name) < 0:
+                raise config.Error(f'{name}={getattr(self, name)} is negative; try {name}=0 for the usual size.')
+        if not self.windows or min(self.windows) < 0:
+            raise config.Error(f'windows={self.windows} are not sizes from 0 on; try windows=(0,) for full attention.')
+        if self.width % 2 and isinstance(self.position, positions.Sinusoidal):
+            raise config.Error(f'width={self.width} is odd and Sinusoidal fills pairs; try width={self.width + 1}.')
         if not self.head_dim and self.width % self.heads:
             near = max(1, round(self.width / self.heads)) * self.heads
             raise config.Error(f'width={self.width} is not a multiple of heads={self.heads}; try width={near}.')
@@ -99,18 +106,24 @@ class Decoder:
         x, _ = self._hidden(params, tokens, _Pass(segments=segments, positions=positions))
         return self._unembed(params, x)[..., :self.vocab].astype(jnp.float32)
 
-    def token_losses(self, params, batch, key=None):
+    def token_losses(self, params, batch):
         """Returns (nll, log_z) [B T] in nats of a batch with inputs, targets and, if packed, segments and positions.
+
+        These are the data's: without dropout and smoothing.
+        """
+        return self._token_losses(params, batch, None, 0.0)
+
+    def _token_losses(self, params, batch, key, smoothing):
+        packed = {name: batch[name] for name in ('segments', 'positions') if name in batch}
+        x, _ = self._hidden(params, batch['inputs'], _Pass(key=key, **packed))
+        return losses.cross_entropy(self._unembed(params, x), batch['targets'], self.vocab, smoothing)
+
+    def loss(self, params, batch, key=None):
+        """Returns (loss, metrics): the mean over tokens by weight, and {'loss': without z-loss, 'weight': sum}.
 
         Dropout is drawn from key; without one there is none.
         """
-        packed = {name: batch[name] for name in ('segments', 'positions') if name in batch}
-        x, _ = self._hidden(params, batch['inputs'], _Pass(key=key, **packed))
-        return losses.cross_entropy(self._unembed(params, x), batch['targets'], self.vocab, self.smoothing)
-
-    def loss(self, params, batch, key=None):
-        """Returns (loss, metrics): the mean over tokens by weight, and {'loss': without z-loss, 'weight': sum}."""
-        nll, log_z = self.token_losses(params, batch, key)
+        nll, log_z = self._token_losses(params, batch, key, self.smoothing)
         weights = batch['weights'] if 'weights' in batch else jnp.ones_like(nll)
         loss = losses.masked_mean(nll, weights)
         total = loss + self.z_loss * losses.masked_mean(jnp.square(log_z), weights) if self.z_loss else loss
@@ -166,7 +179,7 @@ class _Net(nn.Module):
                   'angles': [model.position.angles(at, model.size, window) for window in windows]}
         layer = {'kind': kinds, 'cache': given.cache,
                  'key': None if given.key is None else jax.random.split(keys[1], model.depth)}
-        blocks = layers.stack(_Block, model.depth, remat=model.remat, unroll=min(model.unroll, model.depth),
+        blocks = layers.stack(_Block, model.depth, remat=model.remat, unroll=model.unroll,
                               model=model, name='blocks')
         x, cache = blocks(x, layer, shared)
         if not model.tied:
