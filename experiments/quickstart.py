@@ -11,8 +11,8 @@ TEXT = data.PythonStdlib()
 
 def config():
     return train.Config(
-        model=Decoder(vocab=2048, depth=4, heads=4, width=192, position=Rope(), qk_norm=True, activation='relu2'),
+        model=Decoder(vocab=2048, depth=4, heads=4, width=128, position=Rope(), qk_norm=True, activation='relu2'),
         data=data.Corpus(train=data.Pick(TEXT, 0.0, 0.98), valid=data.Pick(TEXT, 0.98, 1.0),
                          tokenizer=data.SentencePiece(size=2048, kind='bpe'), context=256, batch=8),
-        optimizer=optim.Muon(peak=1e-2, schedule=optim.Linear(warmup=20, end=0.0)),
-        steps=1000, log_every=50, save_every=500, sample='def ', baselines=True)
+        optimizer=optim.Muon(peak=2e-2, schedule=optim.Linear(warmup=20, end=0.0)),
+        steps=850, log_every=50, save_every=500, sample='def ', baselines=True)

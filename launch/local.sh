@@ -140,5 +140,7 @@ if ! up_to_date; then
 fi
 export VIRTUAL_ENV=$venv PATH=$venv/bin:$PATH
 unset PYTHONHOME
+# Huge pages spare the page faults of large temporaries: a CPU step of 10M parameters takes about a tenth less time.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 command -v -- "$1" >/dev/null || die "no command '$1'; try: $0 lm --help"
 exec "$@"

@@ -13,7 +13,7 @@ import pytest
 from lm import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RUN = ('model.depth=1', 'model.width=32', 'steps=60', 'log_every=1', 'save_every=3', 'data.batch=4', 'data.context=32')
+RUN = ('model.depth=1', 'model.width=32', 'steps=150', 'log_every=1', 'save_every=3', 'data.batch=4', 'data.context=32')
 
 
 @pytest.fixture(scope='module')
@@ -52,11 +52,11 @@ def kill_storm(place, workdir, kills, straight):
     dice, killed, reached = random.Random(kills), 0, 0
     while killed < kills:
         process = start(place, workdir)
-        # Some kills fall in the start-up, some wait for a few more steps than there were and fall in steps or saves.
-        goal = reached + dice.randrange(0, 2 * len(straight) // kills + 2)
+        # Some kills fall in the start-up, the others a few steps further than the one before, in steps or saves.
+        goal = reached + dice.randrange(2 + (len(straight) - reached) // (2 * (kills - killed)))
         while process.poll() is None and max(losses(workdir), default=0) < goal:
-            time.sleep(0.02)
-        time.sleep(dice.random() * 0.1)
+            time.sleep(0.005)
+        time.sleep(dice.random() * 0.05)
         if process.poll() is not None:
             break
         process.send_signal(signal.SIGKILL)
@@ -65,7 +65,7 @@ def kill_storm(place, workdir, kills, straight):
         reached = max(losses(workdir), default=0)
     finish(start(place, workdir))
     assert losses(workdir) == straight
-    assert killed >= min(kills, 3)
+    assert killed > kills // 2
 
 
 def test_killed_three_times_and_resumed_is_bit_equal(place, straight):

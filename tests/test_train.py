@@ -98,7 +98,7 @@ def test_clear_errors():
         settings(accumulate=3)
     with pytest.raises(config.Error, match='steps=0 is not positive'):
         settings(steps=0)
-    with pytest.raises(config.Error, match='mesh=.* needs 3 devices and there are 8'):
+    with pytest.raises(config.Error, match='mesh=.* does not fill 8 devices; try mesh='):
         train.program(settings(mesh={'data': 3}))
     with pytest.raises(config.Error, match="mesh has no axis 'dtaa'"):
         train.program(settings(mesh={'dtaa': 8}))

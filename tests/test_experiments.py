@@ -1,0 +1,109 @@
+"""Every experiment file runs two steps at toy size, on text of its own kind made here."""
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from lm import bench, config, data, sharding, train
+from lm.positions import Learned
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FILES = sorted((ROOT / 'experiments').glob('*.py'))
+
+
+def toy(settings):
+    """Returns the settings with everything that costs time made small, and nothing else changed."""
+    windows = tuple(min(window, 4) for window in settings.model.windows)
+    small = {'depth': 2, 'heads': 2, 'width': 16, 'kv_heads': min(settings.model.kv_heads, 1), 'ff': 0, 'head_dim': 0,
+             'vocab': 258, 'windows': windows}
+    if isinstance(settings.model.position, Learned):
+        small['position'] = Learned(8)
+    corpus = dataclasses.replace(settings.data, context=8, batch=2 * settings.accumulate)
+    schedule = settings.optimizer.schedule
+    brief = {'warmup': 1} if hasattr(schedule, 'warmup') else {}
+    optimizer = dataclasses.replace(settings.optimizer, schedule=dataclasses.replace(schedule, **brief))
+    return dataclasses.replace(settings, model=dataclasses.replace(settings.model, **small), data=corpus,
+                               optimizer=optimizer, steps=2)
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
+def test_every_experiment_runs_two_steps_at_toy_size(file):
+    settings = toy(config.load(file).config)
+    program = train.program(settings, sharding.make_mesh({'data': 1}, jax.devices()[:1]))
+    tokens = np.random.default_rng(0).integers(258, size=(2, *settings.data.example()['inputs'].shape), dtype=np.int32)
+    with jax.set_mesh(program.mesh):
+        state = program.init()
+        for step in range(2):
+            batch = {**settings.data.example(), 'inputs': tokens[step], 'targets': tokens[1 - step]}
+            state, measured = program.step(state, batch)
+            assert np.isfinite(float(measured['grad_norm'])) and int(measured['bad']) == 0
+    assert int(state.step) == 2
+
+
+@pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
+def test_every_experiment_says_how_it_is_run(file):
+    assert f'lm train experiments/{file.name}' in file.read_text()
+
+
+@pytest.mark.parametrize('name,count', [('gpt2_124m', 123_589_632), ('llama_1b', 1_040_254_976)])
+def test_the_large_ones_have_their_size(name, count):
+    settings = config.load(ROOT / 'experiments' / f'{name}.py').config
+    shapes = jax.eval_shape(settings.model.init, jax.random.key(0))
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == count
+
+
+def test_flops_are_those_of_the_formula():
+    settings = config.load(ROOT / 'experiments' / 'shakespeare_char.py').config
+    shapes = jax.eval_shape(settings.model.init, jax.random.key(0))
+    assert bench.flops_per_token(settings.model, shapes, 64) == 6 * (4 * 12 * 128 ** 2 + 65 * 128) + 6 * 4 * 128 * 64
+
+
+def test_bench_measures_a_tiny_experiment():
+    settings = toy(config.load(ROOT / 'experiments' / 'tiny.py').config)
+    found = bench.measure(dataclasses.replace(settings, mesh={'data': -1}, data=dataclasses.replace(
+        settings.data, batch=8)), steps=2)
+    assert found['tokens_per_step'] == 64 and found['devices'] == 8
+    assert 0 < found['step_seconds'] and 0 < found['mfu'] < 1 and 0 < found['host_peak_gb']
+    assert bench.measure_loader(settings.data, 5) > 0
+
+
+def test_shakespeare_is_nanogpts_split(shared, tmp_path):
+    settings = config.load(ROOT / 'experiments' / 'shakespeare_char.py', {
+        'data.train.source.pattern': str(shared / 'tinyshakespeare/input.txt'),
+        'data.valid.source.pattern': str(shared / 'tinyshakespeare/input.txt')}).config
+    stream, valid = (settings.data.open(tmp_path, split) for split in ('train', 'valid'))
+    assert stream.encoder.size == 65
+    assert sum(part.tokens.size for part in stream.caches) == 1_003_854
+    assert sum(part.tokens.size for part in valid.caches) == 111_540
+
+
+def test_a_source_of_its_own_lives_in_the_experiment_file(tmp_path):
+    file = tmp_path / 'own.py'
+    file.write_text((ROOT / 'experiments' / 'tiny.py').read_text().replace(
+        'TEXT = data.Synthetic(count=300, length=2000)', OWN))
+    loaded = config.load(file)
+    again = config.build(config.dump(loaded.config), file)
+    assert [document.text for document in again.data.train.documents()] == ['to be or not to be'] * 2
+    assert isinstance(loaded.config.data.train.source, data.Source)
+
+
+OWN = """
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Twice(data.Source):
+    text: str = 'to be or not to be'
+    label = 'twice'
+
+    def records(self):
+        return (data.Document(self.text, self.label) for _ in range(2))
+
+    def fingerprint(self):
+        return self.text
+
+
+TEXT = Twice()
+"""
