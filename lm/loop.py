@@ -95,10 +95,11 @@ def _due(step, every):
 
 
 def validate(settings, program, state, valid, run):
-    """Records the validation loss of a State, and returns the scores {name: value}."""
+    """Records the validation loss of a State, on all batches after the last step, and returns {name: value}."""
     step = int(state.step)
+    batches = settings.eval_batches if step < settings.steps else 0
     params = settings.optimizer.averaged(state.optimizer, state.params)
-    scores = evaluate.score(settings.model, params, valid, program.mesh, settings.eval_batches)
+    scores = evaluate.score(settings.model, params, valid, program.mesh, batches)
     run.writer.write(step, {f'valid/{name}': value for name, value in scores.items()})
     run.store.score(step, scores['loss'])
     return scores

@@ -104,8 +104,8 @@ def _surroundings(pattern):
 class PythonStdlib(Source):
     """The source files of the running Python's standard library, some 12 MB.
 
-    The order looks random and is fixed by the names. Installed packages are left out, and the library's own tests, which
-    not every machine has.
+    The order looks random and is fixed by the names. Installed packages are left out, and so are the library's own
+    tests, which not every machine has.
     """
 
     @property
