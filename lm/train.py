@@ -15,10 +15,10 @@ class Config:
     """An experiment: what to train, on what, how, and for how many steps.
 
     accumulate: micro-batches a step, equal to one big batch. Every `log_every` steps are logged, every `eval_every`
-    validated on `eval_batches` batches (0: all; all at the end too), every `save_every` saved (0: only at the end), and the last `keep`
-    checkpoints kept beside the best. After `patience` updates in a row that are not finite the run goes back to the
-    last checkpoint and steps past the batches. sample: prompt of the sample shown at the end. baselines: whether
-    compressors are measured on the held-out text at the end.
+    validated on `eval_batches` batches (0 for all, as at the end), every `save_every` saved (0: only at the end). The
+    last `keep` checkpoints are kept beside the best. After `patience` updates in a row that are not finite the run goes
+    back to the last checkpoint and steps past the batches. sample: prompt of the sample shown at the end. baselines:
+    whether compressors are measured on the held-out text at the end.
     """
 
     model: Any
