@@ -3,6 +3,8 @@
     lm train experiments/shakespeare_char.py
 
 The text is Karpathy's input.txt (1,115,394 bytes); data.train.source.pattern and data.valid.source.pattern say where.
+Hardware and time: two CPU cores, 100 s. Reached: validation loss 1.895 over the whole held-out text in windows of 64,
+1.869 with a stride of 16.
 """
 from lm import data, optim, train
 from lm.models.decoder import Decoder

@@ -3,6 +3,7 @@
     lm train experiments/shakespeare_fast.py
 
 The text is that of shakespeare_char.py.
+Hardware and time: two CPU cores, 70 s. Reached: validation loss 1.651 over the whole held-out text in windows of 64.
 """
 import dataclasses
 
