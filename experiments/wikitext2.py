@@ -3,7 +3,8 @@
     lm train experiments/wikitext2.py
     lm eval runs/wikitext2 --split=valid --stride=64
 
-The files are wikitext-2's train.txt and test.txt; data.train.pattern and data.valid.pattern say where. Its perplexity has not been measured yet.
+The files are wikitext-2's train.txt and test.txt; data.train.pattern and data.valid.pattern say where.
+Its perplexity has not been measured yet.
 """
 from lm import data, optim, train
 from lm.models.decoder import Decoder
