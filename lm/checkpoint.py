@@ -77,6 +77,7 @@ class Store:
         `abstract` is the state's tree of ShapeDtypeStructs with shardings, or a part of it; its mesh need not be the
         one saved from. A checkpoint that cannot be read is put aside, with a warning, for the one before it.
         """
+        self.wait()
         steps = self.steps()
         for candidate in steps[::-1] if step is None else [step]:
             try:

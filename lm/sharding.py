@@ -71,11 +71,6 @@ def _keys(path):
     return tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
 
 
-def replicated(mesh):
-    """Returns the sharding of a value that every device holds whole."""
-    return NamedSharding(mesh, P())
-
-
 def constrain(x, *names):
     """Returns x, its sharding pinned by logical axis names under the mesh in context; x itself where there is none."""
     mesh = jax.sharding.get_abstract_mesh()
