@@ -1,0 +1,105 @@
+"""The block that models stack: attention and MLP with their norms and residuals, by the fields of the model."""
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lm import attention, layers, positions, sharding
+
+
+class Block(nn.Module):
+    """One layer: x [B T D] -> x, with its slice of the cache extended."""
+
+    model: Any
+
+    @nn.compact
+    def __call__(self, x, layer, shared):
+        model = self.model
+        norm = partial(layers.norm, self, kind=model.norm, epsilon=model.norm_epsilon)
+        before = norm if model.norm_place != 'post' else lambda name, x: x
+        after = norm if model.norm_place != 'pre' else lambda name, x: x
+        keys = (None,) * 2 if layer['key'] is None else jax.random.split(layer['key'])
+        attended, cache = Attention(model, name='attention')(before('attention_norm', x), layer, shared)
+        attended = layers.dropout(after('attention_post_norm', attended), model.dropout, keys[0])
+        middle = x if model.parallel else x + attended
+        fed = MLP(model, name='mlp')(before('mlp_norm', middle))
+        fed = layers.dropout(after('mlp_post_norm', fed), model.dropout, keys[1])
+        x = x + attended + fed if model.parallel else middle + fed
+        return sharding.constrain(x, 'batch', 'length', None), cache
+
+
+class Attention(nn.Module):
+    model: Any
+
+    @nn.compact
+    def __call__(self, x, layer, shared):
+        model = self.model
+        heads = {'heads': model.heads, 'head_dim': model.size}
+        groups = {'kv_heads': model.groups, 'head_dim': model.size}
+        query = self.project(x, 'query', heads)
+        key, value = self.project(x, 'key', groups), self.project(x, 'value', groups)
+        if model.qk_norm:
+            query = layers.norm(self, 'query_norm', query, 'rms', model.norm_epsilon)
+            key = layers.norm(self, 'key_norm', key, 'rms', model.norm_epsilon)
+        angles = jax.tree.map(lambda *each: jnp.stack(each)[layer['kind']] if each[1:] else each[0], *shared['angles'])
+        query, key = positions.rotate(query, angles), positions.rotate(key, angles)
+        cache = layer['cache']
+        if cache is not None:
+            cache = jax.tree.map(partial(_write, index=shared['index']), cache, (key, value))
+            if shared['index'] is not None:
+                key, value = cache
+        mixed = self.attend(query, key, value, layer['kind'], shared)
+        axes = {**heads, 'embed': model.width}
+        out = layers.weight(self, 'out', axes, layers.normal(0.02 / (2 * model.depth) ** 0.5), model.dtype)
+        y = layers.einsum('BTNH,NHD->BTD', mixed, out)
+        if model.bias == 'all':
+            y = y + layers.weight(self, 'out_bias', {'bias': model.width}, layers.fill(0.0), model.dtype)
+        return y, cache
+
+    def project(self, x, name, axes):
+        w = layers.weight(self, name, {'embed': x.shape[-1], **axes}, layers.normal(0.02), self.model.dtype)
+        y = layers.einsum('BTD,DNH->BTNH', x, w)
+        if self.model.bias != 'none':
+            y = y + layers.weight(self, f'{name}_bias', axes, layers.fill(0.0), self.model.dtype)
+        return sharding.constrain(y, 'batch', 'length', next(iter(axes)), None)
+
+    def attend(self, query, key, value, kind, shared):
+        """Returns attention under the layer's own window, chosen by `kind` where layers differ."""
+        model, table, segments = self.model, shared['table'], shared['segments']
+        view = partial(attention.View, softcap=model.attention_softcap, index=shared['index'],
+                       segments=None if segments is None else (segments, segments),
+                       bias=None if table is None else partial(model.position.score, table))
+        branches = [partial(attention.attend, view=view(window=window)) for window in sorted(set(model.windows))]
+        if len(branches) == 1:
+            return branches[0](query, key, value)
+        return jax.lax.switch(kind, branches, query, key, value)
+
+
+class MLP(nn.Module):
+    model: Any
+
+    @nn.compact
+    def __call__(self, x):
+        model = self.model
+        width, ff = model.width, model.ff or 4 * model.width
+        activate = layers.ACTIVATIONS[model.activation]
+        up = self.project(x, 'up', {'embed': width, 'ff': ff}, 0.02)
+        gated = model.activation in layers.GATED
+        hidden = activate(self.project(x, 'gate', {'embed': width, 'ff': ff}, 0.02)) * up if gated else activate(up)
+        return self.project(hidden, 'down', {'ff': ff, 'embed': width}, 0.02 / (2 * model.depth) ** 0.5)
+
+    def project(self, x, name, axes, scale):
+        y = layers.einsum('BTD,DF->BTF', x, layers.weight(self, name, axes, layers.normal(scale), self.model.dtype))
+        if self.model.bias == 'all':
+            bias = {'bias': y.shape[-1]}
+            y = y + layers.weight(self, f'{name}_bias', bias, layers.fill(0.0), self.model.dtype)
+        return sharding.constrain(y, 'batch', 'length', 'ff' if name != 'down' else None)
+
+
+def _write(slots, new, index):
+    """Returns slots [B S K H] with new [B T K H] written at index [B T], or from slot 0 on."""
+    if index is None:
+        return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), (0, 0, 0, 0))
+    return slots.at[jnp.arange(slots.shape[0])[:, None], index].set(new.astype(slots.dtype))
