@@ -41,15 +41,26 @@ def make_mesh(sizes, devices=None):
 
 
 def spec(names, shape, mesh):
-    """Returns the PartitionSpec of an array with logical axis `names`; an axis that does not divide stays whole."""
+    """Returns the PartitionSpec of an array with logical axis `names`: each split over as many of its mesh axes, in
+    order, as divide it.
+    """
     used, entries = set(), []
     for name, size in zip(names, shape, strict=True):
-        axes = tuple(a for a in RULES.get(name, ()) if a in mesh.shape and a not in used)
-        if not axes or size % math.prod(mesh.shape[a] for a in axes):
-            axes = ()
+        axes = [a for a in RULES.get(name, ()) if a in mesh.shape and a not in used]
+        while axes and size % math.prod(mesh.shape[a] for a in axes):
+            axes.pop()
         used.update(axes)
-        entries.append(axes or None)
+        entries.append(tuple(axes) or None)
     return P(*entries)
+
+
+def check_rows(rows, mesh):
+    """Raises config.Error where a batch of `rows` does not divide over the mesh axes that batches are split over."""
+    parts = math.prod(mesh.shape[axis] for axis in RULES['batch'] if axis in mesh.shape)
+    if rows % parts:
+        near = max(1, round(rows / parts)) * parts
+        raise config.Error(f'{rows} rows at a time do not divide over {parts} devices '
+                           f'({" x ".join(a for a in RULES["batch"] if a in mesh.shape)}); try {near}.')
 
 
 def mirror(tree, axes, mesh):

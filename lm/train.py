@@ -116,8 +116,12 @@ class Program(NamedTuple):
 
 
 def program(settings, mesh=None):
-    """Returns the Program of a Config on a mesh, by default its own over all devices; nothing is compiled yet."""
+    """Returns the Program of a Config on a mesh, by default its own over all devices; nothing is compiled yet.
+
+    Raises config.Error where a micro-batch does not divide over the mesh.
+    """
     mesh = sharding.make_mesh(settings.mesh) if mesh is None else mesh
+    sharding.check_rows(settings.data.batch // settings.accumulate, mesh)
     model, axes = settings.model, settings.model.axes()
     tx = settings.optimizer.make(settings.steps, axes)
 

@@ -44,14 +44,14 @@ def test_a_mesh_that_does_not_fit_is_one_clear_line(sizes, words):
 
 @pytest.mark.parametrize('names, shape, expected', [
     (('batch', 'length'), (8, 16), P(('data', 'fsdp'), None)),
-    (('batch', 'length'), (12, 16), P(None, None)),
+    (('batch', 'length'), (12, 16), P(('data',), None)),
     (('layers', 'embed', 'heads', 'head_dim'), (2, 16, 4, 4), P(None, ('fsdp',), None, None)),
     (('vocab', 'embed'), (128, 7), P(None, None)),
     (('embed', 'embed'), (4, 4), P(('fsdp',), None)),
     ((None, 'norm'), (4, 4), P(None, None)),
     ((), (), P()),
 ])
-def test_specs_drop_axes_that_do_not_divide_or_are_absent(names, shape, expected, mesh):
+def test_specs_drop_trailing_axes_that_do_not_divide_or_are_absent(names, shape, expected, mesh):
     assert sharding.spec(names, shape, mesh) == expected
 
 
@@ -116,3 +116,9 @@ def test_a_step_on_eight_devices_is_the_step_on_one(mesh):
     assert {shard.data.nbytes for shard in params['tokens'].addressable_shards} == {params['tokens'].nbytes // 2}
     np.testing.assert_allclose(loss, expected[0], rtol=1e-6)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), gradient, expected[1])
+
+
+def test_rows_that_do_not_divide_are_refused_with_the_nearest_that_do(mesh):
+    sharding.check_rows(16, mesh)
+    with pytest.raises(config.Error, match=r'12 rows .* 8 devices \(data x fsdp\); try 16\.'):
+        sharding.check_rows(12, mesh)

@@ -13,7 +13,7 @@ import traceback
 import types
 
 from lm.config.annotations import Error, close, is_component
-from lm.config.overrides import branches, children, flatten, join, override
+from lm.config.overrides import branches, check, children, flatten, join, override
 from lm.config.snapshots import EXPERIMENT, restore
 from lm.config.values import Text
 
@@ -91,6 +91,8 @@ def _config_of(path, module):
         config = module.config()
     if not is_component(config):
         raise Error(f'{path}: config() returned {type(config).__name__}, not a dataclass; return train.Config(...).')
+    with _reporting(path):
+        check(config)
     return config
 
 

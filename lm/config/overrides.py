@@ -53,6 +53,15 @@ def override(config, changes):
         raise Error(_unknown_field(str(unknown), [key for key, _ in branches(config)])) from None
 
 
+def check(config, key=''):
+    """Raises `Error` where a field does not fit its annotation, at any depth: Python itself never looks."""
+    known = hints(type(config)) if is_component(config) else {}
+    for name, child in children(config).items():
+        if name in known:
+            fit(child, known[name], join(key, name), child)
+        check(child, join(key, name))
+
+
 def children(value):
     """Returns {name: value} of what is inside a dataclass, a dict or a sequence of dataclasses, and {} of a leaf.
 
