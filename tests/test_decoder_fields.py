@@ -1,6 +1,7 @@
 """What the decoder's fields can say: published shapes, and mistakes told in one line."""
 import jax
 import pytest
+from architectures import small
 
 from lm import config
 from lm import positions as schemes
