@@ -87,18 +87,28 @@ def einsum(spec, x, w):
     return (x.reshape(math.prod(lead), -1) @ w).reshape(*lead, *columns)
 
 
+LAYER_INPUT = 'layer_input'  # what a block calls its input, for 'offload' to find
+POLICIES = {
+    'full': None,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=[LAYER_INPUT], offload_src='device',
+        offload_dst='pinned_host'),
+}
+
+
 def stack(block, length, *, remat='none', unroll=0, **fields):
     """Returns a module that applies the Linen class `block` `length` times, parameters stacked on axis 0 [L ...].
 
     The block is called as (x, layer, shared) -> (x, out): `layer` and `out` have a leading axis L, `shared` is the same
     for every layer. For the backward pass, `remat` recomputes nothing ('none'), all but products with weights ('dots'),
-    or everything ('full'). One iteration of the loop holds `unroll` layers; 0 stands for all of them on a CPU, where a
-    loop keeps XLA from working on copies and layers together, and for one elsewhere.
+    or everything ('full'); 'offload' recomputes everything too, from inputs of layers that wait in the host's memory.
+    One iteration of the loop holds `unroll` layers; 0 stands for all of them on a CPU, where a loop keeps XLA from
+    working on copies and layers together, and for one elsewhere.
     """
     unroll = min(unroll, length) or (length if sharding.platform() == 'cpu' else 1)
     if remat != 'none':
-        policy = {'full': None, 'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[remat]
-        block = nn.remat(block, prevent_cse=False, policy=policy)
+        block = nn.remat(block, prevent_cse=False, policy=POLICIES[remat])
     scanned = nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=(0, nn.broadcast),
                       length=length, unroll=unroll, metadata_params={nn.PARTITION_NAME: 'layers'})
     return scanned(**fields)

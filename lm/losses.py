@@ -1,8 +1,11 @@
-"""Cross entropy with z-loss and smoothing, and masked means, all in float32."""
+"""Cross entropy with z-loss and smoothing, whole or in parts of the vocabulary, and masked means, all in float32."""
+from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+
+from lm import sharding
 
 PADDING = -1e30
 
@@ -45,6 +48,88 @@ def _backward(vocab, smoothing, given, g):
 
 
 _cross_entropy.defvjp(_forward, _backward)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How hidden states become scores of `vocab` classes, `parts` of the vocabulary one after the other.
+
+    softcap: scores become c * tanh(scores / c), 0 for not. smoothing: as in `cross_entropy`.
+    """
+
+    vocab: int
+    parts: int
+    softcap: float = 0.0
+    smoothing: float = 0.0
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def cross_entropy_in_parts(x, table, targets, scores):
+    """Returns what `cross_entropy` does of hidden states x [B T D] and a table [V D], without logits [B T V] in memory.
+
+    Each part of the table, rows i, i + parts, ..., is scored, reduced to running sums, and scored again for the
+    gradient. Under fsdp a part is gathered where it is used and its gradient is whole and scattered at once, so that
+    neither the table nor its gradient is ever whole on a device.
+    """
+    return _in_parts(x, table, targets, scores)[0]
+
+
+def _parts_of(table, scores):
+    """Returns the table [V D] as [parts V/parts D], each part spread over the mesh as the table is."""
+    split = table.reshape(-1, scores.parts, table.shape[-1])
+    return jnp.moveaxis(sharding.constrain(split, 'vocab', None, 'embed'), 1, 0)
+
+
+def _scored(x, rows, index, scores):
+    """Returns (classes [V/parts], their scores [B T V/parts] in float32) of part `index`."""
+    classes = index + scores.parts * jnp.arange(rows.shape[0])
+    logits = jnp.einsum('BTD,VD->BTV', x, rows, preferred_element_type=jnp.float32)
+    if scores.softcap:
+        logits = scores.softcap * jnp.tanh(logits / scores.softcap)
+    return classes, logits
+
+
+def _in_parts(x, table, targets, scores):
+    def add(sums, part):
+        top, total, target, mean = sums
+        classes, logits = _scored(x, *part, scores)
+        known = jnp.where(classes < scores.vocab, logits, PADDING)
+        higher = jnp.maximum(top, jnp.max(known, axis=-1))
+        total = total * jnp.exp(top - higher) + jnp.sum(jnp.exp(known - higher[..., None]), axis=-1)
+        target += jnp.sum(jnp.where(targets[..., None] == classes, known, 0), axis=-1)
+        mean += jnp.sum(jnp.where(classes < scores.vocab, known, 0), axis=-1) / scores.vocab
+        return (higher, total, target, mean), None
+    zero = jnp.zeros(targets.shape, jnp.float32)
+    parts = (_parts_of(table, scores), jnp.arange(scores.parts))
+    (top, total, target, mean), _ = jax.lax.scan(add, (zero + PADDING, zero, zero, zero), parts)
+    log_z = top + jnp.log(total)
+    nll = log_z - (1 - scores.smoothing) * target - scores.smoothing * mean
+    return (nll, log_z), (x, table, targets, log_z)
+
+
+def _in_parts_backward(scores, given, g):
+    x, table, targets, log_z = given
+    of_nll, of_log_z = (each[..., None] for each in g)
+
+    def add(dx, part):
+        rows, _ = part
+        classes, logits = _scored(x, *part, scores)
+        known = classes < scores.vocab
+        chance = jnp.where(known, jnp.exp(logits - log_z[..., None]), 0)
+        target = (1 - scores.smoothing) * (targets[..., None] == classes)
+        target += jnp.where(known, scores.smoothing / scores.vocab, 0)
+        slope = (of_nll + of_log_z) * chance - of_nll * target
+        if scores.softcap:
+            slope *= 1 - jnp.square(logits / scores.softcap)
+        slope = slope.astype(rows.dtype)
+        dx += jnp.einsum('BTV,VD->BTD', slope, rows, preferred_element_type=jnp.float32)
+        return dx, sharding.constrain(jnp.einsum('BTV,BTD->VD', slope, x), 'vocab', 'embed')
+    parts = (_parts_of(table, scores), jnp.arange(scores.parts))
+    dx, drows = jax.lax.scan(add, jnp.zeros(x.shape, jnp.float32), parts)
+    return dx.astype(x.dtype), jnp.moveaxis(drows, 0, 1).reshape(table.shape), None
+
+
+cross_entropy_in_parts.defvjp(_in_parts, _in_parts_backward)
 
 
 def masked_mean(values, weights):

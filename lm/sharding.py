@@ -10,15 +10,19 @@ from lm import config
 
 # Logical axis of a parameter or activation -> the mesh axes it is split over, those the mesh lacks being skipped.
 RULES = {
-    'batch': ('data', 'fsdp'),
+    'batch': ('data', 'fsdp', 'expert'),
     'length': ('context',),
     'embed': ('fsdp',),
     'heads': ('tensor',),
     'kv_heads': ('tensor',),
     'ff': ('tensor',),
     'vocab': ('tensor',),
+    'experts': ('expert',),
+    'layers': ('stage',),
 }
-AXES = ('data', 'fsdp', 'tensor', 'context')
+# The same for the state of an optimizer under ZeRO (Rajbhandari et al. 2019, arXiv:1910.02054): split over data too.
+ZERO = {**RULES, 'embed': ('fsdp', 'data')}
+AXES = ('stage', 'data', 'fsdp', 'expert', 'context', 'tensor')
 
 
 def make_mesh(sizes, devices=None):
@@ -40,13 +44,13 @@ def make_mesh(sizes, devices=None):
     return jax.make_mesh(tuple(full.values()), tuple(full), devices=devices, axis_types=(AxisType.Auto,) * len(full))
 
 
-def spec(names, shape, mesh):
+def spec(names, shape, mesh, rules=RULES):
     """Returns the PartitionSpec of an array with logical axis `names`: each split over as many of its mesh axes, in
     order, as divide it.
     """
     used, entries = set(), []
     for name, size in zip(names, shape, strict=True):
-        axes = [a for a in RULES.get(name, ()) if a in mesh.shape and a not in used]
+        axes = [a for a in rules.get(name, ()) if a in mesh.shape and a not in used]
         while axes and size % math.prod(mesh.shape[a] for a in axes):
             axes.pop()
         used.update(axes)
@@ -63,7 +67,7 @@ def check_rows(rows, mesh):
                            f'({" x ".join(a for a in RULES["batch"] if a in mesh.shape)}); try {near}.')
 
 
-def mirror(tree, axes, mesh):
+def mirror(tree, axes, mesh, rules=RULES):
     """Returns NamedShardings for a tree that holds parameters and what mirrors them, such as an optimizer's state.
 
     A leaf is split like the parameter whose dict keys its path has, if their numbers of axes agree; else it is whole.
@@ -74,7 +78,7 @@ def mirror(tree, axes, mesh):
     def place(path, x):
         names = known.get(_keys(path), ())
         names = names if len(names) == len(x.shape) else (None,) * len(x.shape)
-        return NamedSharding(mesh, spec(names, x.shape, mesh))
+        return NamedSharding(mesh, spec(names, x.shape, mesh, rules))
     return jax.tree_util.tree_map_with_path(place, tree)
 
 

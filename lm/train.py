@@ -14,11 +14,12 @@ from lm.data import Corpus
 class Config:
     """An experiment: what to train, on what, how, and for how many steps.
 
-    accumulate: micro-batches a step, equal to one big batch. Every `log_every` steps are logged, every `eval_every`
-    validated on `eval_batches` batches (0 for all, as at the end), every `save_every` saved (0: only at the end). The
-    last `keep` checkpoints are kept beside the best. After `patience` updates in a row that are not finite the run goes
-    back to the last checkpoint and steps past the batches. sample: prompt of the sample shown at the end. baselines:
-    whether compressors are measured on the held-out text at the end.
+    zero: the optimizer's state is split over the mesh axis data as well as fsdp. accumulate: micro-batches a step,
+    equal to one big batch. Every `log_every` steps are logged, every `eval_every` validated on `eval_batches` batches
+    (0 for all, as at the end), every `save_every` saved (0: only at the end). The last `keep` checkpoints are kept
+    beside the best. After `patience` updates in a row that are not finite the run goes back to the last checkpoint and
+    steps past the batches. sample: prompt of the sample shown at the end. baselines: whether compressors are measured
+    on the held-out text at the end.
     """
 
     model: Any
@@ -27,6 +28,7 @@ class Config:
     steps: int
     seed: int = 0
     mesh: dict[str, int] = field(default_factory=lambda: {'data': -1})
+    zero: bool = False
     accumulate: int = 1
     log_every: int = 10
     eval_every: int = 0
@@ -57,11 +59,17 @@ class State(NamedTuple):
     bad: jax.Array
 
 
-def make_step(loss, tx, seed=0, accumulate=1):
+def unadjusted(params, measured):
+    """Returns its arguments: what a step does with its metrics where the model asks for nothing else."""
+    return params, measured
+
+
+def make_step(loss, tx, seed=0, accumulate=1, adjusted=unadjusted):
     """Returns step(state, batch) -> (state, metrics), pure: randomness comes from the seed and state.step alone.
 
-    `loss(params, batch, key) -> (loss, metrics)` is a mean over metrics['weight'] tokens. An update whose loss or
-    gradient is not finite leaves parameters and optimizer as they were.
+    `loss(params, batch, key) -> (loss, metrics)` is a mean over metrics['weight'] tokens. `adjusted(params, metrics) ->
+    (params, metrics)` comes after the optimizer, for what learns without a gradient. An update whose loss or gradient
+    is not finite leaves parameters and optimizer as they were.
     """
     def step(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -69,7 +77,7 @@ def make_step(loss, tx, seed=0, accumulate=1):
         norm = trees.norm(grads)
         finite = jnp.isfinite(measured['loss']) & jnp.isfinite(norm)
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
-        params = jax.tree.map(jnp.add, state.params, updates)
+        params, measured = adjusted(jax.tree.map(jnp.add, state.params, updates), measured)
         params, optimizer = jax.tree.map(partial(jnp.where, finite), (params, optimizer),
                                          (state.params, state.optimizer))
         bad = jnp.where(finite, 0, state.bad + 1)
@@ -130,7 +138,9 @@ def program(settings, mesh=None):
         return State(jnp.int32(0), params, tx.init(params), jnp.int32(0))
     shapes = jax.eval_shape(init)
     placed = sharding.mirror(shapes, axes, mesh)
+    if settings.zero:
+        placed = placed._replace(optimizer=sharding.mirror(shapes.optimizer, axes, mesh, sharding.ZERO))
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
-    step = jax.jit(make_step(model.loss, tx, settings.seed, settings.accumulate), donate_argnums=0,
+    step = jax.jit(make_step(model.loss, tx, settings.seed, settings.accumulate, model.adjusted), donate_argnums=0,
                    out_shardings=(placed, None))
     return Program(mesh, jax.jit(init, out_shardings=placed), step, abstract)

@@ -10,13 +10,13 @@ from lm.positions import Alibi, Learned, NoPE, Relative, Rope, Sinusoidal
 small = partial(Decoder, vocab=50, depth=2, heads=4, width=16)
 DECODERS = {
     'gpt2': small(position=Learned(20), norm='layer_bias', bias='all'),
-    'llama': small(kv_heads=2, activation='swiglu', tied=False),
+    'llama': small(kv_heads=2, activation='swiglu', tied=False, loss_parts=4),
     'llama3': small(kv_heads=1, activation='swiglu', position=Rope(base=100.0, factor=8.0, original=32)),
     'qwen3': small(kv_heads=2, head_dim=6, ff=20, activation='swiglu', qk_norm=True),
     'gemma3': small(depth=3, kv_heads=1, head_dim=8, ff=24, activation='geglu', qk_norm=True, norm_place='both',
                     scaled_embedding=True, windows=(3, 3, 0), position=Rope(100.0, 4.0, local_base=10.0)),
     'gemma2': small(kv_heads=2, activation='geglu', windows=(0, 4), attention_softcap=1.5, logit_softcap=2.0,
-                    position=Rope(factor=2.0)),
+                    position=Rope(factor=2.0), loss_parts=2),
     'neox': small(bias='all', parallel=True, norm='layer_bias', position=Rope(fraction=0.5)),
     'nope': small(position=NoPE(), norm='layer', norm_place='post', activation='relu', smoothing=0.1),
     'sinusoidal': small(position=Sinusoidal(), parallel=True, activation='relu2', bias='qkv', z_loss=0.1,

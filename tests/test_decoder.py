@@ -137,7 +137,8 @@ def test_packed_is_padded(model):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), whole, mixed)
 
 
-@pytest.mark.parametrize('changes', [{'unroll': 2}, {'remat': 'dots'}, {'remat': 'full'}], ids=['loop', 'dots', 'full'])
+@pytest.mark.parametrize('changes', [{'unroll': 2}, {'remat': 'dots'}, {'remat': 'full'}, {'remat': 'offload'}],
+                         ids=['loop', 'dots', 'full', 'offload'])
 def test_scan_is_a_loop_and_remat_changes_nothing(changes):
     model = small(windows=(3, 0), norm_place='both', dropout=0.1)
     params, batch, key = parameters(model), packed_batch(model), jax.random.key(4)

@@ -46,6 +46,7 @@ def test_published_parameter_counts(count, vocab, model):
     ({'windows': ()}, ['windows=()', 'try windows=(0,)']),
     ({'windows': (4, -1)}, ['windows=(4, -1)', 'try windows=(0,)']),
     ({'width': 15, 'heads': 3, 'position': schemes.Sinusoidal()}, ['width=15', 'Sinusoidal', 'try width=16']),
+    ({'loss_parts': 7}, ['loss_parts=7', '128 rows', 'try loss_parts=4']),
     ({'dropout': 1.0}, ['dropout=1.0', '[0, 1)', 'try dropout']),
     ({'dropout': -0.1}, ['dropout=-0.1', '[0, 1)', 'try dropout']),
 ])

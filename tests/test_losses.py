@@ -55,3 +55,22 @@ def test_masked_mean_of_nothing_is_zero():
     assert losses.masked_mean(jnp.array([3.0, 4.0]), jnp.zeros(2)) == 0
     gradient = jax.grad(lambda x: losses.masked_mean(x, jnp.zeros(2)))(jnp.array([3.0, 4.0]))
     np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize('parts', [1, 2, 16])
+@pytest.mark.parametrize('softcap', [0.0, 2.0])
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+def test_in_parts_is_the_whole(parts, softcap, smoothing):
+    x, table = (3 * rng.standard_normal(shape).astype(np.float32) for shape in ((2, 5, 8), (16, 8)))
+    weights = rng.standard_normal((2, 2, 5)).astype(np.float32)
+
+    def whole(x, table):
+        logits = x @ table.T
+        logits = softcap * jnp.tanh(logits / softcap) if softcap else logits
+        return losses.cross_entropy(logits, TARGETS, 11, smoothing)
+
+    def split(x, table):
+        return losses.cross_entropy_in_parts(x, table, TARGETS, losses.Scores(11, parts, softcap, smoothing))
+    (expected, back), (found, back_split) = jax.vjp(whole, x, table), jax.vjp(split, x, table)
+    for one, other in zip((*expected, *back(tuple(weights))), (*found, *back_split(tuple(weights))), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)

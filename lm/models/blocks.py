@@ -5,18 +5,21 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from lm import attention, layers, positions, sharding
+from lm.models.experts import Mixture
 
 
 class Block(nn.Module):
-    """One layer: x [B T D] -> x, with its slice of the cache extended."""
+    """One layer: x [B T D] -> x, with its slice of the cache extended and what its experts measured, {} without any."""
 
     model: Any
 
     @nn.compact
     def __call__(self, x, layer, shared):
         model = self.model
+        x = checkpoint_name(x, layers.LAYER_INPUT)
         norm = partial(layers.norm, self, kind=model.norm, epsilon=model.norm_epsilon)
         before = norm if model.norm_place != 'post' else lambda name, x: x
         after = norm if model.norm_place != 'pre' else lambda name, x: x
@@ -24,10 +27,18 @@ class Block(nn.Module):
         attended, cache = Attention(model, name='attention')(before('attention_norm', x), layer, shared)
         attended = layers.dropout(after('attention_post_norm', attended), model.dropout, keys[0])
         middle = x if model.parallel else x + attended
-        fed = MLP(model, name='mlp')(before('mlp_norm', middle))
+        fed, routed = self.feed(before('mlp_norm', middle))
         fed = layers.dropout(after('mlp_post_norm', fed), model.dropout, keys[1])
         x = x + attended + fed if model.parallel else middle + fed
-        return sharding.constrain(x, 'batch', 'length', None), cache
+        return sharding.constrain(x, 'batch', 'length', None), (cache, routed)
+
+    def feed(self, x):
+        """Returns (the output of the MLP or of the experts, what the experts measured)."""
+        model, experts = self.model, self.model.experts
+        if experts is None:
+            return MLP(model, model.ff or 4 * model.width, name='mlp')(x), {}
+        y, routed = Mixture(model, name='experts')(x)
+        return y + MLP(model, experts.shared * experts.ff, name='mlp')(x) if experts.shared else y, routed
 
 
 class Attention(nn.Module):
@@ -79,11 +90,11 @@ class Attention(nn.Module):
 
 class MLP(nn.Module):
     model: Any
+    ff: int
 
     @nn.compact
     def __call__(self, x):
-        model = self.model
-        width, ff = model.width, model.ff or 4 * model.width
+        model, width, ff = self.model, self.model.width, self.ff
         activate = layers.ACTIVATIONS[model.activation]
         up = self.project(x, 'up', {'embed': width, 'ff': ff}, 0.02)
         gated = model.activation in layers.GATED

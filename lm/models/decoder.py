@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lm import config, layers, losses, positions
 from lm.models import blocks
+from lm.models.experts import Experts, moved
 
 LANES = 128
 
@@ -18,8 +19,10 @@ class Decoder:
 
     position: a component of lm.positions. windows: the sliding windows of successive layers, repeated over the depth, 0
     for full attention. norm_place: before a sublayer ('pre'), after it ('post', inside the residual), or 'both'.
-    parallel: attention and MLP read the same input. softcap: c * tanh(x / c) on attention scores or on logits. dtype:
-    of matrix products; parameters, norms, softmax and loss stay float32. remat, unroll: see layers.stack.
+    parallel: attention and MLP read the same input. experts: what takes the place of the MLP, if not None. softcap:
+    c * tanh(x / c) on attention scores or on logits. dtype: of matrix products; parameters, norms, softmax and loss
+    stay float32. remat, unroll: see layers.stack. loss_parts: the vocabulary is scored in as many parts, so that logits
+    [B T V] are not kept for the gradient but made again.
     """
 
     vocab: int
@@ -38,6 +41,7 @@ class Decoder:
     bias: Literal['none', 'qkv', 'all'] = 'none'
     qk_norm: bool = False
     parallel: bool = False
+    experts: Experts | None = None
     tied: bool = True
     scaled_embedding: bool = False
     attention_softcap: float = 0.0
@@ -46,7 +50,8 @@ class Decoder:
     z_loss: float = 0.0
     smoothing: float = 0.0
     dtype: Literal['float32', 'bfloat16'] = 'float32'
-    remat: Literal['none', 'dots', 'full'] = 'none'
+    loss_parts: int = 1
+    remat: Literal['none', 'dots', 'full', 'offload'] = 'none'
     unroll: int = 0  # all layers on a CPU, one elsewhere
 
     def __post_init__(self):
@@ -68,6 +73,10 @@ class Decoder:
             raise config.Error(f'kv_heads={self.kv_heads} does not divide heads={self.heads}; try kv_heads={fits}.')
         if self.size % 2 and isinstance(self.position, positions.Rope):
             raise config.Error(f'head_dim={self.size} is odd and Rope turns pairs; try head_dim={self.size + 1}.')
+        if self.loss_parts < 1 or self.padded % self.loss_parts:
+            near = max(n for n in range(1, max(2, self.loss_parts)) if self.padded % n == 0)
+            raise config.Error(f'loss_parts={self.loss_parts} does not divide the {self.padded} rows of the output; '
+                               f'try loss_parts={near}.')
         if not 0 <= self.dropout < 1:
             raise config.Error(f'dropout={self.dropout} is not in [0, 1); try dropout=0.1.')
 
@@ -103,7 +112,7 @@ class Decoder:
 
     def logits(self, params, tokens, segments=None, positions=None):
         """Returns logits [B T V] in float32 for tokens [B T]; packed rows name their segments and positions [B T]."""
-        x, _ = self._hidden(params, tokens, _Pass(segments=segments, positions=positions))
+        x, *_ = self._hidden(params, tokens, _Pass(segments=segments, positions=positions))
         return self._unembed(params, x)[..., :self.vocab].astype(jnp.float32)
 
     def token_losses(self, params, batch):
@@ -111,36 +120,57 @@ class Decoder:
 
         These are the data's: without dropout and smoothing.
         """
-        return self._token_losses(params, batch, None, 0.0)
+        return self._token_losses(params, batch, None, 0.0)[:2]
 
     def _token_losses(self, params, batch, key, smoothing):
         packed = {name: batch[name] for name in ('segments', 'positions') if name in batch}
-        x, _ = self._hidden(params, batch['inputs'], _Pass(key=key, **packed))
-        return losses.cross_entropy(self._unembed(params, x), batch['targets'], self.vocab, smoothing)
+        x, _, routed = self._hidden(params, batch['inputs'], _Pass(key=key, **packed))
+        if self.loss_parts == 1:
+            return *losses.cross_entropy(self._unembed(params, x), batch['targets'], self.vocab, smoothing), routed
+        table = _Net(self).apply({'params': params}, method='table' if self.tied else 'output')
+        scores = losses.Scores(self.vocab, self.loss_parts, self.logit_softcap, smoothing)
+        return *losses.cross_entropy_in_parts(x, table if self.tied else table.T, batch['targets'], scores), routed
 
     def loss(self, params, batch, key=None):
-        """Returns (loss, metrics): the mean over tokens by weight, and {'loss': without z-loss, 'weight': sum}.
+        """Returns (loss, metrics): the mean over tokens by weight, and {'loss': of the data alone, 'weight': sum}.
 
-        Dropout is drawn from key; without one there is none.
+        Dropout is drawn from key; without one there is none. Experts add their losses to the first, and to the second
+        'balance', 'router_z' and 'load' [L E].
         """
-        nll, log_z = self._token_losses(params, batch, key, self.smoothing)
+        nll, log_z, routed = self._token_losses(params, batch, key, self.smoothing)
         weights = batch['weights'] if 'weights' in batch else jnp.ones_like(nll)
         loss = losses.masked_mean(nll, weights)
         total = loss + self.z_loss * losses.masked_mean(jnp.square(log_z), weights) if self.z_loss else loss
-        return total, {'loss': loss, 'weight': jnp.sum(weights)}
+        if self.experts:
+            routed = {**routed, **{name: jnp.mean(routed[name]) for name in ('balance', 'router_z')}}
+            total += self.experts.balance * routed['balance'] + self.experts.z_loss * routed['router_z']
+        return total, {'loss': loss, 'weight': jnp.sum(weights), **routed}
+
+    def adjusted(self, params, measured):
+        """Returns (params, metrics) after a step: experts' bias moved, of their loads the largest over an even one."""
+        if not self.experts:
+            return params, measured
+        load = measured['load']
+        measured = {**measured, 'load': jnp.max(load) * self.experts.count}
+        if not self.experts.bias_rate:
+            return params, measured
+        routed = params['blocks']['experts']
+        routed = {**routed, 'router_bias': moved(routed['router_bias'], load, self.experts.bias_rate)}
+        return {**params, 'blocks': {**params['blocks'], 'experts': routed}}, measured
 
     def prefill(self, params, tokens, lengths, slots):
         """Returns (logits [B V] after the last token, cache with `slots` slots) of prompts [B T] of lengths [B]."""
         shape = (self.depth, tokens.shape[0], slots, self.groups, self.size)
         empty = (jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
-        x, cache = self._hidden(params, tokens, _Pass(cache=empty))
+        x, cache, _ = self._hidden(params, tokens, _Pass(cache=empty))
         last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)
         return self._last(params, last), {'entries': cache, 'length': lengths}
 
     def decode(self, params, tokens, cache):
         """Returns (logits [B V], cache) after one more token [B] a row."""
         index = cache['length'][:, None]
-        x, entries = self._hidden(params, tokens[:, None], _Pass(positions=index, index=index, cache=cache['entries']))
+        given = _Pass(positions=index, index=index, cache=cache['entries'])
+        x, entries, _ = self._hidden(params, tokens[:, None], given)
         return self._last(params, x), {'entries': entries, 'length': cache['length'] + 1}
 
     def _last(self, params, x):
@@ -159,7 +189,7 @@ class _Pass:
 
 
 class _Net(nn.Module):
-    """Tokens [B T] -> hidden states [B T D] and the extended cache."""
+    """Tokens [B T] -> hidden states [B T D], the extended cache, and what experts measured in each layer."""
 
     model: Decoder
 
@@ -181,15 +211,17 @@ class _Net(nn.Module):
                  'key': None if given.key is None else jax.random.split(keys[1], model.depth)}
         layered = layers.stack(blocks.Block, model.depth, remat=model.remat, unroll=model.unroll,
                               model=model, name='blocks')
-        x, cache = layered(x, layer, shared)
+        x, (cache, routed) = layered(x, layer, shared)
         if not model.tied:
             self.output()
-        return layers.norm(self, 'final_norm', x, model.norm, model.norm_epsilon), cache
+        return layers.norm(self, 'final_norm', x, model.norm, model.norm_epsilon), cache, routed
 
+    @nn.compact
     def table(self):
         axes = {'vocab': self.model.padded, 'embed': self.model.width}
         return layers.weight(self, 'tokens', axes, layers.normal(0.02), self.model.dtype)
 
+    @nn.compact
     def output(self):
         axes = {'embed': self.model.width, 'vocab': self.model.padded}
         return layers.weight(self, 'output', axes, layers.normal(0.02), self.model.dtype)

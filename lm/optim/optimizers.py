@@ -5,7 +5,7 @@ others in the direction alone. Weight decay is therefore decoupled everywhere an
 """
 import abc
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,8 @@ class Optimizer(abc.ABC):
     means all matrices, embeddings included, but no norms or biases. `frozen` parameters do not train and have no state;
     empty means none. `rates` are pairs (regex, multiplier); a parameter's rate is multiplied by every one that matches.
     `clip` bounds the global norm of the gradients of the parameters that train, and `ema` is the decay of an average of
-    the parameters; 0 turns either off.
+    the parameters; 0 turns either off. `moments` is what the state of the direction is kept in between steps; bfloat16
+    is rounded up or down by chance, so that small increments count in the mean.
     """
 
     peak: float = 1e-3
@@ -45,6 +46,7 @@ class Optimizer(abc.ABC):
     rates: tuple[tuple[str, float], ...] = ()
     clip: float = 1.0
     ema: float = 0.0
+    moments: Literal['float32', 'bfloat16'] = 'float32'
 
     def __post_init__(self):
         for name in ('peak', 'weight_decay', 'clip'):
@@ -74,19 +76,21 @@ class Optimizer(abc.ABC):
         def init(params):
             plan = updates.plan(self, params, axes)
             live = trees.select(params, plan.trained)
-            return State(jnp.zeros([], jnp.int32), self.direction(plan.layout).init(live), average.init(live))
+            moments = updates.kept(self.direction(plan.layout).init(live), self.moments, 0)
+            return State(jnp.zeros([], jnp.int32), moments, average.init(live))
 
         def update(grads, state, params):
             plan = updates.plan(self, params, axes)
             live = trees.select(params, plan.trained)
             grads = updates.clip(trees.select(grads, plan.trained), self.clip)
-            direction, moments = self.direction(plan.layout).update(grads, state.direction, live)
+            direction, moments = self.direction(plan.layout).update(grads, updates.widened(state.direction), live)
             now = rate(state.step)
             moves = jax.tree.map(lambda d, p, decay, multiplier: -now * multiplier * (d + decay * p if decay else d),
                                  direction, live, plan.decays, plan.multipliers)
             moves, kept = average.update(moves, state.average, live)
             # x + -0.0 is x bit for bit, also where x is -0.0
             still = jax.tree.map(lambda p: jnp.full_like(p, -0.0), params)
+            moments = updates.kept(moments, self.moments, state.step)
             return trees.merge(still, moves), State(state.step + 1, moments, kept)
         return optax.GradientTransformation(init, update)
 

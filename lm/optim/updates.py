@@ -184,3 +184,29 @@ def interpolate(rate, b1):
 def average_of(params, state, b1):
     """Returns schedule-free training's x for parameters y and the state of `interpolate`."""
     return jax.tree.map(lambda y, z: (y - (1 - b1) * z) / b1, params, state.base)
+
+
+def widened(state):
+    """Returns an optimizer's state with its bfloat16 arrays in float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, state)
+
+
+def kept(state, dtype, step):
+    """Returns an optimizer's state as it is kept between steps: float32 arrays in `dtype`, scalars as they are.
+
+    Rounding to bfloat16 is stochastic, drawn from `step` alone: an array rounds up with the probability that makes the
+    result right in the mean.
+    """
+    if dtype == 'float32':
+        return state
+    leaves, shape = jax.tree.flatten(state)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), step), max(1, len(leaves)))
+    small = [_rounded(x, key) if x.dtype == jnp.float32 and x.ndim else x for x, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(shape, small)
+
+
+def _rounded(x, key):
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    moved = (bits + jax.random.bits(key, x.shape, jnp.uint16)) & jnp.uint32(0xFFFF0000)
+    moved = jax.lax.bitcast_convert_type(moved, jnp.float32)
+    return jnp.where(jnp.isfinite(x), moved, x).astype(jnp.bfloat16)

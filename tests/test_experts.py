@@ -1,0 +1,159 @@
+"""Mixtures of experts: against every expert computed for every token, over meshes, and their balance."""
+import dataclasses
+from functools import partial
+
+import architectures
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from architectures import parameters, small
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lm import config, optim, sharding, train
+from lm.models.experts import Experts, Mixture, moved
+
+EXPERTS = Experts(count=8, top=2, ff=12)
+VARIANTS = {
+    'softmax': {'experts': EXPERTS, 'activation': 'swiglu'},
+    'sigmoid': {'experts': dataclasses.replace(EXPERTS, score='sigmoid', scale=2.5, bias_rate=0.1),
+                'activation': 'geglu'},
+    'plain': {'experts': dataclasses.replace(EXPERTS, normalised=False, top=3), 'activation': 'relu2'},
+}
+X = np.random.default_rng(0).standard_normal((4, 6, 16)).astype(np.float32)
+
+
+def weights_of(model):
+    return jax.tree.map(lambda x: x[0], parameters(model)['blocks']['experts'])
+
+
+def dense(model, params, x):
+    """Returns the mixture [B T D] as a sum over all experts, those not chosen weighing 0."""
+    experts = model.experts
+    logits = x @ params['router']
+    scores = jax.nn.sigmoid(logits) if experts.score == 'sigmoid' else jax.nn.softmax(logits)
+    wanted = scores + (params['router_bias'] if experts.bias_rate else 0)
+    chosen = wanted >= jnp.sort(wanted, -1)[..., -experts.top, None]
+    gates = jnp.where(chosen, scores, 0)
+    gates = experts.scale * (gates / gates.sum(-1, keepdims=True) if experts.normalised else gates)
+    up = jnp.einsum('BTD,EDF->BTEF', x, params['up'])
+    if model.activation == 'relu2':
+        hidden = jnp.square(jax.nn.relu(up))
+    else:
+        act = {'swiglu': jax.nn.silu, 'geglu': jax.nn.gelu}[model.activation]
+        hidden = act(jnp.einsum('BTD,EDF->BTEF', x, params['gate'])) * up
+    return jnp.einsum('BTEF,EFD,BTE->BTD', hidden, params['down'], gates)
+
+
+def mixed(model, params, x):
+    return Mixture(model).apply({'params': params}, x)[0]
+
+
+def slope(run, model):
+    """Returns the gradient of a weighted sum of the mixture by parameters and tokens."""
+    return jax.grad(lambda params, x: jnp.sum(jnp.sin(run(model, params, x))), (0, 1))
+
+
+@pytest.mark.parametrize('fields', VARIANTS.values(), ids=VARIANTS)
+def test_a_mixture_is_the_sum_over_its_experts(fields):
+    model = small(**fields)
+    params = weights_of(model)
+    np.testing.assert_allclose(mixed(model, params, X), dense(model, params, X), rtol=1e-4, atol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4),
+                 slope(mixed, model)(params, X), slope(dense, model)(params, X))
+
+
+@pytest.mark.parametrize('sizes', [{'expert': 8}, {'expert': 4, 'tensor': 2}, {'fsdp': 2, 'expert': 2, 'data': 2},
+                                   {'expert': 2, 'context': 2, 'tensor': 2}, {'data': 4, 'tensor': 2}],
+                         ids=lambda sizes: '-'.join(f'{k}{v}' for k, v in sizes.items()))
+def test_experts_over_a_mesh_are_the_experts_of_one_device(sizes):
+    model = small(**VARIANTS['softmax'])
+    params, x = weights_of(model), np.concatenate([X, -X])
+    mesh = sharding.make_mesh(sizes)
+    axes = {name: names[1:] for name, names in model.axes()['blocks']['experts'].items()}
+    placed = jax.tree.map(lambda p, names: jax.device_put(p, NamedSharding(mesh, sharding.spec(names, p.shape, mesh))),
+                          params, axes)
+    with jax.set_mesh(mesh):
+        tokens = jax.device_put(x, NamedSharding(mesh, sharding.spec(('batch', 'length', None), x.shape, mesh)))
+        found = architectures.jit(partial(mixed, model))(placed, tokens)
+        gradient = architectures.jit(slope(mixed, model))(placed, tokens)
+    if 'expert' in sizes:
+        assert placed['up'].sharding.shard_shape(placed['up'].shape)[0] == 8 // sizes['expert']
+    np.testing.assert_allclose(found, mixed(model, params, x), rtol=1e-4, atol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), gradient, slope(mixed, model)(params, x))
+
+
+def test_without_room_tokens_are_dropped_and_with_enough_they_are_not():
+    params = weights_of(small(**VARIANTS['softmax']))
+    params['router'] = np.zeros_like(params['router'])
+    params['router'][0] = np.arange(8, 0, -1)  # tokens above 0 choose experts 0 and 1, on one device
+    x = np.abs(np.concatenate([X, X]))
+
+    def run(room):
+        model = small(experts=dataclasses.replace(EXPERTS, room=room), activation='swiglu')
+        with jax.set_mesh(sharding.make_mesh({'expert': 4}, jax.devices()[:4])):
+            return architectures.jit(partial(mixed, model))(params, x)
+    whole = run(0.0)
+    np.testing.assert_allclose(run(4.0), whole, atol=1e-6)
+    short = np.asarray(run(2.0))
+    lost = np.all(short == 0, -1)
+    assert 0.4 <= lost.mean() <= 0.6
+    np.testing.assert_allclose(short[:2], whole[:2], atol=1e-6)
+
+
+def test_even_loads_have_the_least_balance_loss():
+    model = small(**VARIANTS['softmax'])
+    params = weights_of(model)
+    even = {**params, 'router': np.concatenate([10 * np.eye(8), np.zeros((8, 8))]).astype(np.float32)}
+    one_hot = np.eye(16, dtype=np.float32)[np.arange(16) % 8][None]
+    spread = Mixture(model).apply({'params': even}, one_hot)[1]
+    crowded = Mixture(model).apply({'params': even}, one_hot[:, :1].repeat(16, 1))[1]
+    np.testing.assert_allclose(spread['balance'], 1, rtol=0.05)
+    assert crowded['balance'] > 2
+    np.testing.assert_allclose(spread['load'].sum(), 1, rtol=1e-6)
+
+
+def test_the_bias_moves_against_the_load_by_its_rate_and_evens_it_out():
+    np.testing.assert_allclose(moved(jnp.zeros((1, 4)), jnp.array([[0.4, 0.25, 0.2, 0.15]]), 0.1),
+                               [[-0.1, 0, 0.1, 0.1]], atol=1e-6)
+    experts = Experts(count=8, top=2, ff=4, score='sigmoid', balance=0.0, bias_rate=0.02)
+    model = small(experts=experts, activation='swiglu')
+    tx = optim.SGD(peak=0.0).make(100)
+    params = parameters(model)
+    tokens = np.random.default_rng(0).integers(0, 50, (8, 12))
+    state = train.State(jnp.int32(0), params, tx.init(params), jnp.int32(0))
+    step = jax.jit(train.make_step(model.loss, tx, adjusted=model.adjusted))
+    loads = []
+    for _ in range(60):
+        state, measured = step(state, {'inputs': tokens, 'targets': tokens})
+        loads.append(float(measured['load']))
+    assert np.mean(loads[-5:]) < 0.75 * loads[0]
+    same = jax.tree.map(lambda a, b: bool(np.all(a == b)), state.params, params)
+    assert not same['blocks']['experts'].pop('router_bias') and all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize('fields, words', [
+    ({'top': 9}, ['experts.top=9', 'experts.count=8', 'try experts.top=8']), ({'ff': 0}, ['experts.ff=0', 'try']),
+    ({'room': 0.5}, ['experts.room=0.5', 'try experts.room']),
+])
+def test_bad_fields_are_one_clear_line(fields, words):
+    with pytest.raises(config.Error) as caught:
+        dataclasses.replace(EXPERTS, **fields)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_decoder_of_experts_trains_over_a_mesh():
+    model = small(experts=dataclasses.replace(EXPERTS, shared=1, z_loss=1e-3, bias_rate=1e-3), activation='swiglu')
+    mesh = sharding.make_mesh({'fsdp': 2, 'expert': 4})
+    places = sharding.mirror(jax.eval_shape(model.init, jax.random.key(0)), model.axes(), mesh)
+    tokens = np.random.default_rng(0).integers(0, 50, (8, 12))
+    batch = {'inputs': tokens, 'targets': tokens}
+    slope = jax.value_and_grad(lambda params, batch: model.loss(params, batch)[0])
+    params = parameters(model)
+    expected = architectures.jit(slope)(params, batch)
+    with jax.set_mesh(mesh):
+        found = architectures.jit(slope, out_shardings=(NamedSharding(mesh, P()), places))(
+            jax.device_put(params, places), sharding.put(batch, mesh))
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), found[1], expected[1])
