@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm import config, layers, losses, positions
+from lm import attention, config, layers, losses, positions
 from lm.models import blocks
 
 LANES = 128
@@ -19,7 +19,8 @@ class Decoder:
     position: a component of lm.positions. windows: the sliding windows of successive layers, repeated over the depth, 0
     for full attention. norm_place: before a sublayer ('pre'), after it ('post', inside the residual), or 'both'.
     parallel: attention and MLP read the same input. softcap: c * tanh(x / c) on attention scores or on logits. dtype:
-    of matrix products; parameters, norms, softmax and loss stay float32. remat, unroll: see layers.stack.
+    of matrix products; parameters, norms, softmax and loss stay float32. remat, unroll: see layers.stack. kernel: which
+    one computes attention ('auto': the platform's), an error where it cannot.
     """
 
     vocab: int
@@ -48,6 +49,7 @@ class Decoder:
     dtype: Literal['float32', 'bfloat16'] = 'float32'
     remat: Literal['none', 'dots', 'full'] = 'none'
     unroll: int = 0  # all layers on a CPU, one elsewhere
+    kernel: attention.Kernel = 'auto'
 
     def __post_init__(self):
         for name in ('vocab', 'depth', 'width', 'heads'):
@@ -114,9 +116,11 @@ class Decoder:
         return self._token_losses(params, batch, None, 0.0)
 
     def _token_losses(self, params, batch, key, smoothing):
+        batch, order = attention.spread(batch)
         packed = {name: batch[name] for name in ('segments', 'positions') if name in batch}
-        x, _ = self._hidden(params, batch['inputs'], _Pass(key=key, **packed))
-        return losses.cross_entropy(self._unembed(params, x), batch['targets'], self.vocab, smoothing)
+        x, _ = self._hidden(params, batch['inputs'], _Pass(key=key, zigzag=order, **packed))
+        found = losses.cross_entropy(self._unembed(params, x), batch['targets'], self.vocab, smoothing)
+        return order.gather(found) if order else found
 
     def loss(self, params, batch, key=None):
         """Returns (loss, metrics): the mean over tokens by weight, and {'loss': without z-loss, 'weight': sum}.
@@ -156,6 +160,7 @@ class _Pass:
     index: Any = None
     key: Any = None
     cache: Any = None
+    zigzag: Any = None
 
 
 class _Net(nn.Module):
@@ -175,7 +180,8 @@ class _Net(nn.Module):
         x = layers.dropout(x, model.dropout, keys[0])
         windows = sorted(set(model.windows))
         kinds = jnp.array([windows.index(model.windows[i % len(model.windows)]) for i in range(model.depth)])
-        shared = {'segments': given.segments, 'index': given.index, 'table': model.position.table(self, model.heads),
+        shared = {'segments': given.segments, 'index': given.index, 'zigzag': given.zigzag,
+                  'table': model.position.table(self, model.heads),
                   'angles': [model.position.angles(at, model.size, window) for window in windows]}
         layer = {'kind': kinds, 'cache': given.cache,
                  'key': None if given.key is None else jax.random.split(keys[1], model.depth)}
