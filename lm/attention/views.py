@@ -1,4 +1,5 @@
 """What each query sees: the View, the scores it makes, and how both are split over a mesh."""
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -131,8 +132,8 @@ def over_mesh(call, query, key, value, view):
     spec = partial(_spec, mesh=mesh, free=free)
     length = 'length' if view.zigzag else None
     of_query = spec(('batch', length, 'heads', None), query.shape)
-    parts = _count(of_query[2], mesh)
-    key, value = (jnp.repeat(x, np.lcm(x.shape[2], parts) // x.shape[2], axis=2) for x in (key, value))
+    parts = math.prod(mesh.shape[axis] for axis in _axes(of_query[2]))
+    key, value = (jnp.repeat(x, math.lcm(x.shape[2], parts) // x.shape[2], axis=2) for x in (key, value))
     of_key = spec(('batch', length, 'heads', None), key.shape)
     table, score = view.bias or (None, None)
     given = (query, key, value, view.segments, table)
@@ -148,8 +149,9 @@ def over_mesh(call, query, key, value, view):
 def _spec(names, shape, mesh, free):
     """Returns the PartitionSpec by logical names over the axes that are free, the others being split already."""
     whole = sharding.spec(names, shape, mesh)
-    return P(*(tuple(axis for axis in entry or () if axis in free) or None for entry in whole))
+    return P(*(tuple(axis for axis in _axes(entry) if axis in free) or None for entry in whole))
 
 
-def _count(axes, mesh):
-    return int(np.prod([mesh.shape[axis] for axis in axes or ()]))
+def _axes(entry):
+    """Returns the mesh axes of an entry of a PartitionSpec, which holds a single one bare."""
+    return (entry,) if isinstance(entry, str) else entry or ()
