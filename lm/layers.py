@@ -71,7 +71,7 @@ def einsum(spec, x, w):
     [B T] into one axis lets the backward pass contract over one axis, which XLA's CPU backend needs to be fast; other
     backends flatten by themselves. Where T is split over a mesh axis the plain einsum is kept.
     """
-    if 'context' in jax.sharding.get_abstract_mesh().shape:
+    if jax.sharding.get_abstract_mesh().shape.get('context', 1) > 1:
         return jnp.einsum(spec, x, w)
     inputs, out = spec.split('->')
     left, right = inputs.split(',')

@@ -7,6 +7,7 @@ import oracle
 import pytest
 
 from lm import attention
+from lm.attention import blocked
 
 LENGTH, HEADS = 24, 4
 rng = np.random.default_rng(0)
@@ -26,7 +27,8 @@ def view_of(fields):
     if 'segments' in fields:
         fields['segments'] = (fields['segments'],) * 2
     if 'bias' in fields:
-        fields['bias'] = lambda query, key: -jnp.asarray(SLOPES)[:, None, None] * (query[:, None] - key[None])
+        fields['bias'] = (jnp.asarray(SLOPES), lambda slopes, query, key:
+                          -slopes[:, None, None] * (query[:, None] - key[None]))
     return attention.View(**fields)
 
 
@@ -43,7 +45,7 @@ def expected_of(fields, scale=1.0):
 @pytest.mark.parametrize('block', [8, 24])
 @pytest.mark.parametrize('fields', VIEWS.values(), ids=VIEWS)
 def test_attention_is_the_oracles(fields, block, monkeypatch):
-    monkeypatch.setattr(attention, 'BLOCK', block)
+    monkeypatch.setattr(blocked, 'BLOCK', block)
     out = architectures.jit(lambda *x: attention.attend(*x, view_of(fields)))(QUERY, KEY, VALUE)
     np.testing.assert_allclose(out, expected_of(fields), atol=1e-5)
 
@@ -51,7 +53,7 @@ def test_attention_is_the_oracles(fields, block, monkeypatch):
 def test_blocks_have_the_gradient_of_one_block(monkeypatch):
     gradients = []
     for block in (24, 8):
-        monkeypatch.setattr(attention, 'BLOCK', block)
+        monkeypatch.setattr(blocked, 'BLOCK', block)
         gradient = jax.grad(lambda x: jnp.sum(jnp.square(attention.attend(*x, view_of(VIEWS['all'])))))
         gradients.append(architectures.jit(gradient)((QUERY, KEY, VALUE)))
     for one, other in zip(*gradients):

@@ -81,7 +81,8 @@ class Attention(nn.Module):
         model, table, segments = self.model, shared['table'], shared['segments']
         view = partial(attention.View, softcap=model.attention_softcap, index=shared['index'],
                        segments=None if segments is None else (segments, segments),
-                       bias=None if table is None else partial(model.position.score, table))
+                       bias=None if table is None else (table, model.position.score),
+                       kernel=model.kernel, zigzag=shared['zigzag'])
         branches = [partial(attention.attend, view=view(window=window)) for window in sorted(set(model.windows))]
         if len(branches) == 1:
             return branches[0](query, key, value)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm import config, layers, losses, positions
+from lm import attention, config, layers, losses, positions
 from lm.models import blocks
 from lm.models.experts import Experts, moved
 
@@ -22,7 +22,8 @@ class Decoder:
     parallel: attention and MLP read the same input. experts: what takes the place of the MLP, if not None. softcap:
     c * tanh(x / c) on attention scores or on logits. dtype: of matrix products; parameters, norms, softmax and loss
     stay float32. remat, unroll: see layers.stack. loss_parts: the vocabulary is scored in as many parts, so that logits
-    [B T V] are not kept for the gradient but made again.
+    [B T V] are not kept for the gradient but made again. kernel: which one computes attention ('auto': the platform's),
+    an error where it cannot.
     """
 
     vocab: int
@@ -53,6 +54,7 @@ class Decoder:
     loss_parts: int = 1
     remat: Literal['none', 'dots', 'full', 'offload'] = 'none'
     unroll: int = 0  # all layers on a CPU, one elsewhere
+    kernel: attention.Kernel = 'auto'
 
     def __post_init__(self):
         for name in ('vocab', 'depth', 'width', 'heads'):
@@ -123,13 +125,18 @@ class Decoder:
         return self._token_losses(params, batch, None, 0.0)[:2]
 
     def _token_losses(self, params, batch, key, smoothing):
+        batch, order = attention.spread(batch)
         packed = {name: batch[name] for name in ('segments', 'positions') if name in batch}
-        x, _, routed = self._hidden(params, batch['inputs'], _Pass(key=key, **packed))
+        x, _, routed = self._hidden(params, batch['inputs'], _Pass(key=key, zigzag=order, **packed))
+        found = self._scored(params, x, batch['targets'], smoothing)
+        return *(order.gather(found) if order else found), routed
+
+    def _scored(self, params, x, targets, smoothing):
         if self.loss_parts == 1:
-            return *losses.cross_entropy(self._unembed(params, x), batch['targets'], self.vocab, smoothing), routed
+            return losses.cross_entropy(self._unembed(params, x), targets, self.vocab, smoothing)
         table = _Net(self).apply({'params': params}, method='table' if self.tied else 'output')
         scores = losses.Scores(self.vocab, self.loss_parts, self.logit_softcap, smoothing)
-        return *losses.cross_entropy_in_parts(x, table if self.tied else table.T, batch['targets'], scores), routed
+        return losses.cross_entropy_in_parts(x, table if self.tied else table.T, targets, scores)
 
     def loss(self, params, batch, key=None):
         """Returns (loss, metrics): the mean over tokens by weight, and {'loss': of the data alone, 'weight': sum}.
@@ -186,6 +193,7 @@ class _Pass:
     index: Any = None
     key: Any = None
     cache: Any = None
+    zigzag: Any = None
 
 
 class _Net(nn.Module):
@@ -205,7 +213,8 @@ class _Net(nn.Module):
         x = layers.dropout(x, model.dropout, keys[0])
         windows = sorted(set(model.windows))
         kinds = jnp.array([windows.index(model.windows[i % len(model.windows)]) for i in range(model.depth)])
-        shared = {'segments': given.segments, 'index': given.index, 'table': model.position.table(self, model.heads),
+        shared = {'segments': given.segments, 'index': given.index, 'zigzag': given.zigzag,
+                  'table': model.position.table(self, model.heads),
                   'angles': [model.position.angles(at, model.size, window) for window in windows]}
         layer = {'kind': kinds, 'cache': given.cache,
                  'key': None if given.key is None else jax.random.split(keys[1], model.depth)}
