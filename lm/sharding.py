@@ -11,6 +11,7 @@ from lm import config
 # Logical axis of a parameter or activation -> the mesh axes it is split over, those the mesh lacks being skipped.
 RULES = {
     'batch': ('data', 'fsdp', 'expert'),
+    'rows': ('data', 'fsdp', 'expert', 'stage'),
     'length': ('context',),
     'embed': ('fsdp',),
     'heads': ('tensor',),

@@ -1,14 +1,16 @@
 """A causal language model: GPT-2, Llama, Qwen3, Gemma 3 and what lies between, by fields."""
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm import attention, config, layers, losses, positions
+from lm import attention, config, layers, losses, pipeline, positions, sharding
 from lm.models import blocks
 from lm.models.experts import Experts, moved
+from lm.pipeline import Pipeline
 
 LANES = 128
 
@@ -23,7 +25,7 @@ class Decoder:
     c * tanh(x / c) on attention scores or on logits. dtype: of matrix products; parameters, norms, softmax and loss
     stay float32. remat, unroll: see layers.stack. loss_parts: the vocabulary is scored in as many parts, so that logits
     [B T V] are not kept for the gradient but made again. kernel: which one computes attention ('auto': the platform's),
-    an error where it cannot.
+    an error where it cannot. pipeline: how rows go through the stages of a mesh that has some.
     """
 
     vocab: int
@@ -55,6 +57,7 @@ class Decoder:
     remat: Literal['none', 'dots', 'full', 'offload'] = 'none'
     unroll: int = 0  # all layers on a CPU, one elsewhere
     kernel: attention.Kernel = 'auto'
+    pipeline: Pipeline = field(default_factory=Pipeline)
 
     def __post_init__(self):
         for name in ('vocab', 'depth', 'width', 'heads'):
@@ -218,12 +221,29 @@ class _Net(nn.Module):
                   'angles': [model.position.angles(at, model.size, window) for window in windows]}
         layer = {'kind': kinds, 'cache': given.cache,
                  'key': None if given.key is None else jax.random.split(keys[1], model.depth)}
-        layered = layers.stack(blocks.Block, model.depth, remat=model.remat, unroll=model.unroll,
-                              model=model, name='blocks')
-        x, (cache, routed) = layered(x, layer, shared)
+        x, (cache, routed) = self.layered(x, layer, shared)
         if not model.tied:
             self.output()
         return layers.norm(self, 'final_norm', x, model.norm, model.norm_epsilon), cache, routed
+
+    def layered(self, x, layer, shared):
+        """Returns (x, (cache, what experts measured)) after all layers, over the stages of the mesh if it has any."""
+        model = self.model
+        stack = partial(layers.stack, blocks.Block, remat=model.remat, unroll=model.unroll, model=model)
+        if pipeline.stages() == 1 or layer['cache'] is not None or self.is_initializing():
+            return stack(model.depth, name='blocks')(x, layer, shared)
+        packed = shared['segments'] is not None
+        rows = {name: shared[name] for name in ('segments', 'angles') if packed}
+
+        def apply(mine, x, rows, index):
+            params, layer = mine
+            if layer['key'] is not None:
+                layer = {**layer, 'key': jax.vmap(jax.random.fold_in, (0, None))(layer['key'], index)}
+            run = stack(len(layer['kind']), parent=None)
+            return run.apply({'params': params}, x, layer, {**shared, **rows})
+        params = self.get_variable('params', 'blocks')
+        x, out = pipeline.run(apply, model.pipeline, (params, layer), x, rows)
+        return sharding.constrain(x, 'rows', 'length', None), out
 
     @nn.compact
     def table(self):

@@ -1,0 +1,98 @@
+"""The law of the mesh: every mesh of 8 devices gives the loss and the gradient of one."""
+from functools import partial
+
+import architectures
+import jax
+import numpy as np
+import pytest
+from architectures import parameters, small
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lm import config, sharding
+from lm.models.experts import Experts
+from lm.pipeline import Pipeline
+from lm.positions import Learned
+
+AXES = ('data', 'fsdp', 'expert', 'context', 'tensor', 'stage')
+ALONE = [{axis: 8} for axis in AXES]
+PAIRS = [{a: 4, b: 2} for i, a in enumerate(AXES) for b in AXES[i + 1:]]
+DENSE = small(depth=8, heads=8, kv_heads=8, width=32, activation='swiglu', tied=False, loss_parts=4, qk_norm=True)
+SPARSE = small(depth=8, heads=8, width=32, activation='swiglu', norm='layer', position=Learned(16),
+               experts=Experts(count=8, top=2, ff=16, balance=0.0))
+name = '-'.join
+
+
+def draw(rows=16, length=16, packed=False):
+    rng = np.random.default_rng(0)
+    batch = {'inputs': rng.integers(0, 50, (rows, length)), 'targets': rng.integers(0, 50, (rows, length)),
+             'weights': rng.random((rows, length)).astype(np.float32)}
+    if packed:
+        batch['segments'] = np.cumsum(rng.random((rows, length)) < 0.2, -1).astype(np.int32)
+        first = np.maximum.accumulate(np.where(np.diff(batch['segments'], prepend=-1), np.arange(length), 0), -1)
+        batch['positions'] = (np.arange(length) - first).astype(np.int32)
+    return batch
+
+
+def slope(model, key=None):
+    return jax.value_and_grad(lambda params, batch: model.loss(params, batch, key)[0])
+
+
+def over(model, sizes, batch):
+    """Returns (loss, gradient) computed over a mesh."""
+    mesh = sharding.make_mesh(sizes)
+    params = parameters(model)
+    places = sharding.mirror(params, model.axes(), mesh)
+    with jax.set_mesh(mesh):
+        step = architectures.jit(slope(model), out_shardings=(NamedSharding(mesh, P()), places))
+        return step(jax.device_put(params, places), sharding.put(batch, mesh))
+
+
+def assert_equal(found, expected):
+    np.testing.assert_allclose(found[0], expected[0], rtol=2e-6)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), found[1], expected[1])
+
+
+@pytest.fixture(scope='module')
+def alone():
+    return {model: architectures.jit(slope(model))(parameters(model), draw()) for model in (DENSE, SPARSE)}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('sizes', [*ALONE, *PAIRS], ids=lambda sizes: name(f'{k}{v}' for k, v in sizes.items()))
+@pytest.mark.parametrize('model', [DENSE, SPARSE], ids=['dense', 'sparse'])
+def test_every_mesh_is_one_device(model, sizes, alone):
+    assert_equal(over(model, sizes, draw()), alone[model])
+
+
+@pytest.mark.parametrize('sizes', [{'stage': 4, 'fsdp': 2}, {'context': 2, 'tensor': 2, 'data': 2}],
+                         ids=lambda sizes: name(f'{k}{v}' for k, v in sizes.items()))
+def test_a_mesh_of_more_axes_is_one_device(sizes, alone):
+    assert_equal(over(DENSE, sizes, draw()), alone[DENSE])
+
+
+@pytest.mark.parametrize('pipeline', [Pipeline(), Pipeline(batches=8), Pipeline(batches=4, circuits=2)],
+                         ids=['plain', 'more', 'circular'])
+def test_a_pipeline_is_its_layers_one_after_the_other(pipeline):
+    model = small(depth=8, windows=(3, 0), kv_heads=2, remat='full', pipeline=pipeline)
+    batch = draw(packed=True)
+    expected = architectures.jit(slope(model))(parameters(model), batch)
+    assert_equal(over(model, {'stage': 4, 'data': 2}, batch), expected)
+
+
+def test_stages_hold_their_own_layers_only():
+    mesh = sharding.make_mesh({'stage': 8})
+    places = sharding.mirror(parameters(DENSE), DENSE.axes(), mesh)
+    assert places['blocks']['mlp']['up'].shard_shape((8, 32, 128)) == (1, 32, 128)
+
+
+@pytest.mark.parametrize('fields, rows, words', [
+    ({'depth': 6}, 16, ['depth=6', '4 stages', 'try depth=8']),
+    ({'depth': 8, 'pipeline': Pipeline(circuits=3)}, 16, ['depth=8', '3 circuits', 'try depth=12']),
+    ({'depth': 8, 'pipeline': Pipeline(batches=2)}, 16, ['pipeline.batches=2', '4 stages', 'try pipeline.batches=4']),
+    ({'depth': 8, 'pipeline': Pipeline(batches=8)}, 12, ['12 rows', 'pipeline.batches=8', 'try 16 rows']),
+])
+def test_a_pipeline_that_does_not_divide_is_one_clear_line(fields, rows, words):
+    with pytest.raises(config.Error) as caught:
+        over(small(**fields), {'stage': 4, 'data': 2}, draw(rows))
+    assert '\n' not in str(caught.value) and all(word in str(caught.value) for word in words)
