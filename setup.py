@@ -22,10 +22,11 @@ EXTRAS = {
     'hf': ['tokenizers'],
     'parquet': ['pyarrow'],
     'zstd': ['zstandard'],
+    'quant': ['qwix>=0.1.8,<0.2'],
     'cloud': ['fsspec', 'gcsfs', 's3fs'],
 }
 EXTRAS['test'] = ['pytest', 'hypothesis', 'pytest-xdist', 'ruff', 'fsspec',
-                  *EXTRAS['hf'], *EXTRAS['parquet'], *EXTRAS['zstd']]
+                  *EXTRAS['hf'], *EXTRAS['parquet'], *EXTRAS['zstd'], *EXTRAS['quant']]
 
 setup(
     name='lm',

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lm import sharding
+from lm import config, sharding
 
 SMALL = 1024  # vocabularies up to this size have their embedding's gradient by a matrix product
 
@@ -64,15 +64,13 @@ def unbox(boxed):
             jax.tree.map(lambda leaf: leaf.names, boxed, is_leaf=is_named))
 
 
-def einsum(spec, x, w):
+def einsum(spec, x, w, quantized='none'):
     """Returns einsum(spec, x, w) of activations x [... contracted] and a weight w, as one product of two matrices.
 
     The contracted letters end x and the leading letters of x begin the result, as in 'BTD,DNH->BTNH'. Flattening
     [B T] into one axis lets the backward pass contract over one axis, which XLA's CPU backend needs to be fast; other
-    backends flatten by themselves. Where T is split over a mesh axis the plain einsum is kept.
+    backends flatten by themselves. Where T is split over a mesh axis it stays an axis. See `product` for `quantized`.
     """
-    if jax.sharding.get_abstract_mesh().shape.get('context', 1) > 1:
-        return jnp.einsum(spec, x, w)
     inputs, out = spec.split('->')
     left, right = inputs.split(',')
     rows = len([letter for letter in left if letter in out])
@@ -84,7 +82,28 @@ def einsum(spec, x, w):
         columns = w.shape[:-len(contracted)]
         w = w.reshape(math.prod(columns), -1).T
     lead = x.shape[:rows]
-    return (x.reshape(math.prod(lead), -1) @ w).reshape(*lead, *columns)
+    split = jax.sharding.get_abstract_mesh().shape.get('context', 1) > 1
+    x = x.reshape(*(lead if split else (math.prod(lead),)), -1)
+    return product(x, w, quantized).reshape(*lead, *columns)
+
+
+def product(x, w, quantized):
+    """Returns x [... D] times w [D F], with both rounded to 8 bits by rows and columns where `quantized` says so.
+
+    'int8': the gradient by x too; 'fp8': both gradients too, of which the incoming one is float8_e5m2 for its range and
+    all else float8_e4m3fn (Micikevicius et al. 2022, arXiv:2209.05433). Raises config.Error where qwix is absent.
+    """
+    dimensions = (((x.ndim - 1,), (0,)), ((), ()))
+    if quantized == 'none':
+        return jax.lax.dot_general(x, w, dimensions)
+    try:
+        from qwix._src.core.dot_general_qt import DotGeneralQtConfig, dot_general_qt
+    except ImportError as error:
+        raise config.Error(f"quantized={quantized} needs qwix; try pip install 'lm[quant]'.") from error
+    kinds = {'int8': ('int8', 'int8', None), 'fp8': ('float8_e4m3fn', 'float8_e5m2', 'float8_e5m2')}[quantized]
+    inputs, of_x, of_w = kinds
+    return dot_general_qt(x, w, dimensions, DotGeneralQtConfig(
+        lhs_qtype=inputs, rhs_qtype=inputs, dlhs_grad_qtype=of_x, drhs_grad_qtype=of_w))
 
 
 LAYER_INPUT = 'layer_input'  # what a block calls its input, for 'offload' to find

@@ -70,7 +70,7 @@ def unpacked(batch, segment):
 def test_every_switch_is_covered():
     hints = typing.get_type_hints(Decoder)
     for name, hint in hints.items():
-        if name in ('dtype', 'remat'):
+        if name in ('dtype', 'remat', 'kernel', 'quantized'):
             continue
         seen = {getattr(model, name) for model in DECODERS.values()}
         wanted = {bool: {True, False}}.get(hint, set(typing.get_args(hint)) if 'Literal' in str(hint) else set())
@@ -213,8 +213,11 @@ def test_dropout_comes_from_the_key_alone():
     assert len({float(one), float(other), float(calm)}) == 3
 
 
-def test_it_overfits_twenty_tokens():
-    model = small(vocab=20, dropout=0.0)
+@pytest.mark.parametrize('quantized', ['none', 'int8', 'fp8'])
+def test_it_overfits_twenty_tokens(quantized):
+    if quantized != 'none':
+        pytest.importorskip('qwix')
+    model = small(vocab=20, dropout=0.0, quantized=quantized)
     tokens = np.random.default_rng(0).permutation(20)[None].astype(np.int32)
     batch, tx = {'inputs': tokens[:, :-1], 'targets': tokens[:, 1:]}, optax.adam(1e-2)
 

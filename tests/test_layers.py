@@ -1,4 +1,6 @@
 """The parts of models: products, norms, dropout, stacks, and the names that weights carry."""
+import sys
+
 import architectures
 import flax.linen as nn
 import jax
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from lm import layers, sharding
+from lm import config, layers, sharding
 
 SIZES = {'B': 2, 'T': 3, 'D': 4, 'N': 5, 'H': 6, 'F': 7, 'V': 8}
 SPECS = ['BTD,DNH->BTNH', 'BTNH,NHD->BTD', 'BTD,DF->BTF', 'BTD,VD->BTV', 'BTD,DV->BTV']
@@ -127,3 +129,24 @@ def test_embed_gathers_rows_and_splits_them_over_the_batch():
     with jax.set_mesh(sharding.make_mesh({'data': 4}, jax.devices()[:4])):
         rows = jax.jit(layers.embed)(table, jnp.zeros((4, 3), jnp.int32))
     assert rows.sharding.spec == P('data') or rows.sharding.spec[0] in ('data', ('data',))
+
+
+@pytest.mark.parametrize('quantized, error', [('int8', 0.02), ('fp8', 0.08)])
+def test_quantized_products_and_their_gradients_stay_near(quantized, error):
+    pytest.importorskip('qwix')
+    rng = np.random.default_rng(0)
+    x, w, g = (rng.standard_normal(shape).astype(np.float32) for shape in ((64, 128), (128, 96), (64, 96)))
+
+    def both(quantized):
+        y, back = jax.vjp(lambda x, w: layers.product(x, w, quantized), x, w)
+        return y, *back(g)
+    for exact, rounded in zip(both('none'), both(quantized), strict=True):
+        distance = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
+        assert distance < error
+    assert not np.allclose(both('none')[0], both(quantized)[0], rtol=1e-5)
+
+
+def test_without_qwix_the_remedy_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'qwix._src.core.dot_general_qt', None)
+    with pytest.raises(config.Error, match=r"quantized=int8 needs qwix; try pip install 'lm\[quant\]'"):
+        layers.product(jnp.ones((2, 2)), jnp.ones((2, 2)), 'int8')

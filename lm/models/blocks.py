@@ -64,14 +64,14 @@ class Attention(nn.Module):
         mixed = self.attend(query, key, value, layer['kind'], shared)
         axes = {**heads, 'embed': model.width}
         out = layers.weight(self, 'out', axes, layers.normal(0.02 / (2 * model.depth) ** 0.5), model.dtype)
-        y = layers.einsum('BTNH,NHD->BTD', mixed, out)
+        y = layers.einsum('BTNH,NHD->BTD', mixed, out, model.quantized)
         if model.bias == 'all':
             y = y + layers.weight(self, 'out_bias', {'bias': model.width}, layers.fill(0.0), model.dtype)
         return y, cache
 
     def project(self, x, name, axes):
         w = layers.weight(self, name, {'embed': x.shape[-1], **axes}, layers.normal(0.02), self.model.dtype)
-        y = layers.einsum('BTD,DNH->BTNH', x, w)
+        y = layers.einsum('BTD,DNH->BTNH', x, w, self.model.quantized)
         if self.model.bias != 'none':
             y = y + layers.weight(self, f'{name}_bias', axes, layers.fill(0.0), self.model.dtype)
         return sharding.constrain(y, 'batch', 'length', next(iter(axes)), None)
@@ -103,7 +103,8 @@ class MLP(nn.Module):
         return self.project(hidden, 'down', {'ff': ff, 'embed': width}, 0.02 / (2 * model.depth) ** 0.5)
 
     def project(self, x, name, axes, scale):
-        y = layers.einsum('BTD,DF->BTF', x, layers.weight(self, name, axes, layers.normal(scale), self.model.dtype))
+        w = layers.weight(self, name, axes, layers.normal(scale), self.model.dtype)
+        y = layers.einsum('BTD,DF->BTF', x, w, self.model.quantized)
         if self.model.bias == 'all':
             bias = {'bias': y.shape[-1]}
             y = y + layers.weight(self, f'{name}_bias', bias, layers.fill(0.0), self.model.dtype)

@@ -23,9 +23,10 @@ class Decoder:
     for full attention. norm_place: before a sublayer ('pre'), after it ('post', inside the residual), or 'both'.
     parallel: attention and MLP read the same input. experts: what takes the place of the MLP, if not None. softcap:
     c * tanh(x / c) on attention scores or on logits. dtype: of matrix products; parameters, norms, softmax and loss
-    stay float32. remat, unroll: see layers.stack. loss_parts: the vocabulary is scored in as many parts, so that logits
-    [B T V] are not kept for the gradient but made again. kernel: which one computes attention ('auto': the platform's),
-    an error where it cannot. pipeline: how rows go through the stages of a mesh that has some.
+    stay float32. quantized: of the blocks' products with weights, see layers.product. remat, unroll: see layers.stack.
+    loss_parts: the vocabulary is scored in as many parts, so that logits [B T V] are not kept for the gradient but made
+    again. kernel: which one computes attention ('auto': the platform's), an error where it cannot. pipeline: how rows
+    go through the stages of a mesh that has some.
     """
 
     vocab: int
@@ -53,6 +54,7 @@ class Decoder:
     z_loss: float = 0.0
     smoothing: float = 0.0
     dtype: Literal['float32', 'bfloat16'] = 'float32'
+    quantized: Literal['none', 'int8', 'fp8'] = 'none'
     loss_parts: int = 1
     remat: Literal['none', 'dots', 'full', 'offload'] = 'none'
     unroll: int = 0  # all layers on a CPU, one elsewhere
