@@ -3,6 +3,7 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -23,13 +24,15 @@ RULES = {
 }
 # The same for the state of an optimizer under ZeRO (Rajbhandari et al. 2019, arXiv:1910.02054): split over data too.
 ZERO = {**RULES, 'embed': ('fsdp', 'data')}
-AXES = ('stage', 'data', 'fsdp', 'expert', 'context', 'tensor')
+# Those that say least to each other first: the first is laid over the slow network between slices and nodes.
+AXES = ('data', 'stage', 'fsdp', 'expert', 'context', 'tensor')
 
 
 def make_mesh(sizes, devices=None):
     """Returns a Mesh with the axes of `sizes`, e.g. {'data': -1, 'fsdp': 2}; one size may be -1: what is left over.
 
-    Raises config.Error when an axis is unknown or the sizes do not multiply to the number of devices.
+    Axes come in the order of AXES. Over several slices of TPUs, data takes the network between them. Raises
+    config.Error when an axis is unknown or the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     unknown = [name for name in sizes if name not in AXES]
@@ -42,7 +45,17 @@ def make_mesh(sizes, devices=None):
     full = {name: len(devices) // fixed if size == -1 else size for name, size in sizes.items()}
     if math.prod(full.values()) != len(devices):
         raise config.Error(f"mesh={sizes} does not fill {len(devices)} devices; try mesh={{'data': -1}}.")
-    return jax.make_mesh(tuple(full.values()), tuple(full), devices=devices, axis_types=(AxisType.Auto,) * len(full))
+    axes = tuple(axis for axis in AXES if axis in full)
+    shape = tuple(full[axis] for axis in axes)
+    slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(shape, axes, devices=devices, axis_types=(AxisType.Auto,) * len(axes))
+    if full.get('data', 1) % slices:
+        raise config.Error(f'mesh={sizes} does not lay the axis data over {slices} slices; try data={slices}.')
+    outer = tuple(slices if axis == 'data' else 1 for axis in axes)
+    inner = tuple(size // many for size, many in zip(shape, outer, strict=True))
+    laid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+    return jax.sharding.Mesh(laid, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def spec(names, shape, mesh, rules=RULES):
@@ -66,6 +79,22 @@ def check_rows(rows, mesh):
         near = max(1, round(rows / parts)) * parts
         raise config.Error(f'{rows} rows at a time do not divide over {parts} devices '
                            f'({" x ".join(a for a in RULES["batch"] if a in mesh.shape)}); try {near}.')
+
+
+def check(shapes, axes, mesh):
+    """Raises config.Error where a logical axis of the parameters does not divide over its mesh axis.
+
+    Fewer key and value heads than the axis tensor has devices are no mistake: each device keeps them all.
+    """
+    for names, x in zip(jax.tree.leaves(axes, is_leaf=lambda node: isinstance(node, tuple)), jax.tree.leaves(shapes),
+                        strict=True):
+        for name, size in zip(names, x.shape, strict=True):
+            for axis in RULES.get(name, ()) if name != 'kv_heads' else ():
+                parts = mesh.shape.get(axis, 1)
+                if size % parts:
+                    near = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - parts))
+                    raise config.Error(f'{size} {name} do not divide over mesh.{axis}={parts}; '
+                                       f'try mesh.{axis}={near}.')
 
 
 def mirror(tree, axes, mesh, rules=RULES):

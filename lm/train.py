@@ -126,7 +126,7 @@ class Program(NamedTuple):
 def program(settings, mesh=None):
     """Returns the Program of a Config on a mesh, by default its own over all devices; nothing is compiled yet.
 
-    Raises config.Error where a micro-batch does not divide over the mesh.
+    Raises config.Error where a micro-batch or a size of the model does not divide over the mesh.
     """
     mesh = sharding.make_mesh(settings.mesh) if mesh is None else mesh
     sharding.check_rows(settings.data.batch // settings.accumulate, mesh)
@@ -137,6 +137,7 @@ def program(settings, mesh=None):
         params = model.init(jax.random.key(settings.seed))
         return State(jnp.int32(0), params, tx.init(params), jnp.int32(0))
     shapes = jax.eval_shape(init)
+    sharding.check(shapes.params, axes, mesh)
     placed = sharding.mirror(shapes, axes, mesh)
     if settings.zero:
         placed = placed._replace(optimizer=sharding.mirror(shapes.optimizer, axes, mesh, sharding.ZERO))

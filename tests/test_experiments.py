@@ -54,6 +54,19 @@ def test_the_large_ones_have_their_size(name, count):
     assert sum(x.size for x in jax.tree.leaves(shapes)) == count
 
 
+@pytest.mark.long
+@pytest.mark.parametrize('name', ['gpt2_124m', 'llama_1b'])
+def test_the_large_ones_compile_at_full_size(name):
+    settings = config.load(ROOT / 'experiments' / f'{name}.py', ['model.unroll=1', 'mesh.data=2', 'mesh.fsdp=4']).config
+    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, batch=8 * settings.accumulate))
+    program = train.program(settings)
+    with jax.set_mesh(program.mesh):
+        step = program.step.lower(program.abstract, settings.data.example()).compile()
+    shares = sum(x.sharding.shard_shape(x.shape) != x.shape and x.size for x in jax.tree.leaves(program.abstract))
+    assert shares > 0.99 * sum(x.size for x in jax.tree.leaves(program.abstract))
+    assert step.memory_analysis().argument_size_in_bytes < 1.1 * 4 * shares / 4
+
+
 def test_flops_are_those_of_the_formula():
     settings = config.load(ROOT / 'experiments' / 'shakespeare_char.py').config
     shapes = jax.eval_shape(settings.model.init, jax.random.key(0))

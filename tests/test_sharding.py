@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lm import config, sharding
+from lm.models.experts import Experts
 from lm.positions import Relative
 
 MESH = {'data': 4, 'fsdp': 2}
@@ -31,7 +32,7 @@ def test_a_mesh_fills_the_devices(sizes, expected):
 
 
 @pytest.mark.parametrize('sizes, words', [
-    ({'dat': 8}, ["'dat'", 'data, fsdp']), ({'data': 3}, ['3', '8', 'try']), ({'data': 16}, ['16', '8', 'try']),
+    ({'dat': 8}, ["'dat'", 'data, stage']), ({'data': 3}, ['3', '8', 'try']), ({'data': 16}, ['16', '8', 'try']),
     ({'data': -1, 'fsdp': 3}, ['fsdp', '3', '8', 'try']), ({'data': -1, 'fsdp': -1}, ['-1', 'try']), ({}, ['8', 'try']),
     ({'data': 0}, ['data', '0', 'try']), ({'data': -2, 'fsdp': -4}, ['-2', 'try']),
 ])
@@ -122,3 +123,22 @@ def test_rows_that_do_not_divide_are_refused_with_the_nearest_that_do(mesh):
     sharding.check_rows(16, mesh)
     with pytest.raises(config.Error, match=r'12 rows .* 8 devices \(data x fsdp\); try 16\.'):
         sharding.check_rows(12, mesh)
+
+
+@pytest.mark.parametrize('sizes, words', [
+    ({'tensor': 8}, ['4 heads', 'mesh.tensor=8', 'try mesh.tensor=4']),
+    ({'stage': 8}, ['2 layers', 'mesh.stage=8', 'try mesh.stage=2']),
+    ({'expert': 8}, ['6 experts', 'mesh.expert=8', 'try mesh.expert=6']),
+])
+def test_sizes_that_do_not_divide_are_refused_with_the_nearest_that_do(sizes, words):
+    model = small(experts=Experts(count=6, top=2, ff=16))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    with pytest.raises(config.Error) as caught:
+        sharding.check(shapes, model.axes(), sharding.make_mesh(sizes))
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_few_key_heads_may_stay_whole():
+    model = small(heads=8, kv_heads=2)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    sharding.check(shapes, model.axes(), sharding.make_mesh({'tensor': 8}))

@@ -102,3 +102,17 @@ def test_clear_errors():
         train.program(settings(mesh={'data': 3}))
     with pytest.raises(config.Error, match="mesh has no axis 'dtaa'"):
         train.program(settings(mesh={'dtaa': 8}))
+
+
+def test_zero_splits_the_optimizers_state_over_data_and_changes_no_step():
+    def end(**changes):
+        program = train.program(settings(mesh={'data': 4, 'fsdp': 2}, **changes))
+        with jax.set_mesh(program.mesh):
+            return run(program.step, program.init(), [batch(seed=i) for i in range(3)])
+    (plain, losses), (split, again) = end(), end(zero=True)
+    np.testing.assert_allclose(losses, again, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain.params, split.params)
+    up = split.optimizer.direction.mu['blocks']['mlp']['up']
+    assert plain.optimizer.direction.mu['blocks']['mlp']['up'].sharding.shard_shape(up.shape) == (2, 8, 64)
+    assert up.sharding.shard_shape(up.shape) == (2, 2, 64)
+    assert split.params['blocks']['mlp']['up'].sharding.shard_shape(up.shape) == (2, 8, 64)
