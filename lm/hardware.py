@@ -1,52 +1,156 @@
-"""What a chip can do: peak FLOP/s by dtype, memory and bandwidth, from its vendor's data sheet (dense, no sparsity)."""
+"""What chips can do and how they are joined: FLOP/s, memory, bandwidth, links, price; and slices of them by name."""
+import math
 import os
+import re
 import time
 from dataclasses import dataclass
 
-TERA, GIGA = 1e12, 1e9
+from lm import config
+from lm.config.annotations import close
+
+TERA, GIGA, GIB = 1e12, 1e9, 2 ** 30
+GPU_SHARE = 0.92  # of a GPU's memory for arrays; the rest is for the driver, the libraries and NCCL
+PRICED = 'late 2025'
 
 
 @dataclass(frozen=True)
 class Chip:
-    """flops: peak FLOP/s by dtype of a matrix product's inputs; memory: bytes; bandwidth: of memory, bytes/s."""
+    """What one device, as JAX counts them, can do at most; dense, no sparsity, from its vendor's data sheet.
+
+    flops: FLOP/s by dtype of a matrix product's inputs. memory: the bytes a program can have, which is less than the
+    chip is sold with. bandwidth: of memory, bytes/s. link: bytes/s of one link in one direction. torus: the dimensions
+    of the network of links, each with a link to both sides; 0 for GPUs, joined by a switch within a node. network:
+    bytes/s of a device's share of the network between slices or nodes. price: dollars for an hour of a chip, on
+    demand. cores: devices that one chip counts as. named_by_core: whether a slice's name counts cores, two a chip.
+    """
 
     name: str
     flops: dict
     memory: float
     bandwidth: float
+    link: float
+    network: float
+    torus: int = 0
+    price: float = 0.0
+    cores: int = 1
+    named_by_core: bool = False
+
+    @property
+    def platform(self):
+        """'tpu' or 'cuda'."""
+        return 'tpu' if self.torus else 'cuda'
 
 
-def _chip(name, bfloat16, float32, memory, bandwidth):
-    return Chip(name, {'bfloat16': bfloat16 * TERA, 'float32': float32 * TERA}, memory * GIGA, bandwidth * GIGA)
+def _tpu(name, bfloat16, gib, bandwidth, **rest):
+    """float32 products run as one bfloat16 pass by default. `gib` is what libtpu 0.0.52 says that it has available."""
+    flops = {'bfloat16': bfloat16 * TERA, 'float32': bfloat16 * TERA}
+    return name, Chip(name, flops, gib * GIB, bandwidth * GIGA, **rest)
 
+
+def _gpu(name, bfloat16, size, bandwidth, **rest):
+    """float32 products run as TF32 by default, at half the rate. `size` is in bytes, as the driver reports it."""
+    flops = {'bfloat16': bfloat16 * TERA, 'float32': bfloat16 / 2 * TERA}
+    return name, Chip(name, flops, size * GPU_SHARE, bandwidth * GIGA, **rest)
+
+
+# Links and networks: "How to Scale Your Model" (Austin et al. 2025) and Google's and NVIDIA's data sheets. Prices: list
+# prices on demand in the United States, Google Cloud for TPUs, Amazon EC2 for data-centre GPUs.
+CHIPS = dict([
+    _tpu('v4', 275, 30.75, 1228, link=45e9, network=6.25e9, torus=3, price=3.22, named_by_core=True),
+    _tpu('v5e', 197, 15.75, 819, link=45e9, network=3.125e9, torus=2, price=1.20),
+    _tpu('v5p', 459, 95.73, 2765, link=90e9, network=6.25e9, torus=3, price=4.20, named_by_core=True),
+    _tpu('v6e', 918, 31.24, 1640, link=90e9, network=12.5e9, torus=2, price=2.70),
+    _tpu('v7x', 1153.5, 94.74, 3690, link=100e9, network=12.5e9, torus=3, price=12.00, cores=2, named_by_core=True),
+    _gpu('a100-40g', 312, 42331013120, 1555, link=300e9, network=12.5e9, price=2.75),
+    _gpu('a100', 312, 85100068864, 2039, link=300e9, network=25e9, price=3.43),
+    _gpu('h100', 989, 84942979072, 3350, link=450e9, network=50e9, price=6.88),
+    _gpu('h200', 989, 151397597184, 4800, link=450e9, network=50e9, price=7.91),
+    _gpu('b200', 2250, 191514411008, 7672, link=900e9, network=50e9, price=14.24),
+    _gpu('l4', 121, 24e9, 300, link=32e9, network=12.5e9),
+    _gpu('rtx4090', 165, 24e9, 1008, link=32e9, network=12.5e9),
+    _gpu('rtx3090', 71, 24e9, 936, link=32e9, network=12.5e9),
+])
 
 # Words found in the device kind that JAX reports -> the chip. The first row whose words all occur is taken, so longer
-# names stand before those they contain. By default float32 products run as one bfloat16 pass on TPU, as TF32 on GPU.
-CHIPS = {
-    ('TPU', 'v7'): _chip('v7x', 2307, 2307, 192, 7380),
-    ('TPU', '7x'): _chip('v7x', 2307, 2307, 192, 7380),
-    ('TPU', 'v6'): _chip('v6e', 918, 918, 32, 1640),
-    ('TPU', 'v5', 'lite'): _chip('v5e', 197, 197, 16, 819),
-    ('TPU', 'v5e'): _chip('v5e', 197, 197, 16, 819),
-    ('TPU', 'v5'): _chip('v5p', 459, 459, 95, 2765),
-    ('TPU', 'v4'): _chip('v4', 275, 275, 32, 1228),
-    ('B200',): _chip('b200', 2250, 1125, 180, 8000),
-    ('H200',): _chip('h200', 989, 494, 141, 4800),
-    ('H100',): _chip('h100', 989, 494, 80, 3350),
-    ('A100', '80GB'): _chip('a100', 312, 156, 80, 2039),
-    ('A100',): _chip('a100-40g', 312, 156, 40, 1555),
-    ('L4',): _chip('l4', 121, 60, 24, 300),
-    ('4090',): _chip('rtx4090', 165, 83, 24, 1008),
-    ('3090',): _chip('rtx3090', 71, 36, 24, 936),
+# names stand before those they contain.
+KINDS = {
+    ('TPU', 'v7'): 'v7x', ('TPU', '7x'): 'v7x', ('TPU', 'v6'): 'v6e', ('TPU', 'v5', 'lite'): 'v5e',
+    ('TPU', 'v5e'): 'v5e', ('TPU', 'v5'): 'v5p', ('TPU', 'v4'): 'v4',
+    ('B200',): 'b200', ('H200',): 'h200', ('H100',): 'h100', ('A100', '80GB'): 'a100', ('A100',): 'a100-40g',
+    ('L4',): 'l4', ('4090',): 'rtx4090', ('3090',): 'rtx3090',
 }
+NODE = 8  # GPUs that one switch joins
+LARGEST = {2: 256, 3: 8192}  # chips in one slice by the dimensions of its torus
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """`count` slices of chips, or nodes of GPUs: shape (16, 16) is a torus, (8,) a node. Between them is a network."""
+
+    name: str
+    chip: Chip
+    shape: tuple
+    count: int = 1
+
+    @property
+    def chips(self):
+        return math.prod(self.shape) * self.count
+
+    @property
+    def devices(self):
+        return self.chips * self.chip.cores
 
 
 def find(kind):
     """Returns the Chip that a JAX device kind such as 'NVIDIA H100 80GB HBM3' or 'TPU v5 lite' names, or None."""
-    for words, chip in CHIPS.items():
+    for words, name in KINDS.items():
         if all(word.lower() in kind.lower() for word in words):
-            return chip
+            return CHIPS[name]
     return None
+
+
+def cluster(name):
+    """Returns the Cluster of a name: 'v5e-256', 'v5p:4x8x8', '2xv5e-256' (two slices), '8xh100' or 'h100'.
+
+    The number in a v4, v5p or v7x slice's name counts cores, two a chip, as Google's does. Raises config.Error.
+    """
+    found = re.fullmatch(r'(?:(\d+)x)?(a100-40g|[a-z0-9]+?)(?:-(\d+)|:([\dx]+))?', name.lower())
+    if not found or (found[2] not in CHIPS):
+        word = found[2] if found else name
+        near = close(word, CHIPS) or list(CHIPS)
+        raise config.Error(f'{name!r} names no chip that is known; try {", ".join(near)}, as in v5e-256 or 8xh100.')
+    chip, count = CHIPS[found[2]], int(found[1] or 1)
+    if not chip.torus:
+        return _nodes(name, chip, count)
+    if found[4]:
+        shape = tuple(int(side or 0) for side in found[4].split('x'))
+        if len(shape) != chip.torus or min(shape) < 1:
+            cube = 'x'.join('4' * chip.torus)
+            raise config.Error(f'{name!r} is no torus of {chip.torus} sides; try {chip.name}:{cube}.')
+        return Cluster(name, chip, shape, max(1, count))
+    return Cluster(name, chip, _torus(name, chip, int(found[3] or 0)), max(1, count))
+
+
+def _nodes(name, chip, count):
+    if count < 1 or (count > NODE and count % NODE):
+        near = max(1, round(count / NODE)) * NODE
+        raise config.Error(f'{name!r} is no whole number of nodes with {NODE} GPUs; try {near}x{chip.name}.')
+    return Cluster(name, chip, (min(count, NODE),), max(1, count // NODE))
+
+
+def _torus(name, chip, number):
+    """Returns the sides of the slice of that number, as even as powers of two can be, the longer ones last."""
+    per_chip = 2 if chip.named_by_core else 1
+    chips, most = number // per_chip, LARGEST[chip.torus]
+    if chips < 1 or chips & (chips - 1) or number % per_chip or chips > most:
+        near = min(most, 2 ** max(0, round(math.log2(max(1, chips)))))
+        slices = -(-chips // most)
+        remedy = f'{chip.name}-{near * per_chip}' if chips <= most else f'{slices}x{chip.name}-{most * per_chip}'
+        raise config.Error(f'{name!r} is no slice of a power of two chips up to {most}; try {remedy}.')
+    if chip.torus == 3 and chips <= 4:
+        return {1: (1, 1, 1), 2: (1, 2, 1), 4: (2, 2, 1)}[chips]
+    power, sides = chips.bit_length() - 1, chip.torus
+    return tuple(2 ** (power // sides + (side >= sides - power % sides)) for side in range(sides))
 
 
 def measure_gemm(dtype, size=1024, seconds=0.5):
@@ -65,7 +169,7 @@ def measure_gemm(dtype, size=1024, seconds=0.5):
 
 
 def tune(environ=os.environ):
-    """Adds 512-bit vectors to XLA_FLAGS, which make a CPU faster; a width that is there already stays.
+    """Adds 512-bit vectors to XLA_FLAGS, which make a CPU faster, and gives JAX GPU_SHARE of a GPU; what is set stays.
 
     A device on each core would be faster still for small models, but with as few threads as cores XLA's in-process
     all-reduce was seen to starve and abort a run, so that a machine counts as one device unless XLA_FLAGS says more.
@@ -73,3 +177,9 @@ def tune(environ=os.environ):
     given, flag = environ.get('XLA_FLAGS', ''), '--xla_cpu_prefer_vector_width'
     if flag not in given:
         environ['XLA_FLAGS'] = f'{given} {flag}=512'.strip()
+    environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', str(GPU_SHARE))
+
+
+def forget_accelerators(environ=os.environ):
+    """Sets what lets JAX compile for chips that are not here; must come before JAX is imported."""
+    environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1'}

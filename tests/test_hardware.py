@@ -1,0 +1,50 @@
+"""Chips by the names that JAX and users give them, and the slices they come in."""
+import pytest
+
+from lm import config, hardware
+
+
+@pytest.mark.parametrize('kind, name', [
+    ('TPU v5 lite', 'v5e'), ('TPU v5', 'v5p'), ('TPU v6 lite', 'v6e'), ('TPU7x', 'v7x'), ('TPU v4', 'v4'),
+    ('NVIDIA H100 80GB HBM3', 'h100'), ('NVIDIA A100-SXM4-80GB', 'a100'), ('NVIDIA A100-SXM4-40GB', 'a100-40g'),
+])
+def test_a_device_kind_names_its_chip(kind, name):
+    assert hardware.find(kind).name == name
+
+
+def test_a_cpu_is_no_chip():
+    assert hardware.find('cpu') is None
+
+
+@pytest.mark.parametrize('name, shape, count, devices', [
+    ('v5e-256', (16, 16), 1, 256), ('v5e-8', (2, 4), 1, 8), ('v6e-1', (1, 1), 1, 1), ('v6e-128', (8, 16), 1, 128),
+    ('v5p-512', (4, 8, 8), 1, 256), ('v5p-8', (2, 2, 1), 1, 4), ('v5p-64', (2, 4, 4), 1, 32),
+    ('v4-16', (2, 2, 2), 1, 8), ('v7x-8', (2, 2, 1), 1, 8), ('v5p:4x4x12', (4, 4, 12), 1, 192),
+    ('2xv5e-256', (16, 16), 2, 512), ('8xh100', (8,), 1, 8), ('h100', (1,), 1, 1), ('16xH200', (8,), 2, 16),
+    ('8xa100-40g', (8,), 1, 8),
+])
+def test_a_name_is_a_cluster(name, shape, count, devices):
+    found = hardware.cluster(name)
+    assert (found.shape, found.count, found.devices) == (shape, count, devices)
+
+
+@pytest.mark.parametrize('name, remedy', [
+    ('v5x-256', 'v5e'), ('h10', 'h100'), ('v5e-100', 'v5e-128'), ('v5e-512', '2xv5e-256'), ('12xh100', '16xh100'),
+    ('v5p:4x4', 'v5p:4x4x4'), ('v5e', 'v5e-1'), ('', 'as in v5e-256'),
+])
+def test_a_wrong_name_is_answered_with_one_that_works(name, remedy):
+    with pytest.raises(config.Error, match=remedy):
+        hardware.cluster(name)
+
+
+@pytest.mark.parametrize('chip', hardware.CHIPS.values(), ids=lambda chip: chip.name)
+def test_numbers_are_of_the_right_size(chip):
+    assert 7e13 <= chip.flops['bfloat16'] <= 3e15 and chip.flops['float32'] <= chip.flops['bfloat16']
+    assert 10e9 < chip.memory < 200e9 and 1e11 < chip.bandwidth < 1e13
+    assert chip.network < chip.link * max(1, 2 * chip.torus) < chip.bandwidth
+
+
+def test_what_the_user_set_stays():
+    environ = {'XLA_FLAGS': '--xla_cpu_prefer_vector_width=256', 'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.5'}
+    hardware.tune(environ)
+    assert environ == {'XLA_FLAGS': '--xla_cpu_prefer_vector_width=256', 'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.5'}
