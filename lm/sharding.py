@@ -7,7 +7,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm import config
+from lm import config, hardware
 
 # Logical axis of a parameter or activation -> the mesh axes it is split over, those the mesh lacks being skipped.
 RULES = {
@@ -31,10 +31,14 @@ AXES = ('data', 'stage', 'fsdp', 'expert', 'context', 'tensor')
 def make_mesh(sizes, devices=None):
     """Returns a Mesh with the axes of `sizes`, e.g. {'data': -1, 'fsdp': 2}; one size may be -1: what is left over.
 
+    The name of a cluster, such as 'v5e-256' or '16xh100', stands for data over its slices or nodes and fsdp within.
     Axes come in the order of AXES. Over several slices of TPUs, data takes the network between them. Raises
     config.Error when an axis is unknown or the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    if isinstance(sizes, str):
+        cluster = hardware.cluster(sizes)
+        sizes = {'data': cluster.count, 'fsdp': cluster.devices // cluster.count}
     unknown = [name for name in sizes if name not in AXES]
     if unknown:
         raise config.Error(f'mesh has no axis {unknown[0]!r}; the axes are {", ".join(AXES)}.')

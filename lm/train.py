@@ -14,12 +14,12 @@ from lm.data import Corpus
 class Config:
     """An experiment: what to train, on what, how, and for how many steps.
 
-    zero: the optimizer's state is split over the mesh axis data as well as fsdp. accumulate: micro-batches a step,
-    equal to one big batch. Every `log_every` steps are logged, every `eval_every` validated on `eval_batches` batches
-    (0 for all, as at the end), every `save_every` saved (0: only at the end). The last `keep` checkpoints are kept
-    beside the best. After `patience` updates in a row that are not finite the run goes back to the last checkpoint and
-    steps past the batches. sample: prompt of the sample shown at the end. baselines: whether compressors are measured
-    on the held-out text at the end.
+    mesh: sizes of its axes, or the name of a cluster, see sharding.make_mesh. zero: the optimizer's state is split over
+    the mesh axis data as well as fsdp. accumulate: micro-batches a step, equal to one big batch. Every `log_every`
+    steps are logged, every `eval_every` validated on `eval_batches` batches (0 for all, as at the end), every
+    `save_every` saved (0: only at the end). The last `keep` checkpoints are kept beside the best. After `patience`
+    updates in a row that are not finite the run goes back to the last checkpoint and steps past the batches. sample:
+    prompt of the sample shown at the end. baselines: whether compressors are measured on the held-out text at the end.
     """
 
     model: Any
@@ -27,7 +27,7 @@ class Config:
     optimizer: optim.Optimizer
     steps: int
     seed: int = 0
-    mesh: dict[str, int] = field(default_factory=lambda: {'data': -1})
+    mesh: dict[str, int] | str = field(default_factory=lambda: {'data': -1})
     zero: bool = False
     accumulate: int = 1
     log_every: int = 10

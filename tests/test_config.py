@@ -61,7 +61,7 @@ class Model:
 class Experiment:
     model: Model = Model()
     schedule: Schedule = Cosine(warmup=100)
-    mesh: dict[str, int] = dataclasses.field(default_factory=lambda: {'data': -1, 'fsdp': 1})
+    mesh: dict[str, int] | str = dataclasses.field(default_factory=lambda: {'data': -1, 'fsdp': 1})
     scale: dict[str, float] = dataclasses.field(default_factory=dict)
     files: str | tuple[str, ...] = 'a.txt'
     sources: tuple[Schedule, ...] = (Schedule(1), Cosine(2))

@@ -25,16 +25,18 @@ def mesh():
 @pytest.mark.parametrize('sizes, expected', [
     ({'data': -1}, {'data': 8}), ({'data': -1, 'fsdp': 2}, {'data': 4, 'fsdp': 2}), ({'fsdp': 8}, {'fsdp': 8}),
     ({'data': 2, 'fsdp': -1, 'tensor': 2}, {'data': 2, 'fsdp': 2, 'tensor': 2}),
-    ({'data': -1, 'fsdp': 1}, {'data': 8, 'fsdp': 1}),
+    ({'data': -1, 'fsdp': 1}, {'data': 8, 'fsdp': 1}), ('8xh100', {'data': 1, 'fsdp': 8}),
+    ({'tensor': 2, 'data': 4}, {'data': 4, 'tensor': 2}),
 ])
 def test_a_mesh_fills_the_devices(sizes, expected):
-    assert dict(sharding.make_mesh(sizes).shape) == expected
+    assert list(sharding.make_mesh(sizes).shape.items()) == list(expected.items())
 
 
 @pytest.mark.parametrize('sizes, words', [
     ({'dat': 8}, ["'dat'", 'data, stage']), ({'data': 3}, ['3', '8', 'try']), ({'data': 16}, ['16', '8', 'try']),
     ({'data': -1, 'fsdp': 3}, ['fsdp', '3', '8', 'try']), ({'data': -1, 'fsdp': -1}, ['-1', 'try']), ({}, ['8', 'try']),
     ({'data': 0}, ['data', '0', 'try']), ({'data': -2, 'fsdp': -4}, ['-2', 'try']),
+    ('v5e-16', ['fsdp', '16', '8', 'try']),
 ])
 def test_a_mesh_that_does_not_fit_is_one_clear_line(sizes, words):
     with pytest.raises(config.Error) as caught:

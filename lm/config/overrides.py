@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import typing
 
-from lm.config.annotations import Error, close, hints, is_component
+from lm.config.annotations import MAPPINGS, Error, close, hints, is_component, kind_of
 from lm.config.values import fit, made
 
 
@@ -126,7 +126,8 @@ def _changed(value, hint, key, changes):
 
 def _changed_dict(value, hint, key, changes):
     """Returns `value` with items set; a name may hold dots (`{'mlp.*': 0.1}`), so the longest known one wins."""
-    item_hint = (typing.get_args(hint) or (typing.Any,))[-1]
+    mapping = next((each for each in (hint, *typing.get_args(hint)) if kind_of(each) in MAPPINGS), dict)
+    item_hint = (typing.get_args(mapping) or (typing.Any,))[-1]
     groups = {}
     for rest, change in changes.items():
         known = [name for name in value if rest == name or rest.startswith(name + '.')]
