@@ -234,8 +234,8 @@ class _Net(nn.Module):
         stack = partial(layers.stack, blocks.Block, remat=model.remat, unroll=model.unroll, model=model)
         if pipeline.stages() == 1 or layer['cache'] is not None or self.is_initializing():
             return stack(model.depth, name='blocks')(x, layer, shared)
-        packed = shared['segments'] is not None
-        rows = {name: shared[name] for name in ('segments', 'angles') if packed}
+        rows = {name: shared[name] for name in ('segments', 'angles')
+                if any(len(each) == len(x) for each in jax.tree.leaves(shared[name]))}
 
         def apply(mine, x, rows, index):
             params, layer = mine
