@@ -7,14 +7,17 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from lm import config, trees
+from lm import config, hosts, trees
 
 STATE, META = 'state', 'meta'
 
 
 @dataclass
 class Store:
-    """Checkpoints under a directory, of which the last `keep` are kept, and the one with the lowest score."""
+    """Checkpoints under a directory, of which the last `keep` are kept, and the one with the lowest score.
+
+    Of several processes all call every method, each writes and reads its part, and process 0 decides what goes.
+    """
 
     directory: Path
     keep: int = 2
@@ -67,8 +70,10 @@ class Store:
 
     def prune(self):
         """Deletes all but the last `keep` checkpoints and the best."""
-        steps = self.steps()
-        for step in set(steps) - set(steps[-self.keep:]) - {self.best()}:
+        def superfluous():
+            steps = self.steps()
+            return sorted(set(steps) - set(steps[-self.keep:]) - {self.best()})
+        for step in hosts.decide(superfluous):
             self.manager.delete(step)
 
     def restore(self, abstract, step=None):
@@ -78,32 +83,37 @@ class Store:
         one saved from. A checkpoint that cannot be read is put aside, with a warning, for the one before it.
         """
         self.wait()
-        steps = self.steps()
+        steps = hosts.decide(self.steps)
         for candidate in steps[::-1] if step is None else [step]:
-            try:
-                return self._read(candidate, abstract)
-            except Exception as error:  # orbax and tensorstore raise many kinds for a file that is broken
-                fault = _first_line(error)
-                if step is not None or candidate == steps[0]:
-                    raise config.Error(f'checkpoint {candidate} in {self.directory} cannot be read: {fault}; '
-                                       f'the steps there are {steps}.') from error
-                logging.warning('checkpoint %d in %s cannot be read (%s); taking the one before it.', candidate,
-                                self.directory, fault)
-                self._put_aside(candidate)
+            found, fault = self._try(candidate, abstract)
+            faults = [f'host {i}: {other}' if found else other for i, other in enumerate(hosts.gather(fault)) if other]
+            if not faults:
+                return found
+            if step is not None or candidate == steps[0]:
+                raise config.Error(f'checkpoint {candidate} in {self.directory} cannot be read: {faults[0]}; '
+                                   f'the steps there are {steps}.')
+            logging.warning('checkpoint %d in %s cannot be read (%s); taking the one before it.', candidate,
+                            self.directory, faults[0])
+            hosts.decide(lambda step=candidate: self._put_aside(step))
+            self.manager.reload()
         return None
 
-    def _read(self, step, abstract):
+    def _try(self, step, abstract):
+        """Returns ((state, meta), None), or (None, why they cannot be read); no host waits for another on the way."""
+        folder = self.manager.directory / str(step)
         placed = ocp.checkpoint_utils.construct_restore_args(abstract)
         given = ocp.args.PyTreeRestore(item=abstract, restore_args=placed, partial_restore=True)
-        found = self.manager.restore(step, args=ocp.args.Composite(**{STATE: given, META: ocp.args.JsonRestore()}))
-        return found[STATE], found[META]
+        try:
+            state = ocp.PyTreeCheckpointHandler().restore(folder / STATE, args=given)
+            return (state, ocp.JsonCheckpointHandler().restore(folder / META, args=ocp.args.JsonRestore())), None
+        except Exception as error:  # orbax and tensorstore raise many kinds for a file that is broken
+            return None, _first_line(error)
 
     def _put_aside(self, step):
         aside = self.directory.parent / 'unreadable' / str(step)
         shutil.rmtree(aside, ignore_errors=True)
         aside.parent.mkdir(exist_ok=True)
         (self.directory / str(step)).rename(aside)
-        self.manager.reload()
 
     def close(self):
         """Waits for the save under way and lets go of the directory."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -24,6 +25,7 @@ VERBS = {
     'bench': 'lm.bench',
 }
 WITHOUT_JAX = ('data', 'config')
+TOGETHER = ('train', 'eval', 'generate', 'bench')  # verbs that several processes run as one
 TYPES = {'int': int, 'float': float, 'str': str}
 
 
@@ -71,8 +73,16 @@ def _run(argv):
     if verb not in WITHOUT_JAX:
         from lm import hardware
         hardware.tune()
-    code = importlib.import_module(VERBS[verb]).main(*positionals, **options)
+    with _joined(verb):
+        code = importlib.import_module(VERBS[verb]).main(*positionals, **options)
     return code if isinstance(code, int) else 0
+
+
+def _joined(verb):
+    if verb not in TOGETHER:
+        return contextlib.nullcontext()
+    from lm import hosts
+    return hosts.joined()
 
 
 def _reader_is_gone():

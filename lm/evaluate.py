@@ -20,8 +20,9 @@ def score(model, params, stream, mesh, batches=0):
     """
     count = min(batches, stream.batches) if batches else stream.batches
     with jax.set_mesh(mesh):
-        sums = [_sums(model, len(stream.sources), params, sharding.put(
-            stream.batch_at(i, jax.process_index(), jax.process_count()), mesh)) for i in range(count)]
+        rows = sharding.rows(stream.batch, mesh)
+        sums = [_sums(model, len(stream.sources), params, sharding.put(stream.batch_at(i, rows), mesh, stream.batch))
+                for i in range(count)]
     nll, tokens = np.sum(jax.device_get(sums), axis=0, dtype=np.float64).T
     loss = nll.sum() / max(tokens.sum(), 1)
     scores = {'loss': loss, 'perplexity': math.exp(min(loss, 700)),
@@ -36,7 +37,7 @@ def _sums(model, sources, params, batch):
     """Returns [sources 2]: the sum of losses in nats, and of weights, of the rows of each source."""
     nll, _ = model.token_losses(params, batch)
     rows = jnp.stack([jnp.sum(nll * batch['weights'], -1), jnp.sum(batch['weights'], -1)], -1)
-    return jax.ops.segment_sum(rows, batch['source'], sources)
+    return sharding.constrain(jax.ops.segment_sum(rows, batch['source'], sources), None, None)
 
 
 def main(run: str, *, split: str = 'valid', step: int = 0, stride: int = 0, cache: str = ''):

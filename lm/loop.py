@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lm import config, evaluate, generate, runs, sharding, train, trees
+from lm import config, evaluate, generate, hosts, runs, sharding, train, trees
 from lm.data import baselines, loader
 from lm.data.cache import home, root
 
@@ -25,7 +25,7 @@ class Stopped(Exception):
 def fit(settings, program, streams, run):
     """Trains to `settings.steps`, from the run's newest checkpoint if it has one, and returns the last State.
 
-    `streams` are (training, validation or None). Raises Stopped when `run.stopping` is set, after saving.
+    `streams` are (training, validation or None). Raises Stopped, after saving, when `run.stop` says so.
     """
     (state, meta), setbacks = _restore(program, run.store, streams[0]), {}
     while int(state.step) < settings.steps:
@@ -70,12 +70,12 @@ def _advance(settings, program, streams, run, begun):
         for step, batch in batches:
             state, measured = program.step(state, batch)
             log.push(step + 1, measured)
-            last = step + 1 == settings.steps
-            if run.stopping or last or _due(step + 1, settings.save_every):
+            stopping, last = run.stop.reached(step + 1), step + 1 == settings.steps
+            if stopping or last or _due(step + 1, settings.save_every):
                 log.flush()
-                if run.stopping or last or not log.bad:
+                if stopping or last or not log.bad:
                     run.store.save(step + 1, state, meta)
-            if run.stopping:
+            if stopping:
                 raise Stopped
             if valid and not last and _due(step + 1, settings.eval_every):
                 log.flush()
@@ -87,7 +87,7 @@ def _advance(settings, program, streams, run, begun):
 
 
 def _serve(stream, mesh, offset, step):
-    return sharding.put(stream.batch_at(step + offset, jax.process_index(), jax.process_count()), mesh)
+    return sharding.put(stream.batch_at(step + offset, sharding.rows(stream.batch, mesh)), mesh, stream.batch)
 
 
 def _due(step, every):
@@ -166,13 +166,14 @@ def main(experiment: str, *overrides: str, workdir: str = '', cache: str = ''):
 
 def train_in(settings, run, cache, mesh=None):
     """Trains to the end, on `mesh` if given instead of the settings' own, and says how it ended or had ended before."""
-    if settings.steps in run.store.steps():
+    if settings.steps in hosts.decide(run.store.steps):
         print(f'{run.directory} is finished: {settings.steps} steps.')
         return
-    run.heed_signals()
+    run.stop.heed()
     data = settings.data
     stream = data.open(cache, 'train')
-    runs.keep_tokenizer(run.directory, home(data.train, data.tokenizer, cache))
+    hosts.agree(stream.fingerprint)
+    hosts.decide(lambda: runs.keep_tokenizer(run.directory, home(data.train, data.tokenizer, cache)))
     valid = data.open(cache, 'valid') if data.valid else None
     _check_vocabulary(settings.model, stream.encoder)
     built = train.program(settings, mesh)
@@ -196,7 +197,7 @@ def summarise(settings, built, state, streams, run):
         print(f'validation loss {scores["loss"]:.4f}, perplexity {scores["perplexity"]:.2f}')
         rows = {'this model': scores['bits_per_byte']}
         if settings.baselines:
-            rows |= baselines.bits_per_byte(_text(settings.data.train), _text(settings.data.valid))
+            rows |= hosts.decide(lambda: baselines.bits_per_byte(_text(settings.data.train), _text(settings.data.valid)))
         for name, value in rows.items():
             print(f'  {value:6.3f} bits per byte  {name}')
     params = settings.optimizer.averaged(state.optimizer, state.params)

@@ -72,6 +72,19 @@ class Writer:
             self.bar.stop()
 
 
+class Mute:
+    """Stands for a Writer on all processes but the first, which writes for all."""
+
+    def write(self, step, values):
+        """Writes nothing."""
+
+    def advance(self, step):
+        """Moves nothing."""
+
+    def close(self):
+        """Closes nothing."""
+
+
 def _tensorboard(directory, start):
     """Returns a TensorBoard writer, or None where tensorboardX is not installed."""
     try:

@@ -4,15 +4,16 @@ import importlib.metadata
 import json
 import os
 import shutil
-import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from lm import checkpoint, config, metrics, sharding, train
+from lm import checkpoint, config, hosts, metrics, sharding, train
 
 # Fields that change neither what is computed nor its order: a run may go on with other values.
 FREE = ('mesh', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep', 'sample', 'baselines')
@@ -20,13 +21,15 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sent
 
 
 class Run:
-    """A directory in which one process trains: its checkpoints, its record, and whether it was asked to stop."""
+    """A directory in which one run trains, of one process or several: its checkpoints, its record, when it stops."""
 
     def __init__(self, directory, experiment):
         self.directory = Path(directory)
-        self.stopping, self.handlers = False, {}
-        self.lock = _claim(self.directory)
-        _record(self.directory, experiment)
+        self.stop, self.locks = hosts.Stop(), []
+        mark = hosts.decide(lambda: _claim(self.directory, self.locks))
+        _check_shared(self.directory, mark)
+        hosts.agree({'jax': jax.__version__, **_plain(config.flatten(experiment.config))})
+        hosts.decide(lambda: _record(self.directory, experiment))
         self.store = checkpoint.Store(self.directory / 'checkpoints', experiment.config.keep)
         self.steps = experiment.config.steps
         self.writer = None
@@ -34,6 +37,9 @@ class Run:
 
     def rewind(self, step):
         """Starts the record anew after `step`, and takes the scores of what is saved from it."""
+        if not hosts.first():
+            self.writer = metrics.Mute()
+            return
         if self.writer:
             self.writer.close()
         metrics.rewind(self.directory, step)
@@ -42,24 +48,20 @@ class Run:
                 self.store.score(record['step'], record['valid/loss'])
         self.writer = metrics.Writer(self.directory, self.steps, step)
 
-    def heed_signals(self):
-        """Makes SIGTERM and the first SIGINT ask for a stop; a second SIGINT interrupts at once."""
-        def stop(number, frame):
-            self.stopping = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-
     def close(self):
         """Waits for the save under way, closes the record, and leaves signals as they were."""
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+        self.stop.forget()
         self.writer.close()
         self.store.close()
-        self.lock.close()
+        for lock in self.locks:
+            lock.close()
 
 
-def _claim(directory):
-    """Returns the open lock file of a run's directory; raises config.Error if it cannot be written or is taken."""
+def _claim(directory, locks):
+    """Adds the open lock file of a run's directory to `locks` and returns the text that is in it now.
+
+    Raises config.Error if it cannot be written or is taken.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = open(directory / 'lock', 'w')
@@ -71,7 +73,26 @@ def _claim(directory):
         lock.close()
         raise config.Error(f'another process is training in {directory}; wait for it, or give another --workdir.') \
             from error
-    return lock
+    locks.append(lock)
+    mark = f'{socket.gethostname()} {os.getpid()} {time.time()}'
+    lock.write(mark)
+    lock.flush()
+    return mark
+
+
+def _check_shared(directory, mark, patience=20):
+    """Raises config.Error unless all hosts see process 0's mark in the directory, within `patience` seconds."""
+    path, until = directory / 'lock', time.monotonic() + patience
+    while not (seen := path.exists() and path.read_text() == mark) and time.monotonic() < until:
+        time.sleep(0.5)
+    blind = [i for i, found in enumerate(hosts.gather(seen)) if not found]
+    if blind:
+        raise config.Error(f'{directory} on host {blind[0]} is not the directory of host 0; '
+                           'give a --workdir on a file system that all hosts share.')
+
+
+def _plain(values):
+    return {key: repr(value) for key, value in values.items()}
 
 
 def _record(directory, experiment):

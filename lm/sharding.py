@@ -1,5 +1,7 @@
 """Meshes from a dict, logical axis names to partition specs, host rows to global arrays."""
+import bisect
 import math
+from functools import lru_cache
 
 import jax
 import numpy as np
@@ -134,11 +136,30 @@ def platform():
     return device.platform if device else jax.default_backend()
 
 
-def put(batch, mesh):
-    """Returns global arrays split by rows over the mesh, from this host's contiguous rows {name: [B/hosts ...]}."""
+@lru_cache
+def rows(size, mesh):
+    """Returns the numbers [rows], ascending, of the rows of a batch of `size` that this host's devices hold.
+
+    They need not be neighbours, and another host may hold the same ones: where a mesh splits more than the batch.
+    """
+    placed = NamedSharding(mesh, spec(('batch',), (size,), mesh))
+    parts = placed.addressable_devices_indices_map((size,)).values()
+    return tuple(sorted({number for (part,) in parts for number in range(size)[part]}))
+
+
+def put(batch, mesh, size=None):
+    """Returns global arrays split by rows over the mesh, from {name: [rows ...]}: this host's `rows(size, mesh)`.
+
+    Without a size, the batch given is the whole of it, on every host.
+    """
     def place(x):
-        rows = np.asarray(x)
-        whole = (rows.shape[0] * jax.process_count(), *rows.shape[1:])
-        names = ('batch',) + (None,) * (rows.ndim - 1)
-        return jax.make_array_from_process_local_data(NamedSharding(mesh, spec(names, whole, mesh)), rows, whole)
+        x = np.asarray(x)
+        shape = (size or x.shape[0], *x.shape[1:])
+        held = rows(size, mesh) if size else range(shape[0])
+
+        def part(index):
+            first = bisect.bisect_left(held, index[0].start or 0)
+            return x[(slice(first, first + len(range(shape[0])[index[0]])), *index[1:])]
+        placed = NamedSharding(mesh, spec(('batch',) + (None,) * (x.ndim - 1), shape, mesh))
+        return jax.make_array_from_callback(shape, placed, part)
     return jax.tree.map(place, batch)

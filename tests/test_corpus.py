@@ -67,24 +67,18 @@ def same(one, other):
 
 @pytest.mark.parametrize('packing', ['windows', 'bestfit'])
 @pytest.mark.parametrize('split', ['train', 'valid'])
-@pytest.mark.parametrize('hosts', [1, 2, 3, 4, 8])
-def test_hosts_together_read_the_batch_of_one_host(packing, split, hosts):
+@pytest.mark.parametrize('rows', [range(24), range(6, 12), (0, 3, 4, 23), (5,)])
+def test_some_rows_are_those_of_the_batch(packing, split, rows):
     whole = stream(packing=packing, split=split)
     for step in (0, whole.batches - 1):
-        shares = [whole.batch_at(step, host, hosts) for host in range(hosts)]
-        joined = {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
-        assert same(joined, whole.batch_at(step))
+        chosen = {name: values[list(rows)] for name, values in whole.batch_at(step).items()}
+        assert same(whole.batch_at(step, rows), chosen)
 
 
-def test_hosts_that_do_not_divide_the_batch_are_refused():
-    with pytest.raises(config.Error, match='batch=24 is not a multiple of hosts=5; try batch=25'):
-        stream().batch_at(0, 0, 5)
-
-
-@pytest.mark.parametrize('step, host, hosts', [(-1, 0, 1), (0, 2, 2), (0, -1, 2)])
-def test_steps_and_hosts_out_of_range_are_refused(step, host, hosts):
+@pytest.mark.parametrize('step, rows', [(-1, [0]), (0, [24]), (0, [-1])])
+def test_steps_and_rows_out_of_range_are_refused(step, rows):
     with pytest.raises(config.Error):
-        stream().batch_at(step, host, hosts)
+        stream().batch_at(step, rows)
 
 
 @settings(deadline=None, max_examples=20)

@@ -40,7 +40,7 @@ def go(directory, cache, settings=SETTINGS, stop_after=None):
         write = run.writer.write
 
         def stopping(step, values):
-            run.stopping = run.stopping or step >= stop_after
+            run.stop.asked = run.stop.asked or step >= stop_after
             write(step, values)
         run.writer.write = stopping
     try:
@@ -141,8 +141,8 @@ def mark(stream, steps):
         def __getattr__(self, name):
             return getattr(stream, name)
 
-        def batch_at(self, step, *hosts):
-            batch = stream.batch_at(step, *hosts)
+        def batch_at(self, step, rows=None):
+            batch = stream.batch_at(step, rows)
             if step in steps:
                 batch['inputs'][0, 0] = -1
             return batch

@@ -120,38 +120,34 @@ class Stream:
         """How many tokens a byte of the text becomes, over all sources."""
         return sum(part.report['tokens'] for part in self.caches) / sum(part.report['bytes'] for part in self.caches)
 
-    def batch_at(self, step, host=0, hosts=1):
-        """Returns the rows of `host` in the batch of `step`: 'inputs' and 'targets' int32 [B T], 'source' int32 [B].
+    def batch_at(self, step, rows=None):
+        """Returns the batch of `step`: 'inputs' and 'targets' int32 [B T], 'source' int32 [B].
 
         Packed ones also have 'segments' and 'positions' int32 and 'weights' float32, [B T]; see packing.Packed.gather.
-        Host h of n has the h-th n-th of the rows, and the hosts' rows together are the batch of a single host.
-        Raises config.Error where the batch does not divide among the hosts.
+        Of `rows`, numbers below `batch`, only those are read and returned, which is how a host asks for its share.
         """
-        return _gather(self.layouts, *self.order.locate(self._numbers(step, host, hosts)))
+        return _gather(self.layouts, *self.order.locate(self._numbers(step, rows)))
 
-    def _numbers(self, step, host, hosts):
-        if self.batch % hosts:
-            near = max(1, round(self.batch / hosts)) * hosts
-            raise config.Error(f'batch={self.batch} is not a multiple of hosts={hosts}; try batch={near}.')
-        if step < 0 or not 0 <= host < hosts:
-            raise config.Error(f'step={step}, host={host} of {hosts}: count steps and hosts from 0.')
-        rows = self.batch // hosts
-        return step * self.batch + host * rows + np.arange(rows)
+    def _numbers(self, step, rows):
+        rows = np.arange(self.batch) if rows is None else np.asarray(rows, np.int64)
+        if step < 0 or rows.size and not 0 <= rows.min() <= rows.max() < self.batch:
+            raise config.Error(f'step={step}, rows={rows} of {self.batch}: count steps and rows from 0.')
+        return step * self.batch + rows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pass(Stream):
     """A sequence of `batches` batches that holds every row once, in the order of the files."""
 
-    def batch_at(self, step, host=0, hosts=1):
+    def batch_at(self, step, rows=None):
         """Returns what Stream.batch_at does, always with 'weights' float32 [B T]: 0 in rows that fill the last batch.
 
         Raises IndexError past the end.
         """
         if step >= self.batches:
             raise IndexError(f'step={step} is past the last batch, {self.batches - 1}.')
-        batch = _weighted(super().batch_at(step, host, hosts))
-        present = (self._numbers(step, host, hosts) < self.rows).astype(np.float32)
+        batch = _weighted(super().batch_at(step, rows))
+        present = (self._numbers(step, rows) < self.rows).astype(np.float32)
         return {**batch, 'weights': batch['weights'] * present[:, None]}
 
 

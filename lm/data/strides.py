@@ -21,16 +21,15 @@ class Strided:
         self.rows = np.concatenate(tables)
         self.batches = -(-len(self.rows) // self.batch)
 
-    def batch_at(self, step, host=0, hosts=1):
+    def batch_at(self, step, rows=None):
         """Returns 'inputs', 'targets' int32, 'weights' float32 [B T], 'source' int32 [B]; rows past the end weigh 0."""
-        rows = self.batch // hosts
-        numbers = step * self.batch + host * rows + np.arange(rows)
-        tokens = np.zeros((rows, self.context + 1), np.int32)
-        weights = np.zeros((rows, self.context), np.float32)
-        source = np.zeros(rows, np.int32)
-        for i, number in enumerate(numbers[numbers < len(self.rows)]):
-            start, stop, scored = self.rows[number]
-            source[i] = self.source[number]
+        numbers = step * self.batch + (np.arange(self.batch) if rows is None else np.asarray(rows))
+        tokens = np.zeros((numbers.size, self.context + 1), np.int32)
+        weights = np.zeros((numbers.size, self.context), np.float32)
+        source = np.zeros(numbers.size, np.int32)
+        for i in np.flatnonzero(numbers < len(self.rows)):
+            start, stop, scored = self.rows[numbers[i]]
+            source[i] = self.source[numbers[i]]
             tokens[i, :stop - start] = self.caches[source[i]].tokens[start:stop]
             weights[i, scored - start - 1:stop - start - 1] = 1
         return {'inputs': tokens[:, :-1], 'targets': tokens[:, 1:], 'weights': weights, 'source': source}

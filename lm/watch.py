@@ -1,0 +1,123 @@
+"""A thread in each of several processes that beats, listens to the others' beats, and ends this one when one is lost."""
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+
+import jax
+
+from lm import config
+
+LOST = 76  # exit code of a process that ended because another was lost: EX_PROTOCOL, the other side failed
+PERIOD, QUIET, DEAD = 2.0, 10.0, 30.0  # seconds: between beats; of silence worth a warning; of silence that ends the run
+FALLBACK = 45  # seconds after which jax's own heartbeat ends a process whose thread does not run
+ROOM = 'lm/beat'
+
+
+class Guard:
+    """Beats for process `index` and watches the others; `names` are their hosts', `address` is the coordinator's."""
+
+    def __init__(self, client, index, names, address):
+        self.client, self.index, self.names = client, index, names
+        self.beat, self.heard, self.quiet, self.ended = {'count': 0}, {}, set(), threading.Event()
+        self.keep = name_the_lost_coordinator(names[0], address)
+        self.thread = threading.Thread(target=self._watch, name='watch', daemon=True)
+        self.thread.start()
+
+    def note(self, **values):
+        """Adds numbers to what the beat tells the others."""
+        self.beat = {**self.beat, **values}
+
+    def told(self, name):
+        """Returns {process: what its last beat said of `name`}."""
+        return {i: beat[name] for i, (beat, _) in sorted(self.heard.items()) if name in beat}
+
+    def say(self, line):
+        """Prints a line for the operator, on process 0 alone."""
+        if self.index == 0:
+            print(f'lm: {line}', file=sys.stderr, flush=True)
+
+    def stop(self):
+        """Ends the thread."""
+        self.ended.set()
+        self.thread.join()
+
+    def _watch(self):
+        while not self.ended.wait(PERIOD):
+            try:
+                self.tell()
+                beats = self.client.key_value_dir_get(ROOM)
+            except jax.errors.JaxRuntimeError:
+                continue  # the coordinator is gone or busy; if it is gone, jax aborts this process within seconds
+            self._hear({int(key.split('/')[-1]): json.loads(text) for key, text in beats}, time.monotonic())
+
+    def tell(self):
+        """Sends a beat now."""
+        self.beat = {**self.beat, 'count': self.beat['count'] + 1}
+        self.client.key_value_set(f'{ROOM}/{self.index}', json.dumps(self.beat), allow_overwrite=True)
+
+    def _hear(self, beats, now):
+        for i, beat in beats.items():
+            if i not in self.heard or self.heard[i][0]['count'] != beat['count']:
+                self.heard[i] = beat, now
+            name, silence = f'host {i} ({self.names[i]})', now - self.heard[i][1]
+            if i == self.index:
+                continue
+            if 'failed' in beat:
+                self._leave(f'{name} failed: {beat["failed"]}')
+            if silence > DEAD:
+                self._leave(f'{name} is lost: nothing was heard from it for {silence:.0f} s')
+            if silence > QUIET and i not in self.quiet:
+                self.say(f'{name} is silent for {silence:.0f} s; after {DEAD:.0f} s the run stops.')
+            self.quiet = self.quiet | {i} if silence > QUIET else self.quiet - {i}
+
+    def _leave(self, fact):
+        if not self.ended.is_set():
+            _end(f'{fact}; this run stopped, and the same command on all hosts resumes it.', LOST)
+
+
+def fail(guard, fault):
+    """Says why this process failed, tells the others, and ends it; without a goodbye, for which it would have to wait."""
+    known = isinstance(fault, config.Error)
+    if isinstance(fault, jax.errors.JaxRuntimeError) and guard and 'RESOURCE_EXHAUSTED' not in str(fault):
+        guard.thread.join(DEAD + 3 * PERIOD)  # a collective fails where a host is lost, which the thread will then name
+    if not known and not isinstance(fault, KeyboardInterrupt):
+        traceback.print_exception(fault)
+    reason = (str(fault).strip() or type(fault).__name__).splitlines()[0]
+    if guard:
+        guard.note(failed=reason)
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            guard.tell()
+        time.sleep(3 * PERIOD if guard.index == 0 else 0)  # the others hear it from process 0, while that lives
+    _end(reason if known else f'{type(fault).__name__}: {reason}', 2 if known else 130
+         if isinstance(fault, KeyboardInterrupt) else 1)
+
+
+def _end(line, code):
+    sys.stdout.flush()
+    os.write(2, f'lm: {line}\n'.encode())
+    os._exit(code)
+
+
+def name_the_lost_coordinator(name, address):
+    """Makes jax's abort, which follows at once when process 0 dies, end with a line that names its host.
+
+    jax gives Python no other way to hear of it. Returns the handler, which must be kept.
+    """
+    host, _, port = address.rpartition(':')
+
+    def stop(number):
+        try:
+            socket.create_connection((host.strip('[]'), int(port)), 2).close()
+        except OSError:
+            _end(f'host 0 ({name}) is lost; this run stopped, and the same command on all hosts resumes it.', LOST)
+        _end('jax ended this process, for the reason above.', 128 + number)
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(stop)
+    ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+    return handler
