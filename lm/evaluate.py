@@ -21,8 +21,11 @@ def score(model, params, stream, mesh, batches=0):
     count = min(batches, stream.batches) if batches else stream.batches
     with jax.set_mesh(mesh):
         rows = sharding.rows(stream.batch, mesh)
-        sums = [_sums(model, len(stream.sources), params, sharding.put(stream.batch_at(i, rows), mesh, stream.batch))
-                for i in range(count)]
+        sums = []
+        for i in range(count):
+            batch = sharding.put(stream.batch_at(i, rows), mesh, stream.batch)
+            jax.block_until_ready(sums[-1:])  # on CPU, hosts would run batches at once in another order, and lock
+            sums.append(_sums(model, len(stream.sources), params, batch))
     nll, tokens = np.sum(jax.device_get(sums), axis=0, dtype=np.float64).T
     loss = nll.sum() / max(tokens.sum(), 1)
     scores = {'loss': loss, 'perplexity': math.exp(min(loss, 700)),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import config, runs
+from lm import config, runs, sharding
 
 CHUNK = 16
 
@@ -103,7 +103,7 @@ def extend(model, sampler, count, params, decoding):
         seen = now.seen.at[jnp.arange(token.shape[0]), token].set(True)
         return Decoding(logits, cache, now.key, seen), (token, chosen)
     decoding, (tokens, logprobs) = jax.lax.scan(advance, decoding, None, length=count)
-    return decoding, tokens.T, logprobs.T
+    return decoding, sharding.constrain(tokens.T, None, None), sharding.constrain(logprobs.T, None, None)
 
 
 class Sample(NamedTuple):

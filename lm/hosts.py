@@ -70,7 +70,7 @@ def _slurm_devices(environ):
 
 
 def _tpu_workers(environ):
-    """Returns how many hosts a Cloud TPU of several slices has, asking the machine's metadata; 1 where there is none."""
+    """Returns how many hosts the Cloud TPU that this machine is part of has, by its metadata; 1 where there is none."""
     if environ.get('JAX_PLATFORMS', 'tpu').split(',')[0] != 'tpu' or not importlib.util.find_spec('libtpu'):
         return 1
     named = environ.get('TPU_PROCESS_ADDRESSES') or environ.get('TPU_WORKER_HOSTNAMES')

@@ -131,6 +131,7 @@ class _Log:
         if _due(step, self.settings.log_every) or self.bad or step == self.settings.steps:
             self.writer.write(step, {**values, 'rate': float(self.rate(np.int32(step - 1))), **self.speed(step)})
         if self.bad >= self.settings.patience:
+            jax.block_until_ready(self.pending)
             raise NotFinite(step)
 
     def speed(self, step):
@@ -197,14 +198,19 @@ def summarise(settings, built, state, streams, run):
         print(f'validation loss {scores["loss"]:.4f}, perplexity {scores["perplexity"]:.2f}')
         rows = {'this model': scores['bits_per_byte']}
         if settings.baselines:
-            rows |= hosts.decide(lambda: baselines.bits_per_byte(_text(settings.data.train), _text(settings.data.valid)))
+            rows |= hosts.decide(partial(_baselines, settings.data))
         for name, value in rows.items():
             print(f'  {value:6.3f} bits per byte  {name}')
     params = settings.optimizer.averaged(state.optimizer, state.params)
     print('sample:')
-    generate.stream(settings.sample, generate.generate(settings.model, params, stream.encoder, [settings.sample],
-                                                       sampler=generate.Sampler(temperature=0.8)))
+    with jax.set_mesh(built.mesh):
+        generate.stream(settings.sample, generate.generate(settings.model, params, stream.encoder, [settings.sample],
+                                                           sampler=generate.Sampler(temperature=0.8)))
     print(f'run: {run.directory}')
+
+
+def _baselines(data):
+    return baselines.bits_per_byte(_text(data.train), _text(data.valid))
 
 
 def _text(source):

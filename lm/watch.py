@@ -1,4 +1,4 @@
-"""A thread in each of several processes that beats, listens to the others' beats, and ends this one when one is lost."""
+"""A thread in each of several processes that beats, hears the others' beats, and ends its process when one is lost."""
 import contextlib
 import ctypes
 import json
@@ -15,7 +15,7 @@ import jax
 from lm import config
 
 LOST = 76  # exit code of a process that ended because another was lost: EX_PROTOCOL, the other side failed
-PERIOD, QUIET, DEAD = 2.0, 10.0, 30.0  # seconds: between beats; of silence worth a warning; of silence that ends the run
+PERIOD, QUIET, DEAD = 2.0, 10.0, 30.0  # seconds between beats, of silence worth a warning, and of that ends the run
 FALLBACK = 45  # seconds after which jax's own heartbeat ends a process whose thread does not run
 ROOM = 'lm/beat'
 
@@ -83,7 +83,7 @@ class Guard:
 
 
 def fail(guard, fault):
-    """Says why this process failed, tells the others, and ends it; without a goodbye, for which it would have to wait."""
+    """Says why this process failed, tells the others, and ends it without the goodbye that they could not answer."""
     known = isinstance(fault, config.Error)
     if isinstance(fault, jax.errors.JaxRuntimeError) and guard and 'RESOURCE_EXHAUSTED' not in str(fault):
         guard.thread.join(DEAD + 3 * PERIOD)  # a collective fails where a host is lost, which the thread will then name

@@ -130,7 +130,7 @@ class Stream:
 
     def _numbers(self, step, rows):
         rows = np.arange(self.batch) if rows is None else np.asarray(rows, np.int64)
-        if step < 0 or rows.size and not 0 <= rows.min() <= rows.max() < self.batch:
+        if step < 0 or (rows.size and not 0 <= rows.min() <= rows.max() < self.batch):
             raise config.Error(f'step={step}, rows={rows} of {self.batch}: count steps and rows from 0.')
         return step * self.batch + rows
 
