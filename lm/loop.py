@@ -111,15 +111,19 @@ class _Log:
     def __init__(self, settings, writer):
         self.settings, self.writer, self.pending = settings, writer, None
         self.rate = settings.optimizer.rate(settings.steps)
-        self.mark, self.bad = None, 0
+        self.mark, self.bad, self.own, self.left = None, 0, 0.0, None
 
     def push(self, step, measured):
+        if self.left:
+            self.own += time.monotonic() - self.left
         pending, self.pending = self.pending, (step, measured)
         self.read(pending)
+        self.left = time.monotonic()
 
     def flush(self):
         pending, self.pending = self.pending, None
         self.read(pending)
+        self.left = None
 
     def read(self, pending):
         if pending is None:
@@ -135,13 +139,14 @@ class _Log:
             raise NotFinite(step)
 
     def speed(self, step):
-        """Returns tokens per second since the last record."""
+        """Returns tokens per second since the last record, and what part of it the hosts themselves took."""
         now, before = time.monotonic(), self.mark
-        self.mark = step, now
-        tokens = self.settings.data.batch * self.settings.data.context
+        own, self.own, self.mark = self.own, 0.0, (step, now)
         if before is None:
             return {}
-        return {'tokens_per_second': round((step - before[0]) * tokens / (now - before[1]), 1)}
+        tokens = self.settings.data.batch * self.settings.data.context
+        steps, seconds = step - before[0], now - before[1]
+        return {'tokens_per_second': round(steps * tokens / seconds, 1), **hosts.compare(own / steps, seconds / steps)}
 
 
 def main(experiment: str, *overrides: str, workdir: str = '', cache: str = ''):

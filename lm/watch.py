@@ -25,18 +25,31 @@ class Guard:
 
     def __init__(self, client, index, names, address):
         self.client, self.index, self.names = client, index, names
-        self.beat, self.heard, self.quiet, self.ended = {'count': 0}, {}, set(), threading.Event()
+        self.beat, self.heard, self.quiet, self.slow = {'count': 0}, {}, set(), set()
+        self.ended = threading.Event()
         self.keep = name_the_lost_coordinator(names[0], address)
         self.thread = threading.Thread(target=self._watch, name='watch', daemon=True)
         self.thread.start()
 
     def note(self, **values):
-        """Adds numbers to what the beat tells the others."""
+        """Adds values to what the beat tells the others."""
         self.beat = {**self.beat, **values}
 
-    def told(self, name):
-        """Returns {process: what its last beat said of `name`}."""
-        return {i: beat[name] for i, (beat, _) in sorted(self.heard.items()) if name in beat}
+    def compare(self, own, step):
+        """Returns {name: number} of how the hosts' own seconds a step spread, by their last beats; names a slow one.
+
+        `own` is this host's: what a step takes it beside waiting for the devices. `step` is all that a step takes.
+        """
+        self.note(own=own)
+        told = {i: beat['own'] for i, (beat, _) in sorted(self.heard.items()) if 'own' in beat}
+        if len(told) < 2:
+            return {}
+        late = slowest(told, step)
+        if late is not None and late not in self.slow:
+            self.slow.add(late)
+            self.say(f'host {late} ({self.names[late]}) is slow: it takes {told[late]:.2g} s of its own a step of '
+                     f'{step:.2g} s, and the fastest {min(told.values()):.2g} s; look at its disk and load.')
+        return {'host_seconds_min': min(told.values()), 'host_seconds_max': max(told.values())}
 
     def say(self, line):
         """Prints a line for the operator, on process 0 alone."""
@@ -80,6 +93,13 @@ class Guard:
     def _leave(self, fact):
         if not self.ended.is_set():
             _end(f'{fact}; this run stopped, and the same command on all hosts resumes it.', LOST)
+
+
+def slowest(own, step):
+    """Returns the host whose own seconds are over half of a step and twice the middle host's, or None; own: {i: s}."""
+    late = max(own, key=own.get)
+    others = sorted(seconds for i, seconds in own.items() if i != late)
+    return late if own[late] > max(step / 2, 2 * others[len(others) // 2]) else None
 
 
 def fail(guard, fault):
