@@ -16,7 +16,7 @@ from lm import config
 
 LOST = 76  # exit code of a process that ended because another was lost: EX_PROTOCOL, the other side failed
 PERIOD, QUIET, DEAD = 2.0, 10.0, 30.0  # seconds between beats, of silence worth a warning, and of that ends the run
-FALLBACK = 45  # seconds after which jax's own heartbeat ends a process whose thread does not run
+FALLBACK = 100  # seconds of jax's own heartbeat, which acts after half of them or later: it has no names to give
 ROOM = 'lm/beat'
 
 
@@ -26,10 +26,11 @@ class Guard:
     def __init__(self, client, index, names, address):
         self.client, self.index, self.names = client, index, names
         self.beat, self.heard, self.quiet, self.slow = {'count': 0}, {}, set(), set()
-        self.ended = threading.Event()
+        self.ended, self.reached = threading.Event(), time.monotonic()
         self.keep = name_the_lost_coordinator(names[0], address)
-        self.thread = threading.Thread(target=self._watch, name='watch', daemon=True)
-        self.thread.start()
+        self.threads = [threading.Thread(target=work, name='watch', daemon=True) for work in (self._watch, self._judge)]
+        for thread in self.threads:
+            thread.start()
 
     def note(self, **values):
         """Adds values to what the beat tells the others."""
@@ -57,9 +58,9 @@ class Guard:
             print(f'lm: {line}', file=sys.stderr, flush=True)
 
     def stop(self):
-        """Ends the thread."""
+        """Ends the watch."""
         self.ended.set()
-        self.thread.join()
+        self.threads[0].join()
 
     def _watch(self):
         while not self.ended.wait(PERIOD):
@@ -68,7 +69,14 @@ class Guard:
                 beats = self.client.key_value_dir_get(ROOM)
             except jax.errors.JaxRuntimeError:
                 continue  # the coordinator is gone or busy; if it is gone, jax aborts this process within seconds
-            self._hear({int(key.split('/')[-1]): json.loads(text) for key, text in beats}, time.monotonic())
+            self.reached = time.monotonic()
+            self._hear({int(key.split('/')[-1]): json.loads(text) for key, text in beats}, self.reached)
+
+    def _judge(self):
+        """Ends the process when process 0, through which all speak, has not answered for too long."""
+        while not self.ended.wait(PERIOD):
+            if self.index and time.monotonic() - self.reached > DEAD:
+                self._leave(f'host 0 ({self.names[0]}) is lost: it did not answer for {DEAD:.0f} s')
 
     def tell(self):
         """Sends a beat now."""
@@ -106,7 +114,7 @@ def fail(guard, fault):
     """Says why this process failed, tells the others, and ends it without the goodbye that they could not answer."""
     known = isinstance(fault, config.Error)
     if isinstance(fault, jax.errors.JaxRuntimeError) and guard and 'RESOURCE_EXHAUSTED' not in str(fault):
-        guard.thread.join(DEAD + 3 * PERIOD)  # a collective fails where a host is lost, which the thread will then name
+        guard.threads[0].join(DEAD + 3 * PERIOD)  # where a host is lost, a collective fails before the thread can name it
     if not known and not isinstance(fault, KeyboardInterrupt):
         traceback.print_exception(fault)
     reason = (str(fault).strip() or type(fault).__name__).splitlines()[0]

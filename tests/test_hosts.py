@@ -1,5 +1,4 @@
 """Several real processes over loopback: one run, whatever befalls one of them."""
-import json
 import os
 import pathlib
 import signal
@@ -11,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from lm import config, hosts, metrics, watch
+from lm import metrics, watch
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RUN = ('model.depth=1', 'model.width=32', 'log_every=1', 'save_every=4', 'data.batch=8', 'data.context=16',
@@ -98,4 +97,87 @@ def test_two_processes_are_one_run(place, alone):
 def test_a_mesh_over_processes_is_one_process(place, alone, processes, devices, mesh):
     workdir = place / f'{processes}-{devices}-{mesh}'
     finish(train(place, workdir, 'steps=12', f'mesh={mesh}', processes=processes, devices=devices), 0)
+    same(workdir, alone)
+
+
+INITIAL = """
+import hashlib, sys
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from lm import config, hosts, train
+with hosts.joined():
+    built = train.program(config.load('experiments/tiny.py', sys.argv[1:]).config)
+    with jax.set_mesh(built.mesh):
+        params = built.init().params
+    whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(built.mesh, PartitionSpec()))(params)
+    print(hashlib.sha256(b''.join(np.asarray(x).tobytes() for x in jax.tree.leaves(whole))).hexdigest())
+"""
+
+
+@pytest.mark.long
+def test_initial_parameters_are_bit_equal_on_any_number_of_processes(place):
+    hashes = set()
+    for processes, mesh in (1, {'data': 1}), (2, {'fsdp': 2}), (2, {'tensor': 2}), (4, {'fsdp': 2, 'tensor': 2}):
+        (out, _), *_ = finish(start(place, ['-c', INITIAL, f'mesh={mesh}', *RUN], processes), 0)
+        hashes.add(out.split('\n')[-2])
+    assert len(hashes) == 1 and len(hashes.pop()) == 64
+
+
+@pytest.mark.long
+def test_stopped_on_four_resumes_on_two_and_on_one(place, alone):
+    workdir = place / 'fewer'
+    for processes, until in (4, 3), (2, 7):
+        started = train(place, workdir, 'steps=12', "mesh={'fsdp': -1}", processes=processes)
+        wait_for(workdir, until, started)
+        started[-1].send_signal(signal.SIGTERM)
+        finish(started, 75)
+    finish(train(place, workdir, 'steps=12', processes=1), 0)
+    same(workdir, alone)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_saves_on_both_at_one_step(place, number):
+    workdir = place / f'signal-{number}'
+    started = train(place, workdir, 'steps=2000', 'save_every=0')
+    wait_for(workdir, 3, started)
+    started[1].send_signal(number)
+    said = finish(started, 75)
+    assert 'the same line resumes it' in said[0][0]
+    saved = [int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()]
+    assert saved == [max(losses(workdir))]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('lost', [0, 1])
+def test_a_killed_process_ends_the_other_by_name_within_a_minute_and_the_run_resumes(place, lost):
+    workdir = place / f'lost-{lost}'
+    started = train(place, workdir, 'steps=400')
+    wait_for(workdir, 6, started)
+    started[lost].kill()
+    began = time.monotonic()
+    said = finish(started, *(-9 if i == lost else watch.LOST for i in range(2)))
+    assert time.monotonic() - began < 60
+    assert f'lm: host {lost} ({socket.gethostname()}) is lost' in said[1 - lost][1]
+    assert 'the same command on all hosts resumes it' in said[1 - lost][1]
+    reached = max(losses(workdir))
+    again = train(place, workdir, 'steps=400')
+    wait_for(workdir, reached + 1, again)
+    again[0].send_signal(signal.SIGTERM)
+    finish(again, 75)
+
+
+@pytest.mark.long
+def test_a_broken_newest_checkpoint_falls_back_on_both(place, alone):
+    workdir = place / 'broken'
+    started = train(place, workdir, 'steps=12', "mesh={'fsdp': 2}")
+    wait_for(workdir, 9, started)
+    started[0].send_signal(signal.SIGTERM)
+    finish(started, 75)
+    newest = workdir / 'checkpoints' / str(max(losses(workdir)))
+    (part,) = (path for path in newest.rglob('ocdbt.process_1') if path.is_dir())
+    for file in (path for path in part.rglob('*') if path.is_file()):
+        file.write_bytes(bytes(byte ^ 0x5a for byte in file.read_bytes()))
+    finish(train(place, workdir, 'steps=12', "mesh={'fsdp': 2}"), 0)
+    assert (workdir / 'unreadable' / newest.name).is_dir()
     same(workdir, alone)
