@@ -199,7 +199,7 @@ def main(run: str, *prompts: str, length: int = 200, temperature: float = 0.8, t
         logprobs: print each token with its log-probability
     """
     sampler = Sampler(temperature, top_k, top_p, min_p, repetition)
-    trained = runs.load(run, step, jax.devices()[:1])
+    trained = runs.load(run, step, jax.local_devices()[:1])
     prompts = prompts or ('\n',)
     drawn = generate(trained.settings.model, trained.params, trained.encoder, prompts, length=length, sampler=sampler,
                      seed=seed, stop=(stop,) if stop else ())

@@ -114,7 +114,7 @@ def fail(guard, fault):
     """Says why this process failed, tells the others, and ends it without the goodbye that they could not answer."""
     known = isinstance(fault, config.Error)
     if isinstance(fault, jax.errors.JaxRuntimeError) and guard and 'RESOURCE_EXHAUSTED' not in str(fault):
-        guard.threads[0].join(DEAD + 3 * PERIOD)  # where a host is lost, a collective fails before the thread can name it
+        guard.threads[0].join(DEAD + 3 * PERIOD)  # a collective fails before the thread can name the lost host
     if not known and not isinstance(fault, KeyboardInterrupt):
         traceback.print_exception(fault)
     reason = (str(fault).strip() or type(fault).__name__).splitlines()[0]
