@@ -119,6 +119,7 @@ def fail(guard, fault):
         traceback.print_exception(fault)
     reason = (str(fault).strip() or type(fault).__name__).splitlines()[0]
     if guard:
+        guard.ended.set()
         guard.note(failed=reason)
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             guard.tell()
