@@ -90,10 +90,10 @@ def moved(bias, load, rate):
 
 
 def _spread(run, x, ids, gates, weights):
-    """Returns run(x [n D], ids [n top], gates [n top], weights) of each device's tokens and experts, as [B T D]."""
+    """Returns run(x [n D], (ids, gates) [n top], weights) of each device's tokens and experts, as [B T D]."""
     def local(x, ids, gates, *weights):
         rows = [each.reshape(-1, each.shape[-1]) for each in (x, ids, gates)]
-        return run(*rows, weights).reshape(x.shape)
+        return run(rows[0], rows[1:], weights).reshape(x.shape)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return local(x, ids, gates, *weights)
@@ -104,8 +104,9 @@ def _spread(run, x, ids, gates, weights):
                          check_vma=False)(x, ids, gates, *weights)
 
 
-def _exchanged(experts, activate, x, ids, gates, weights):
+def _exchanged(experts, activate, x, routes, weights):
     """Returns the mix [n D] of experts' outputs for tokens x [n D], each sent to the devices that hold its experts."""
+    ids, gates = routes
     order = jnp.argsort(ids.reshape(-1), stable=True)
     rows = x[order // experts.top]
     counts = jnp.bincount(ids.reshape(-1), length=experts.count)
@@ -157,14 +158,14 @@ class _Exchange:
     def forth(self, rows):
         """Returns the rows [slots D] that this device received, by sender and then by expert."""
         out = jnp.zeros((self.slots, rows.shape[-1]), rows.dtype)
-        return _ragged_all_to_all(rows, out, self.places[self.me], jnp.sum(self.sent, -1), self.targets[self.me],
-                                  jnp.sum(self.received, -1))
+        sizes = jnp.sum(self.sent, -1), jnp.sum(self.received, -1)
+        return _ragged_all_to_all(rows, out, (self.places[self.me], self.targets[self.me]), sizes)
 
     def back(self, rows):
         """Returns the rows [rows D] where they came from; those that had no room are 0."""
         out = jnp.zeros((self.rows, rows.shape[-1]), rows.dtype)
-        return _ragged_all_to_all(rows, out, self.targets[:, self.me], jnp.sum(self.received, -1),
-                                  self.places[:, self.me], jnp.sum(self.sent, -1))
+        sizes = jnp.sum(self.received, -1), jnp.sum(self.sent, -1)
+        return _ragged_all_to_all(rows, out, (self.targets[:, self.me], self.places[:, self.me]), sizes)
 
 
 def _starts(sizes):
@@ -172,14 +173,19 @@ def _starts(sizes):
     return jnp.cumsum(sizes, -1) - sizes
 
 
-def _ragged_all_to_all(rows, out, starts, sizes, targets, received):
-    """Returns jax.lax.ragged_all_to_all along 'expert', which XLA's CPU backend lacks and is told there by a gather."""
+def _ragged_all_to_all(rows, out, places, sizes):
+    """Returns `out` with blocks of the others' rows written to it, along the mesh axis 'expert'.
+
+    places: where the blocks for each device begin in these rows, and where they go in its `out`. sizes: how many rows
+    go to each device, and come from each. XLA's CPU backend lacks the operation, and is told it by a gather.
+    """
+    starts, targets = places
     if sharding.platform() != 'cpu':
-        return jax.lax.ragged_all_to_all(rows, out, starts, sizes, targets, received, axis_name='expert')
+        return jax.lax.ragged_all_to_all(rows, out, starts, sizes[0], targets, sizes[1], axis_name='expert')
     me = jax.lax.axis_index('expert')
-    starts, sizes, targets = (jax.lax.all_gather(each, 'expert')[:, me] for each in (starts, sizes, targets))
+    starts, targets, counts = (jax.lax.all_gather(each, 'expert')[:, me] for each in (starts, targets, sizes[0]))
     ahead = jnp.arange(len(out))[:, None] - targets
-    hit = (ahead >= 0) & (ahead < sizes)
+    hit = (ahead >= 0) & (ahead < counts)
     sender = jnp.argmax(hit, -1)
     place = starts[sender] + jnp.take_along_axis(ahead, sender[:, None], -1)[:, 0]
     found = jax.lax.all_gather(rows, 'expert')[sender, jnp.clip(place, 0, len(rows) - 1)]
