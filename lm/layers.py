@@ -127,7 +127,7 @@ def stack(block, length, *, remat='none', unroll=0, **fields):
     """
     unroll = min(unroll, length) or (length if sharding.platform() == 'cpu' else 1)
     if remat != 'none':
-        block = nn.remat(block, prevent_cse=False, policy=POLICIES[remat])
+        block = nn.remat(block, prevent_cse=unroll > 1, policy=POLICIES[remat])
     scanned = nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=(0, nn.broadcast),
                       length=length, unroll=unroll, metadata_params={nn.PARTITION_NAME: 'layers'})
     return scanned(**fields)
