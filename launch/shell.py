@@ -87,9 +87,13 @@ def need(tool, remedy):
 
 
 def ask(words, text=None):
-    """Returns (exit code, standard output, standard error) of a command, given `text` as its standard input."""
+    """Returns (exit code, standard output, standard error) of a command, given `text` as its input.
+
+    Ctrl-C does not reach it, so that what it does is not left half done.
+    """
     feed = {'stdin': subprocess.DEVNULL} if text is None else {'input': text}
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, **feed)
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False,
+                          start_new_session=True, **feed)
     return done.returncode, done.stdout, done.stderr
 
 
