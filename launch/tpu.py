@@ -22,16 +22,11 @@ import slices
 
 # What runs on the workers. ~/lm is the project, ~/lm.run the run: token, pid, log, code.
 UNPACK = 'mkdir -p ~/lm && tar xzf ~/lm.tgz -C ~/lm'
-INSTALL = r'''cd ~/lm && echo 'export LM_EXTRAS=tpu' >~/lm.env
-if ! command -v python3.13 python3.12 python3.11 >/dev/null; then
-  ~/.local/bin/uv --version >/dev/null 2>&1 || curl -LsSf https://astral.sh/uv/install.sh | sh
-  ~/.local/bin/uv python install 3.12 && echo "export LM_PYTHON=$(~/.local/bin/uv python find 3.12)" >>~/lm.env
-fi
-. ~/lm.env && launch/local.sh true'''
+INSTALL = 'cd ~/lm && LM_EXTRAS=tpu launch/install.sh'
 START = r'''mkdir -p ~/lm.run && cd ~/lm.run
 [ "$(cat token 2>/dev/null)" != {token} ] || exit 0
 [ ! -f pid ] || [ -f code ] || ! kill -0 "$(cat pid)" 2>/dev/null || exit 0
-rm -f code; echo {token} >token; cd ~/lm; . ~/lm.env
+rm -f code; echo {token} >token; cd ~/lm; export LM_EXTRAS=tpu
 setsid bash -c {run} >~/lm.run/log 2>&1 </dev/null &
 echo $! >~/lm.run/pid'''
 RUN = 'trap : TERM; {command}; echo $? >~/lm.run/code'
