@@ -151,7 +151,8 @@ def slurm(tmp_path_factory):
     folder = tmp_path_factory.mktemp('slurm')
     subprocess.run([CLUSTER, 'start', folder], check=True)
     yield {'SLURM_CONF': str(folder / 'slurm.conf'), 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
-           'XLA_FLAGS': '--xla_force_host_platform_device_count=1', 'LM_CACHE': str(folder / 'cache')}
+           'XLA_FLAGS': '--xla_force_host_platform_device_count=1', 'LM_CACHE': str(folder / 'cache'),
+           'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
     subprocess.run([CLUSTER, 'stop', folder], check=True)
 
 
@@ -194,22 +195,23 @@ def test_slurm_an_array_runs_every_index(tmp_path, slurm):
 
 @pytest.fixture(scope='module')
 def straight(slurm, tmp_path_factory):
-    """Returns the losses of a run that nobody stops."""
+    """Returns the losses of a run on two nodes that nobody stops."""
     folder = tmp_path_factory.mktemp('straight')
-    control(slurm, *train(folder, 'run'))
+    code, _, err = launch('--poll=0.5', '--nodes=2', '--', *train(folder, 'run'), cwd=folder, **slurm)
+    assert code == 0, err
     return losses(folder / 'run')
 
 
 @pytest.mark.slurm
 @pytest.mark.parametrize('stop', [['scontrol', 'requeue'], ['scancel', '--signal=TERM']])
 def test_slurm_a_job_cancelled_mid_run_is_queued_again_and_ends_the_same(tmp_path, slurm, straight, stop):
-    process = start('--poll=0.5', '--logs=logs', '--', *train(tmp_path, 'run'), cwd=tmp_path, **slurm)
+    process = start('--poll=0.5', '--logs=logs', '--nodes=2', '--', *train(tmp_path, 'run'), cwd=tmp_path, **slurm)
     while len(losses(tmp_path / 'run')) < 20:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     job = control(slurm, 'squeue', '-h', '-o', '%i').split()[0]
     control(slurm, *stop, job)
-    err = process.communicate(timeout=240)[1]
+    err = process.communicate(timeout=400)[1]
     assert process.returncode == 0, err
     details = control(slurm, 'scontrol', 'show', 'job', job)
     assert 'Restarts=1' in details, details
