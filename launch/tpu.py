@@ -209,6 +209,8 @@ class Job:
             stopped = stopped or self.overdue()
             if code == shell.STOPPED and not stopped:
                 shell.say('the command was stopped and has saved; running it again')
+        if code not in (0, shell.STOPPED):
+            self.still_there()
         if code != shell.STOPPED:
             others, out, _ = shell.ask(self.queued.on_all(CHECK))
             print(out, end='')

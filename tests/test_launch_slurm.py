@@ -211,8 +211,8 @@ def test_slurm_a_job_cancelled_mid_run_is_queued_again_and_ends_the_same(tmp_pat
         time.sleep(0.05)
     job = control(slurm, 'squeue', '-h', '-o', '%i').split()[0]
     control(slurm, *stop, job)
-    err = process.communicate(timeout=400)[1]
-    assert process.returncode == 0, err
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0 and 'stopped and saved' in out, err
     details = control(slurm, 'scontrol', 'show', 'job', job)
     assert 'Restarts=1' in details, details
     assert len(straight) == 120 and losses(tmp_path / 'run') == straight
