@@ -124,7 +124,7 @@ class Log:
         self.seen = 0
 
     def follow(self, words):
-        """Shows the lines after those seen; returns the exit code, or None where the connection was lost.
+        """Shows the lines after those seen; returns the exit code, None if the connection and -1 if the command was lost.
 
         The remote command writes `number:line` for each line, 1 being the first after those seen (gcloud may connect
         again and start over), and at last `exit code`.
@@ -140,7 +140,7 @@ class Log:
                         self.seen = before + int(numbered[1])
                         print(numbered[2], flush=True)
                     elif line.startswith('exit '):
-                        code = int(line[5:].strip() or 137)
+                        code = int(line[5:].strip() or -1)
             finally:
                 if process.poll() is None:
                     process.terminate()

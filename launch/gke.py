@@ -79,13 +79,13 @@ def parser():
     made.add_argument('--spot', action='store_true', help='nodes that may be taken away, for less')
     made.add_argument('--restarts', type=shell.count, default=3, metavar='N',
                       help='restarts after a failure that is no preemption (%(default)s)')
-    made.add_argument('--hours', type=slices.positive, help='for the cost stated')
-    made.add_argument('--price', type=slices.positive, help='dollars for an hour of a chip, for the cost stated')
+    made.add_argument('--hours', type=shell.positive, help='for the cost stated')
+    made.add_argument('--price', type=shell.positive, help='dollars for an hour of a chip, for the cost stated')
     made.add_argument('--xpk', metavar='CLUSTER', help='submit to this cluster through xpk')
     made.add_argument('--xpk-option', action='append', default=[], metavar='OPTION',
                       help='any other option of xpk workload create, e.g. --xpk-option=--zone=us-east5-b')
     made.add_argument('--detach', action='store_true', help='submit and return')
-    made.add_argument('--poll', type=slices.positive, default=10, metavar='SECONDS',
+    made.add_argument('--poll', type=shell.positive, default=10, metavar='SECONDS',
                       help='how often to ask for its state (%(default)s)')
     made.add_argument('--dry-run', action='store_true', help='print what would run and submit nothing')
     return made

@@ -36,7 +36,7 @@ def main(arguments):
             print(shell.shown(['env', *(f'{name}={value}' for name, value in place.items()), *words]),
                   f'>{shell.shown([logs / f"{i}.log"])} 2>&1')
         return 0
-    logs.mkdir(parents=True, exist_ok=True)
+    shell.make(logs)
     shell.say(f'{processes} processes, logs in {logs}')
     return Group(words, places, logs, options.grace).wait()
 
@@ -46,7 +46,7 @@ def parser():
     made.add_argument('--processes', type=shell.count, metavar='N', help='how many; by default one for each GPU')
     made.add_argument('--logs', metavar='DIR', help='folder of the logs; by default a new one under runs/local')
     made.add_argument('--port', type=shell.count, help='port of process 0 for the others; by default a free one')
-    made.add_argument('--grace', type=float, default=30, metavar='SECONDS',
+    made.add_argument('--grace', type=shell.positive, default=30, metavar='SECONDS',
                       help='how long the others may take to stop when one fails (%(default)s)')
     made.add_argument('--dry-run', action='store_true', help='print the commands and run nothing')
     return made

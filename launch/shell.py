@@ -65,6 +65,13 @@ def count(text):
     return int(text)
 
 
+def positive(text):
+    """Returns a number above 0."""
+    if not re.fullmatch(r'\d+(\.\d*)?|\.\d+', text) or float(text) <= 0:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
+    return float(text)
+
+
 def say(text):
     """Prints a line of the launcher's own to standard error, beside the command's output."""
     print(f'{os.path.basename(sys.argv[0])}: {text}', file=sys.stderr, flush=True)
@@ -77,6 +84,8 @@ def shown(words):
 
 def wrapped(command):
     """Returns the command; through launch/local.sh, which installs the project, if PATH lacks its program."""
+    if '/' in command[0] and not shutil.which(command[0]):
+        raise Fault(f'no program {command[0]!r} here; name one that exists and may be executed.')
     return list(command) if shutil.which(command[0]) else [str(ROOT / 'launch' / 'local.sh'), *command]
 
 
@@ -101,6 +110,14 @@ def folder(given, launcher):
     """Returns the absolute log folder: the one given, or a new name under runs/ from the time and the process."""
     stamp = time.strftime('%Y%m%d-%H%M%S', time.gmtime())
     return pathlib.Path(given or f'runs/{launcher}/{stamp}-{os.getpid()}').absolute()
+
+
+def make(logs):
+    """Makes a log folder; raises a Fault where it cannot be made."""
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Fault(f'the log folder {logs} cannot be made ({error.strerror}); try --logs=DIR.') from error
 
 
 def last_lines(path, limit=20):

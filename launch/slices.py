@@ -1,6 +1,5 @@
 """TPU slices by name: their chips, hosts, topology and price, and what Google Cloud calls them."""
 
-import math
 import re
 from collections import namedtuple
 
@@ -71,10 +70,3 @@ def cost(kind, count, options):
     slices = f'{count} slices of ' if count > 1 else ''
     return (f'{slices}{kind.accelerator}: {kind.chips} chips, {kind.hosts} {"host" if kind.hosts == 1 else "hosts"}; '
             f'{hourly:,.2f} dollars an hour{total} ({price:.2f} a chip-hour, {source}{spot})')
-
-
-def positive(text):
-    """Returns a number above 0."""
-    if not re.fullmatch(r'\d+(\.\d*)?|\.\d+', text) or not math.isfinite(float(text)) or float(text) <= 0:
-        raise shell.argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
-    return float(text)

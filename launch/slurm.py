@@ -10,7 +10,6 @@ then ends with code 75 has saved: the same job is queued again. --logs must be a
 """
 
 import os
-import pathlib
 import re
 import shlex
 import sys
@@ -46,7 +45,7 @@ def main(arguments):
         return 0
     for tool in ('sbatch', 'squeue', 'scancel'):
         shell.need(tool, 'run this where Slurm is installed (a login node), or try launch/local.py.')
-    logs.mkdir(parents=True, exist_ok=True)
+    shell.make(logs)
     (logs / 'job.sh').write_text(text, encoding='utf-8')
     job = submit(words)
     shell.say(f'job {job} is submitted, logs in {logs}; to stop it: scancel {job}')
@@ -76,7 +75,8 @@ def parser():
     made.add_argument('--requeues', type=shell.count, default=100, metavar='N',
                       help='how often a job that stopped and saved is queued again (%(default)s)')
     made.add_argument('--detach', action='store_true', help='print the number of the job and return')
-    made.add_argument('--poll', type=float, default=5, metavar='SECONDS', help='how often to ask Slurm (%(default)s)')
+    made.add_argument('--poll', type=shell.positive, default=5, metavar='SECONDS',
+                      help='how often to ask Slurm (%(default)s)')
     made.add_argument('--dry-run', action='store_true', help='print the job and submit nothing')
     return made
 
@@ -128,31 +128,31 @@ def follow(job, logs, poll):
     """Shows the output of task 0 until the job has ended; returns its exit code, the largest one of an array."""
     shown, states = {}, {}
     while True:
-        now = states_of(job) or dict.fromkeys(states, ('COMPLETED', 0))
-        for name, (state, _) in now.items():
-            if state != states.get(name, (None, 0))[0]:
-                shell.say(f'job {name} is {state.lower()}')
+        now = states_of(job) or dict.fromkeys(states, ('COMPLETED', 0, 'None'))
+        for name, (state, _, reason) in now.items():
+            if (state, reason) != states.get(name, ('', 0, ''))[::2]:
+                shell.say(f'job {name} is {state.lower()}{"" if reason == "None" else f" ({reason})"}')
         states = now
         for name in states:
             show(logs / f'{name}.0.log', shown, f'[{name}] ' if '_' in name else '')
-        if all(state in ENDED for state, _ in states.values()):
+        if all(state in ENDED for state, _, _ in states.values()):
             break
         time.sleep(poll)
-    for name, (state, code) in states.items():
+    for name, (state, code, _) in states.items():
         if state != 'COMPLETED' and code != shell.STOPPED:
-            explain(name, state, code, logs)
-    return max(code or state != 'COMPLETED' for state, code in states.values()) + 0
+            explain(name, logs)
+    return max(code or state != 'COMPLETED' for state, code, _ in states.values()) + 0
 
 
 def states_of(job):
-    """Returns {name of a job or of an array's job: (state, exit code)}; nothing once Slurm has forgotten it."""
+    """Returns {name of a job or of an array's job: (state, exit code, reason)}; nothing once Slurm has forgotten it."""
     code, out, err = shell.ask(['squeue', '--noheader', '--array', f'--jobs={job}', '--states=all',
-                                '--Format=JobArrayID:.40,State:.20,exit_code:.12'])
+                                '--Format=JobArrayID:.40,State:.20,exit_code:.12,Reason:.60'])
     if code and 'Invalid job id' not in err:
         shell.say(f'squeue does not answer ({err.strip().splitlines()[-1] if err.strip() else code}); asking again')
-        return {job: ('UNKNOWN', 0)}
+        return {job: ('UNKNOWN', 0, 'None')}
     rows = [line.split() for line in out.splitlines() if line.split()]
-    return {name: (state, code_of(status)) for name, state, status in rows}
+    return {row[0]: (row[1], code_of(row[2]), ' '.join(row[3:]) or 'None') for row in rows}
 
 
 def code_of(status):
@@ -174,15 +174,15 @@ def show(path, shown, prefix):
         print(prefix + line, flush=True)
 
 
-def explain(name, state, code, logs):
+def explain(name, logs):
     """Shows the end of the log of the first task that failed, or of the job itself."""
-    path = pathlib.Path(logs / f'{name}.out')
+    path = logs / f'{name}.out'
     said = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
     failed = [found for found in re.finditer(r'srun: error: (\S+): tasks? (\d+)\S*: (.*)', said)
               if f'exit code {shell.STOPPED}' not in found[3]]
     place = f', task {failed[0][2]} on {failed[0][1]}: {failed[0][3]}' if failed else ''
     log = logs / f'{name}.{failed[0][2]}.log' if failed else path
-    shell.say(f'job {name} is {state.lower()}{place}. The end of {log}:')
+    shell.say(f'job {name}{place}. The end of {log}:')
     for line in shell.last_lines(log) if log.exists() else ():
         print(f'[{name}] {line}', file=sys.stderr)
 

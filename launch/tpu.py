@@ -72,12 +72,12 @@ def parser():
     made.add_argument('--gcloud', action='append', default=[], metavar='OPTION',
                       help='any other option of queued-resources create, e.g. --gcloud=--network=mine')
     made.add_argument('--fetch', action='append', metavar='PATH', help='what to copy back from worker 0 (runs)')
-    made.add_argument('--hours', type=slices.positive, help='ask the command to stop after this long on the slice')
-    made.add_argument('--price', type=slices.positive, help='dollars for an hour of a chip, for the cost stated')
+    made.add_argument('--hours', type=shell.positive, help='ask the command to stop after this long on the slice')
+    made.add_argument('--price', type=shell.positive, help='dollars for an hour of a chip, for the cost stated')
     made.add_argument('--retries', type=shell.count, default=20, metavar='N',
                       help='how often to start again after a preemption or for want of capacity (%(default)s)')
     made.add_argument('--keep', action='store_true', help='do not delete the slice at the end: it goes on costing')
-    made.add_argument('--poll', type=slices.positive, default=20, metavar='SECONDS',
+    made.add_argument('--poll', type=shell.positive, default=20, metavar='SECONDS',
                       help='how often to ask for its state (%(default)s)')
     made.add_argument('--dry-run', action='store_true', help='print the cost and the commands and run nothing')
     return made
@@ -245,6 +245,8 @@ class Job:
             try:
                 before = log.seen
                 code = log.follow(self.queued.on_first(FOLLOW.format(first=before + 1)))
+                if code == -1:
+                    raise gcloud.Gone(f'worker 0 of {self.queued.name} was restarted under the command')
                 if code is not None:
                     return code, stopped
                 drops = 1 if log.seen > before else drops + 1

@@ -53,11 +53,16 @@ def workers():
     return sorted(FAKE.glob('worker-*'))
 
 
-def take_away():
-    """Kills what runs on the workers and removes them."""
+def reboot():
+    """Kills what runs on the workers."""
     for pid in FAKE.glob('worker-*/lm.run/pid'):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(int(pid.read_text()), signal.SIGKILL)
+
+
+def take_away():
+    """Kills what runs on the workers and removes them."""
+    reboot()
     for worker in workers():
         shutil.rmtree(worker, ignore_errors=True)
 
@@ -71,7 +76,10 @@ def ssh(options, words):
     chosen = workers() if options['worker'] == 'all' else workers()[:1]
     name = fault([words[3], options['command']])
     processes = [start(worker, options['command']) for worker in chosen]
-    if name:
+    if name == 'reboot':
+        time.sleep(0.5)
+        reboot()
+    elif name:
         time.sleep(0.5)
         for process in processes:
             os.killpg(process.pid, signal.SIGKILL)

@@ -140,7 +140,16 @@ def test_a_saved_stop_runs_the_same_line_again(cloud):
     assert (code, out) == (0, 'run\nrun\n') and 'running it again' in err and cloud.verbs().count('create') == 1
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.long
+def test_a_restarted_worker_is_replaced(cloud):
+    cloud.faults(('tail -s', 'reboot'))
+    kept = cloud.project.parent / 'bucket'
+    code, out, err = cloud.run('v5e-16', *script(f'[[ -e {kept} ]] && exit 0; touch {kept}; sleep 100'))
+    assert code == 0 and 'was restarted under the command; 20 tries left' in err
+    assert cloud.verbs().count('create') == 2 and not cloud.left()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interrupt_saves_fetches_and_deletes(cloud, number):
     process = cloud.start('v5e-16', '--poll=0.05', *script(
         'mkdir -p runs; trap "echo saved; echo x >runs/saved; exit 75" TERM; echo ready; while :; do sleep 0.1; done'))
