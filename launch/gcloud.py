@@ -124,7 +124,7 @@ class Log:
         self.seen = 0
 
     def follow(self, words):
-        """Shows the lines after those seen; returns the exit code, None if the connection and -1 if the command was lost.
+        """Shows the lines after those seen; returns the exit code, None for a lost connection, -1 for a lost command.
 
         The remote command writes `number:line` for each line, 1 being the first after those seen (gcloud may connect
         again and start over), and at last `exit code`.
