@@ -1,0 +1,203 @@
+#!/usr/bin/env python3
+"""Runs a command in GKE, on a node pool of TPUs or GPUs, as a JobSet; or through xpk.
+
+    launch/gke.py v6e-16 -- lm train experiments/llama_1b.py --workdir=gs://bucket/run
+    launch/gke.py h100-16 -- lm train experiments/llama_1b.py --workdir=gs://bucket/run
+    launch/gke.py v6e-16 --xpk=CLUSTER -- lm train experiments/llama_1b.py --workdir=gs://bucket/run
+
+The code goes along; --image needs Python 3.11 or newer and bash, and `lm` is installed when it starts unless the image
+has it. A run that is preempted, or ends with code 75 (asked to stop, and saved), is started again. The output of
+worker 0 is shown; Ctrl-C stops watching and leaves the run alone.
+"""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+import jobset
+import shell
+import slices
+
+CURES = [
+    ('connection refused|was refused|current-context is not set|no configuration has been provided',
+     'kubectl knows no cluster; run gcloud container clusters get-credentials CLUSTER --location=ZONE.'),
+    ('no matches for kind "JobSet"|the server doesn\'t have a resource type "jobset',
+     'the cluster has no JobSet; run kubectl apply --server-side -f '
+     'https://github.com/kubernetes-sigs/jobset/releases/latest/download/manifests.yaml.'),
+    ('gke-gcloud-auth-plugin', 'run gcloud components install gke-gcloud-auth-plugin.'),
+    ('Unauthorized|must be logged in|auth login|Reauthentication', 'run gcloud auth login.'),
+    ('Forbidden|forbidden', 'ask for the role Kubernetes Engine Developer (roles/container.developer).'),
+]
+TAR = 'cd {root} && git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -{how} -T -'
+
+
+def main(arguments):
+    options, command = shell.parse(parser(), arguments)
+    kind, pool = chosen(options)
+    if kind:
+        shell.say(slices.cost(kind, options.slices, options))
+    name = options.name or default_name(options, command)
+    if options.xpk:
+        return through_xpk(options, name, kind, command)
+    manifest = json.dumps(jobset.objects(name, pool, options, command, packed()), indent=1)
+    words = kubectl(options, 'apply', '--server-side', '-f', '-')
+    if options.dry_run:
+        print(f'{shell.shown(words)} <<"END"\n{manifest}\nEND')
+        return 0
+    shell.need('kubectl', 'run gcloud components install kubectl, or see https://kubernetes.io/docs/tasks/tools.')
+    state = state_of(options, name)
+    if state in ('Completed', 'Failed'):
+        ask(options, 'delete', 'jobset', name)
+    if state in (None, 'Completed', 'Failed'):
+        ask(options, 'apply', '--server-side', '-f', '-', text=manifest)
+        shell.say(f'{name} is submitted; to stop it: {shell.shown(kubectl(options, "delete", "jobset", name))}')
+    else:
+        shell.say(f'{name} is running already; watching it')
+    if options.detach:
+        return 0
+    try:
+        return follow(options, name)
+    except KeyboardInterrupt:
+        shell.say(f'no longer watching {name}, which goes on; to stop it: '
+                  f'{shell.shown(kubectl(options, "delete", "jobset", name))}')
+        return 130
+
+
+def parser():
+    made = shell.Parser(prog='gke.py', description=__doc__, usage='gke.py SLICE [options] -- command ...')
+    made.add_argument('slice', help='e.g. v5e-16, v6e-256, tpu7x-128, h100-8, h200-16')
+    made.add_argument('--slices', type=shell.count, default=1, metavar='N', help='TPU slices (%(default)s)')
+    made.add_argument('--image', default='python:3.12', help='image of the container (%(default)s)')
+    made.add_argument('--name', help='name of the run; by default made from the command')
+    made.add_argument('--namespace', help='namespace; by default that of the context')
+    made.add_argument('--account', help='Kubernetes service account, e.g. one that may write to your bucket')
+    made.add_argument('--queue', help='local queue of Kueue to submit to')
+    made.add_argument('--spot', action='store_true', help='nodes that may be taken away, for less')
+    made.add_argument('--restarts', type=shell.count, default=3, metavar='N',
+                      help='restarts after a failure that is no preemption (%(default)s)')
+    made.add_argument('--hours', type=shell.positive, help='for the cost stated')
+    made.add_argument('--price', type=shell.positive, help='dollars for an hour of a chip, for the cost stated')
+    made.add_argument('--xpk', metavar='CLUSTER', help='submit to this cluster through xpk')
+    made.add_argument('--xpk-option', action='append', default=[], metavar='OPTION',
+                      help='any other option of xpk workload create, e.g. --xpk-option=--zone=us-east5-b')
+    made.add_argument('--detach', action='store_true', help='submit and return')
+    made.add_argument('--poll', type=shell.positive, default=10, metavar='SECONDS',
+                      help='how often to ask for its state (%(default)s)')
+    made.add_argument('--dry-run', action='store_true', help='print what would run and submit nothing')
+    return made
+
+
+def chosen(options):
+    """Returns (slices.Slice or None for GPUs, jobset.Pool); raises a Fault for what does not go together."""
+    if options.name and not re.fullmatch('[a-z]([-a-z0-9]{0,38}[a-z0-9])?', options.name):
+        raise shell.Fault(f'--name={options.name} is not a name there: lower-case letters, digits and -, beginning '
+                          'with a letter, at most 40; try --name=run-1.')
+    found = re.fullmatch(r'(.+)-([1-9]\d*)', options.slice)
+    if not found or found[1] not in jobset.GPUS:
+        if options.slice.split('-')[0] in jobset.GPUS:
+            raise shell.Fault(f'{options.slice!r} has no number of GPUs; try {options.slice.split("-")[0]}-8.')
+        kind = slices.find(options.slice)
+        return kind, jobset.tpu_pool(kind, options.slices)
+    if options.slices > 1:
+        raise shell.Fault(f'--slices={options.slices} is for TPUs; try {found[1]}-{int(found[2]) * options.slices}.')
+    if options.xpk:
+        raise shell.Fault(f'--xpk is for TPUs here; without it, launch/gke.py {options.slice} submits a JobSet itself.')
+    return None, jobset.gpu_pool(found[1], int(found[2]))
+
+
+def default_name(options, command):
+    digest = hashlib.sha256(f'{options.slices} {shell.shown(command)}'.encode()).hexdigest()[:6]
+    return f'lm-{options.slice}-{digest}'.replace('_', '-')
+
+
+def packed():
+    """Returns the files of the project that git does not ignore, as the bytes of a tar.gz."""
+    shell.need('git', 'install it; it names the files to copy.')
+    done = subprocess.run(['bash', '-o', 'pipefail', '-c', TAR.format(root=shell.shown([shell.ROOT]), how='cz')],
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise shell.Fault(f'git cannot name the files of {shell.ROOT}; try git init there.')
+    return done.stdout
+
+
+def through_xpk(options, name, kind, command):
+    with tempfile.TemporaryDirectory() as code:
+        line = shell.shown(['launch/local.sh', *command])
+        words = ['xpk', 'workload', 'create', f'--cluster={options.xpk}', f'--workload={name}',
+                 f'--tpu-type={kind.accelerator}', f'--num-slices={options.slices}', f'--command=LM_EXTRAS=tpu {line}',
+                 f'--base-docker-image={options.image}', f'--script-dir={code}',
+                 f'--restart-on-exit-codes={shell.STOPPED}', f'--max-restarts={options.restarts}',
+                 *(['--spot'] if options.spot else []), *options.xpk_option]
+        copy = f'{TAR.format(root=shell.shown([shell.ROOT]), how="c")} | tar x -C {code}'
+        if options.dry_run:
+            print(f'{copy}\n{shell.shown(words)}')
+            return 0
+        shell.need('xpk', 'run pip install xpk, or leave --xpk out.')
+        shell.need('git', 'install it; it names the files to copy.')
+        subprocess.run(['sh', '-c', copy], check=True)
+        return subprocess.run(words, check=False).returncode
+
+
+def kubectl(options, *words):
+    return ['kubectl', *([f'--namespace={options.namespace}'] if options.namespace else []), *words]
+
+
+def ask(options, *words, text=None):
+    """Returns the output of kubectl; raises a Fault that says what helps."""
+    code, out, err = shell.ask(kubectl(options, *words), text)
+    if code:
+        lines = [line.strip() for line in err.splitlines() if line.strip()] or [f'code {code}']
+        helps = next((cure for pattern, cure in CURES if re.search(pattern, err)), None)
+        said = re.sub(r'^(error|Error from server[^:]*): ', '', lines[-1]).rstrip('.')
+        raise shell.Fault(f'kubectl could not {words[0]}: {said}{": " + helps if helps else ""}')
+    return out
+
+
+def state_of(options, name):
+    """Returns Completed, Failed, '' for one that is under way, or None if there is no such JobSet."""
+    out = ask(options, 'get', 'jobset', name, '--ignore-not-found', '-o', 'json')
+    return json.loads(out).get('status', {}).get('terminalState', '') if out.strip() else None
+
+
+def follow(options, name):
+    """Shows the output of worker 0, over restarts, until the JobSet has ended; returns the exit code of its pods."""
+    first = (f'jobset.sigs.k8s.io/jobset-name={name},jobset.sigs.k8s.io/job-index=0,'
+             'batch.kubernetes.io/job-completion-index=0')
+    seen, waiting = set(), None
+    while True:
+        state = state_of(options, name)
+        for pod in json.loads(ask(options, 'get', 'pods', f'--selector={first}', '-o', 'json'))['items']:
+            uid, phase = pod['metadata']['uid'], pod['status'].get('phase', 'Unknown')
+            if phase != waiting:
+                waiting = phase
+                shell.say(f'worker 0 is {phase.lower()}')
+            if phase != 'Pending' and uid not in seen:
+                seen.add(uid)
+                subprocess.run(kubectl(options, 'logs', '--follow', pod['metadata']['name']), check=False)
+        if state is None:
+            raise shell.Fault(f'{name} was deleted; run the same line again to start anew.')
+        if state:
+            return 0 if state == 'Completed' else explain(options, name)
+        time.sleep(options.poll)
+
+
+def explain(options, name):
+    """Shows the end of the output of a pod that failed; returns its exit code."""
+    pods = json.loads(ask(options, 'get', 'pods', f'--selector=jobset.sigs.k8s.io/jobset-name={name}', '-o', 'json'))
+    for pod in pods['items']:
+        for status in pod['status'].get('containerStatuses', []):
+            ended = status.get('state', {}).get('terminated')
+            if ended and ended['exitCode']:
+                shell.say(f'{pod["metadata"]["name"]} ended with code {ended["exitCode"]}. The end of its output:')
+                print(ask(options, 'logs', '--tail=30', pod['metadata']['name']), end='', file=sys.stderr)
+                return ended['exitCode']
+    shell.say(f'{name} has failed; {shell.shown(kubectl(options, "describe", "jobset", name))} tells more')
+    return 1
+
+
+if __name__ == '__main__':
+    shell.run(main)

@@ -1,0 +1,165 @@
+#!/usr/bin/env python3
+"""Runs a command as several processes on this machine, on its CPU or with its GPUs shared out among them.
+
+    launch/local.py --processes 4 -- lm train experiments/quickstart.py
+
+Each process gets LM_COORDINATOR, LM_PROCESSES and LM_PROCESS, and its share of the GPUs in CUDA_VISIBLE_DEVICES. Its
+output goes to <logs>/<process>.log; that of process 0 is shown as well. When one fails, the others are stopped and
+the end of its log is shown. Ctrl-C and SIGTERM are passed on to all.
+"""
+
+import contextlib
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import shell
+
+
+def main(arguments):
+    options, command = shell.parse(parser(), arguments)
+    devices = gpus(os.environ)
+    processes = options.processes or len(devices)
+    if not processes:
+        raise shell.Fault('--processes is not given and this machine has no GPU to count; try --processes=2.')
+    logs = shell.folder(options.logs, 'local')
+    places = environments(processes, devices, f'127.0.0.1:{options.port or free_port()}')
+    words = shell.wrapped(command)
+    if options.dry_run:
+        for i, place in enumerate(places):
+            print(shell.shown(['env', *(f'{name}={value}' for name, value in place.items()), *words]),
+                  f'>{shell.shown([logs / f"{i}.log"])} 2>&1')
+        return 0
+    shell.make(logs)
+    shell.say(f'{processes} processes, logs in {logs}')
+    return Group(words, places, logs, options.grace).wait()
+
+
+def parser():
+    made = shell.Parser(prog='local.py', description=__doc__, usage='local.py [options] -- command ...')
+    made.add_argument('--processes', type=shell.count, metavar='N', help='how many; by default one for each GPU')
+    made.add_argument('--logs', metavar='DIR', help='folder of the logs; by default a new one under runs/local')
+    made.add_argument('--port', type=shell.count, help='port of process 0 for the others; by default a free one')
+    made.add_argument('--grace', type=shell.positive, default=30, metavar='SECONDS',
+                      help='how long the others may take to stop when one fails (%(default)s)')
+    made.add_argument('--dry-run', action='store_true', help='print the commands and run nothing')
+    return made
+
+
+def gpus(environ):
+    """Returns the names of the GPUs a command may use: those of CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists."""
+    if environ.get('JAX_PLATFORMS') == 'cpu':
+        return []
+    if 'CUDA_VISIBLE_DEVICES' in environ:
+        return [name for name in environ['CUDA_VISIBLE_DEVICES'].split(',') if name]
+    if not shutil.which('nvidia-smi'):
+        return []
+    code, out, _ = shell.ask(['nvidia-smi', '--query-gpu=index', '--format=csv,noheader'])
+    return out.split() if code == 0 else []
+
+
+def environments(processes, devices, coordinator):
+    """Returns the variables of each process; raises a Fault if the GPUs cannot be shared out evenly."""
+    if len(devices) % processes:
+        fits = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+        raise shell.Fault(f'--processes={processes} does not divide the {len(devices)} GPUs here; try '
+                          f'--processes={max(fits)}, or JAX_PLATFORMS=cpu to run without them.')
+    share = len(devices) // processes
+    places = [{'LM_COORDINATOR': coordinator, 'LM_PROCESSES': str(processes), 'LM_PROCESS': str(i)}
+              for i in range(processes)]
+    if devices:
+        for i, place in enumerate(places):
+            place['CUDA_VISIBLE_DEVICES'] = ','.join(devices[i * share:(i + 1) * share])
+    return places
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+class Group:
+    """Processes that run one command; each is in a session of its own, so that signals reach it through us only."""
+
+    def __init__(self, words, places, logs, grace):
+        self.logs, self.grace, self.ended, self.signals, self.processes = logs, grace, queue.Queue(), 0, []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.forward)
+        for place in places:
+            self.processes.append(subprocess.Popen(
+                words, env={**os.environ, **place}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, start_new_session=True))
+        if self.signals:
+            self.send(signal.SIGTERM)
+        for i, process in enumerate(self.processes):
+            threading.Thread(target=self.follow, args=(i, process), daemon=True).start()
+
+    def follow(self, index, process):
+        """Writes the output of a process to its log, shows that of process 0, and tells when it has ended."""
+        with open(self.logs / f'{index}.log', 'wb') as log:
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+                if index == 0:
+                    show(b'[0] ' + line)
+        self.ended.put((index, process.wait()))
+
+    def forward(self, number, frame):
+        """Passes a signal on to every process; the fourth kills them."""
+        self.signals += 1
+        self.send(number if self.signals < 4 else signal.SIGKILL)
+
+    def send(self, number):
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                if process.poll() is None:
+                    (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
+
+    def wait(self):
+        """Returns the exit code of the first process that failed, 75 if one was stopped and saved, or 0."""
+        codes, failed, deadline = {}, None, None
+        while len(codes) < len(self.processes):
+            try:
+                index, code = self.ended.get(timeout=0.2)
+                codes[index] = code if code >= 0 else 128 - code
+                if failed is None and codes[index] not in (0, shell.STOPPED):
+                    failed = index
+                    self.report(index, codes[index])
+                if failed is not None and deadline is None:
+                    self.send(signal.SIGTERM)
+                    deadline = time.monotonic() + self.grace
+            except queue.Empty:
+                if deadline is not None and time.monotonic() > deadline:
+                    stuck = [str(i) for i in range(len(self.processes)) if i not in codes]
+                    shell.say(f'killing process {", ".join(stuck)}, still running {self.grace:g} s after the failure')
+                    self.send(signal.SIGKILL)
+                    deadline = float('inf')
+        return codes[failed] if failed is not None else max(codes.values())
+
+    def report(self, index, code):
+        log = self.logs / f'{index}.log'
+        running = sum(process.poll() is None for process in self.processes)
+        shell.say(f'process {index} ended with code {code}; stopping {running} others. The end of {log}:')
+        for line in shell.last_lines(log):
+            print(f'[{index}] {line}', file=sys.stderr)
+        sys.stderr.flush()
+
+
+def show(line):
+    """Writes bytes to standard output as long as somebody reads it."""
+    try:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == '__main__':
+    shell.run(main)
