@@ -82,8 +82,7 @@ def einsum(spec, x, w, quantized='none'):
         columns = w.shape[:-len(contracted)]
         w = w.reshape(math.prod(columns), -1).T
     lead = x.shape[:rows]
-    split = jax.sharding.get_abstract_mesh().shape.get('context', 1) > 1
-    x = x.reshape(*(lead if split else (math.prod(lead),)), -1)
+    x = x.reshape(*(lead if _split_length() else (math.prod(lead),)), -1)
     return product(x, w, quantized).reshape(*lead, *columns)
 
 
@@ -104,6 +103,11 @@ def product(x, w, quantized):
     inputs, of_x, of_w = kinds
     return dot_general_qt(x, w, dimensions, DotGeneralQtConfig(
         lhs_qtype=inputs, rhs_qtype=inputs, dlhs_grad_qtype=of_x, drhs_grad_qtype=of_w))
+
+
+def _split_length():
+    """Returns whether the mesh in context splits T, so that one axis of [B T] would bring all of it together."""
+    return jax.sharding.get_abstract_mesh().shape.get('context', 1) > 1
 
 
 LAYER_INPUT = 'layer_input'  # what a block calls its input, for 'offload' to find
@@ -207,6 +211,8 @@ def _look_up_backward(given, g):
     tokens, size = given
     if size > SMALL:
         return jnp.zeros((size, g.shape[-1]), g.dtype).at[tokens].add(g, mode='clip'), None
+    if _split_length():
+        return jnp.einsum('BTV,BTD->VD', jax.nn.one_hot(tokens, size, dtype=g.dtype), g), None
     hits = jax.nn.one_hot(tokens.reshape(-1), size, dtype=g.dtype)
     return jax.lax.dot_general(hits, g.reshape(-1, g.shape[-1]), (((0,), (0,)), ((), ()))), None
 

@@ -1,5 +1,9 @@
 """Every kernel that can run here against plain attention; the others compiled for hardware that is not here."""
-from dataclasses import replace
+import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import architectures
 import jax
@@ -9,7 +13,9 @@ import pytest
 
 from lm import attention, config, sharding
 from lm.attention import blocked, choice, splash
+from lm.positions import alibi_slopes
 
+HERE = pathlib.Path(__file__).parent
 rng = np.random.default_rng(0)
 
 
@@ -23,23 +29,115 @@ def segments_of(length):
     return ((np.arange(length) >= cuts[:, :, None]).sum(1).astype(np.int32),) * 2
 
 
-SPLASH = {
-    'causal': (256, 2, 2, {}), 'window_grouped': (256, 4, 2, {'window': 100}),
-    'softcap_segments': (256, 2, 1, {'softcap': 2.0, 'segments': segments_of(256)}),
-    'odd': (200, 2, 2, {'scale': 0.1}), 'odd_segments_window': (130, 2, 2, {'segments': segments_of(130), 'window': 7}),
-    'both_ways': (130, 2, 1, {'causal': False}), 'both_ways_window': (256, 1, 1, {'causal': False, 'window': 30}),
-}
-
-
 def slope_of(attend, view):
     return architectures.jit(jax.value_and_grad(lambda x: jnp.sum(jnp.sin(attend(*x, view)))))
+
+
+def same(found, expected):
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-4)
+    for one, other in zip(found[1], expected[1]):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def interpreted(query, key, value, view):
+    return splash.attend(query, key, value, view, interpret=True)
+
+
+SPLASH = {
+    'grouped_causal_odd': (200, 4, 2, {'scale': 0.1}),
+    'softcap_segments_window': (256, 2, 1, {'softcap': 2.0, 'segments': segments_of(256), 'window': 100}),
+    'both_ways': (130, 2, 2, {'causal': False}),
+    'both_ways_window_segments': (256, 1, 1, {'causal': False, 'window': 30, 'segments': segments_of(256)}),
+}
 
 
 @pytest.mark.parametrize('length, heads, groups, fields', SPLASH.values(), ids=SPLASH)
 def test_splash_is_plain_attention(length, heads, groups, fields):
     given, view = draw(length, heads, groups), attention.View(**fields)
-    found = slope_of(lambda *x: splash.attend(*x, interpret=True), view)(given)
+    same(slope_of(interpreted, view)(given), slope_of(blocked.reference, view)(given))
+
+
+@pytest.mark.parametrize('sizes, groups', [({'data': 2, 'tensor': 4}, 2), ({'fsdp': 2, 'tensor': 2}, 4)])
+def test_splash_on_a_mesh_is_plain_attention(sizes, groups):
+    given, view = draw(130, 4, groups), attention.View(segments=segments_of(130), window=50)
     expected = slope_of(blocked.reference, view)(given)
-    np.testing.assert_allclose(found[0], expected[0], rtol=1e-4)
-    for one, other in zip(found[1], expected[1]):
-        np.testing.assert_allclose(one, other, atol=2e-5)
+    with jax.set_mesh(sharding.make_mesh(sizes, jax.devices()[:np.prod(list(sizes.values()))])):
+        step = slope_of(interpreted, view)
+        assert 'all-gather' not in step.lower(given).compile().as_text()
+        same(step(given), expected)
+
+
+def test_splash_over_a_split_length_is_plain_attention():
+    given, order = draw(512, 2, 1), attention.Zigzag(2)
+    segments = segments_of(512)
+    fields = {'window': 200, 'softcap': 3.0}
+    expected = slope_of(blocked.reference, attention.View(segments=segments, **fields))(given)
+    view = attention.View(segments=order.scatter(segments), zigzag=order, **fields)
+    with jax.set_mesh(sharding.make_mesh({'context': 2}, jax.devices()[:2])):
+        found = slope_of(lambda *x: order.gather(interpreted(*order.scatter(x[:3]), x[3])), view)(given)
+    same(found, expected)
+
+
+def pick(platform, monkeypatch, shape=(2, 256, 4, 64), dtype=jnp.float32, **fields):
+    monkeypatch.setattr(sharding, 'platform', lambda: platform)
+    query = jax.ShapeDtypeStruct(shape, dtype)
+    return choice.pick(query, query, attention.View(**fields))
+
+
+@pytest.fixture
+def said():
+    choice.say.cache_clear()
+    yield
+    choice.say.cache_clear()
+
+
+BIAS = (alibi_slopes(4), lambda slopes, query, key: -slopes[:, None, None] * (query[:, None] - key))
+
+
+def test_each_platform_has_its_kernel_and_says_so_once(monkeypatch, capsys, said):
+    assert pick('tpu', monkeypatch) == 'splash'
+    assert pick('tpu', monkeypatch, window=5) == 'splash'
+    assert pick('cpu', monkeypatch) == 'blocked'
+    assert pick('cpu', monkeypatch, zigzag=attention.Zigzag(2)) == 'ring'
+    assert capsys.readouterr().err.splitlines() == [
+        'attention: splash on tpu', 'attention: blocked on cpu', 'attention: ring on cpu']
+
+
+@pytest.mark.parametrize('platform, fields, fast, slow, words', [
+    ('tpu', {'bias': BIAS}, 'splash', 'blocked', 'Alibi'),
+    ('tpu', {'zigzag': attention.Zigzag(4)}, 'splash', 'ring', '64 tokens'),
+    ('gpu', {}, 'cudnn', 'blocked', 'bfloat16'),
+    ('gpu', {'softcap': 5.0, 'dtype': jnp.bfloat16}, 'cudnn', 'blocked', 'softcap is 5.0'),
+    ('gpu', {'bias': BIAS, 'dtype': jnp.bfloat16}, 'cudnn', 'blocked', 'Alibi'),
+    ('gpu', {'zigzag': attention.Zigzag(4), 'dtype': jnp.bfloat16}, 'cudnn', 'ring', 'splits the length'),
+])
+def test_a_fall_back_is_one_warning_with_the_reason(platform, fields, fast, slow, words, monkeypatch, capsys, said):
+    assert [pick(platform, monkeypatch, **fields) for _ in range(2)] == [slow, slow]
+    warning, choice_line = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f'warning: attention falls back from {fast} to {slow}')
+    assert words in warning
+    assert choice_line == f'attention: {slow} on {platform}'
+
+
+@pytest.mark.parametrize('platform, fields, words', [
+    ('cpu', {'kernel': 'splash'}, 'TPU'), ('cpu', {'kernel': 'cudnn'}, 'NVIDIA'), ('cpu', {'kernel': 'ring'}, 'context'),
+    ('tpu', {'kernel': 'splash', 'bias': BIAS}, 'Alibi'),
+    ('cpu', {'kernel': 'blocked', 'zigzag': attention.Zigzag(2)}, 'splits the length'),
+])
+def test_a_kernel_picked_by_hand_that_cannot_is_one_clear_line(platform, fields, words, monkeypatch, said):
+    with pytest.raises(config.Error) as caught:
+        pick(platform, monkeypatch, **fields)
+    assert '\n' not in str(caught.value)
+    assert all(word in str(caught.value) for word in (fields['kernel'], words, "try kernel='auto'"))
+
+
+def test_a_kernel_picked_by_hand_is_taken(monkeypatch, said):
+    assert pick('cpu', monkeypatch, kernel='reference') == 'reference'
+    assert pick('tpu', monkeypatch, kernel='blocked') == 'blocked'
+
+
+def test_decoding_is_plain_and_silent(capsys, said):
+    query, key, value = draw(8, 2, 2, 4)
+    view = attention.View(index=jnp.array([[7], [3]]), kernel='splash')
+    attention.attend(query[:, :1], key, value, view)
+    assert capsys.readouterr().err == ''
