@@ -194,6 +194,7 @@ GATED = ('swiglu', 'geglu')
 
 def embed(table, tokens):
     """Returns rows of `table` [V D] for tokens [B T], as [B T D]."""
+    table = sharding.constrain(table, 'vocab', None) if _split_length() else table
     return sharding.constrain(_look_up(table, tokens), 'batch', 'length', None)
 
 

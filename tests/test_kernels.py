@@ -120,7 +120,8 @@ def test_a_fall_back_is_one_warning_with_the_reason(platform, fields, fast, slow
 
 
 @pytest.mark.parametrize('platform, fields, words', [
-    ('cpu', {'kernel': 'splash'}, 'TPU'), ('cpu', {'kernel': 'cudnn'}, 'NVIDIA'), ('cpu', {'kernel': 'ring'}, 'context'),
+    ('cpu', {'kernel': 'splash'}, 'TPU'), ('cpu', {'kernel': 'cudnn'}, 'NVIDIA'),
+    ('cpu', {'kernel': 'ring'}, 'context'),
     ('tpu', {'kernel': 'splash', 'bias': BIAS}, 'Alibi'),
     ('cpu', {'kernel': 'blocked', 'zigzag': attention.Zigzag(2)}, 'splits the length'),
 ])
@@ -141,3 +142,40 @@ def test_decoding_is_plain_and_silent(capsys, said):
     view = attention.View(index=jnp.array([[7], [3]]), kernel='splash')
     attention.attend(query[:, :1], key, value, view)
     assert capsys.readouterr().err == ''
+
+
+def ahead(**case):
+    """Returns what tests/ahead.py prints of a case."""
+    done = subprocess.run([sys.executable, HERE / 'ahead.py', json.dumps(case)], capture_output=True, text=True,
+                          cwd=HERE.parent, env={**os.environ, 'PYTHONPATH': str(HERE.parent), 'XLA_FLAGS': '',
+                                                'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'})
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+SPLASHED = ['splash_mha_dkv', 'splash_mha_dq', 'splash_mha_fwd']
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('topology, mesh, length, model', [
+    ('v5e:2x4', {'data': 2, 'fsdp': 2, 'tensor': 2}, 2048, {'windows': [256, 0], 'attention_softcap': 30.0}),
+    ('v5e:2x2', {'fsdp': 4}, 1100, {'head_dim': 80, 'remat': 'full'}),
+    ('v5e:2x2', {'fsdp': 2, 'tensor': 2}, 1024, {'head_dim': 128}),
+])
+def test_splash_compiles_for_tpu_and_gathers_no_activations(topology, mesh, length, model):
+    pytest.importorskip('libtpu', reason='libtpu is not installed')
+    found = ahead(platform='tpu', topology=topology, mesh=mesh, shape=[8, length], model=model)
+    assert found['kernels'] == SPLASHED
+    assert found['gathered']
+    assert not [shape for shape in found['gathered'] if length in shape]
+
+
+@pytest.mark.long
+def test_a_split_length_on_tpu_gathers_keys_and_values_alone():
+    pytest.importorskip('libtpu', reason='libtpu is not installed')
+    found = ahead(platform='tpu', topology='v5e:2x2', mesh={'fsdp': 2, 'context': 2}, shape=[4, 2048],
+                  model={'head_dim': 128, 'depth': 1})
+    assert found['kernels'] == SPLASHED
+    long = [shape for shape in found['gathered'] if 2048 in shape and shape[0] != 's32']
+    assert long
+    assert not [shape for shape in long if np.prod(shape[1:]) > 2 * 2048 * 2 * 128]
