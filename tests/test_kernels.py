@@ -164,7 +164,7 @@ SPLASHED = ['splash_mha_dkv', 'splash_mha_dq', 'splash_mha_fwd']
 ])
 def test_splash_compiles_for_tpu_and_gathers_no_activations(topology, mesh, length, model):
     pytest.importorskip('libtpu', reason='libtpu is not installed')
-    found = ahead(platform='tpu', topology=topology, mesh=mesh, shape=[8, length], model=model)
+    found = ahead(topology=topology, mesh=mesh, shape=[8, length], model=model)
     assert found['kernels'] == SPLASHED
     assert found['gathered']
     assert not [shape for shape in found['gathered'] if length in shape]
@@ -173,9 +173,19 @@ def test_splash_compiles_for_tpu_and_gathers_no_activations(topology, mesh, leng
 @pytest.mark.long
 def test_a_split_length_on_tpu_gathers_keys_and_values_alone():
     pytest.importorskip('libtpu', reason='libtpu is not installed')
-    found = ahead(platform='tpu', topology='v5e:2x2', mesh={'fsdp': 2, 'context': 2}, shape=[4, 2048],
+    found = ahead(topology='v5e:2x2', mesh={'fsdp': 2, 'context': 2}, shape=[4, 2048],
                   model={'head_dim': 128, 'depth': 1})
     assert found['kernels'] == SPLASHED
     long = [shape for shape in found['gathered'] if 2048 in shape and shape[0] != 's32']
     assert long
     assert not [shape for shape in long if np.prod(shape[1:]) > 2 * 2048 * 2 * 128]
+
+
+@pytest.mark.long
+def test_cudnn_compiles_for_nvidia_and_gathers_no_activations():
+    pytest.importorskip('jax_cuda13_plugin', reason='the CUDA plugin is not installed')
+    pytest.importorskip('nvidia.cudnn', reason='cuDNN is not installed')
+    found = ahead(topology='1x1x4', mesh={'data': 2, 'fsdp': 2}, shape=[8, 1024],
+                  model={'windows': [256, 0], 'head_dim': 64})
+    assert found['kernels'] == ['__cudnn$fmhaScaleBiasSoftmax', '__cudnn$fmhaScaleBiasSoftmaxBackward']
+    assert not [shape for shape in found['gathered'] if 1024 in shape]
