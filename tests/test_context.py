@@ -33,10 +33,11 @@ MODELS = {
 }
 CORE = [('packed', {'context': 4, 'data': 2}), ('alibi', {'context': 2, 'tensor': 4}),
         ('relative', {'context': 4, 'fsdp': 2})]
-LONG = [('windows', {'context': 8}), ('dense', {'context': 8}), ('dense', {'context': 2, 'data': 4}), ('dense', {'context': 4, 'tensor': 2}),
-        ('windows', {'context': 4, 'tensor': 2}), ('window', {'context': 8}), ('one', {'context': 8}),
-        ('relative', {'context': 2, 'tensor': 2, 'data': 2}), ('alibi', {'context': 8}), ('packed', {'context': 8}),
-        ('grouped', {'context': 2, 'tensor': 4}), ('grouped', {'context': 2, 'data': 2, 'fsdp': 2})]
+LONG = [('windows', {'context': 8}), ('dense', {'context': 8}), ('dense', {'context': 2, 'data': 4}),
+        ('dense', {'context': 4, 'tensor': 2}), ('windows', {'context': 4, 'tensor': 2}), ('window', {'context': 8}),
+        ('one', {'context': 8}), ('alibi', {'context': 8}), ('packed', {'context': 8}),
+        ('relative', {'context': 2, 'tensor': 2, 'data': 2}), ('grouped', {'context': 2, 'tensor': 4}),
+        ('grouped', {'context': 2, 'data': 2, 'fsdp': 2})]
 
 
 @pytest.mark.parametrize('name, sizes', CORE + [pytest.param(*case, marks=pytest.mark.long) for case in LONG])
