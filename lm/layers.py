@@ -175,11 +175,15 @@ def _standardise_backward(centred, epsilon, given, g):
 _standardise.defvjp(_standardise_forward, _standardise_backward)
 
 
-def dropout(x, rate, key):
-    """Returns x with a fraction `rate` of its entries zeroed and the rest scaled up; x itself where key is None."""
+def dropout(x, rate, key, zigzag=None):
+    """Returns x with a fraction `rate` of its entries zeroed and the rest scaled up; x itself where key is None.
+
+    Tokens in the order of an attention.Zigzag lose what they would lose in the order of the text.
+    """
     if key is None or not rate:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(zigzag.scatter(kept) if zigzag else kept, x / (1 - rate), 0).astype(x.dtype)
 
 
 ACTIVATIONS = {

@@ -25,7 +25,7 @@ PACKED = {**BATCH, 'segments': SEGMENTS, 'positions': POSITIONS}
 
 MODELS = {
     'dense': (small(depth=1), BATCH), 'grouped': (small(depth=1, kv_heads=2, position=Learned(LENGTH)), BATCH),
-    'packed': (small(depth=1, kv_heads=1, position=Rope(base=100.0)), PACKED),
+    'packed': (small(depth=1, kv_heads=1, position=Rope(base=100.0), dropout=0.1), PACKED),
     'windows': (small(windows=(3, 0), attention_softcap=1.0, remat='full', unroll=1), PACKED),
     'window': (small(depth=1, windows=(12,)), BATCH), 'one': (small(depth=1, windows=(1,)), BATCH),
     'alibi': (small(depth=1, position=Alibi(), attention_softcap=2.0), PACKED),
@@ -44,7 +44,7 @@ LONG = [('windows', {'context': 8}), ('dense', {'context': 8}), ('dense', {'cont
 def test_a_split_length_has_the_loss_and_gradient_of_one_device(name, sizes):
     model, batch = MODELS[name]
     params = architectures.parameters(model)
-    slope = architectures.jit(jax.value_and_grad(lambda params, batch: model.loss(params, batch)[0]))
+    slope = architectures.jit(jax.value_and_grad(lambda *given: model.loss(*given, jax.random.key(1))[0]))
     loss, gradient = slope(params, batch)
     mesh, axes = sharding.make_mesh(sizes), model.axes()
     with jax.set_mesh(mesh):
