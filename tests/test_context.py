@@ -20,7 +20,7 @@ WEIGHTS = rng.random((4, LENGTH)).astype(np.float32)
 STARTS = np.array([[0, 5, 20], [0, 0, 0], [0, 16, 31], [0, 9, 10]])
 SEGMENTS = (np.arange(LENGTH) >= STARTS[:, :, None]).sum(1).astype(np.int32)
 POSITIONS = np.array([[t - np.flatnonzero(row == row[t])[0] for t in range(LENGTH)] for row in SEGMENTS])
-BATCH = {'inputs': TOKENS[:, :-1], 'targets': TOKENS[:, 1:], 'weights': WEIGHTS}
+BATCH = {'inputs': TOKENS[:, :-1], 'targets': TOKENS[:, 1:], 'weights': WEIGHTS, 'bytes': np.full(4, 9)}
 PACKED = {**BATCH, 'segments': SEGMENTS, 'positions': POSITIONS}
 
 MODELS = {
