@@ -82,8 +82,7 @@ def einsum(spec, x, w, quantized='none'):
         columns = w.shape[:-len(contracted)]
         w = w.reshape(math.prod(columns), -1).T
     lead = x.shape[:rows]
-    split = jax.sharding.get_abstract_mesh().shape.get('context', 1) > 1
-    x = x.reshape(*(lead if split else (math.prod(lead),)), -1)
+    x = x.reshape(*(lead if _split_length() else (math.prod(lead),)), -1)
     return product(x, w, quantized).reshape(*lead, *columns)
 
 
@@ -104,6 +103,11 @@ def product(x, w, quantized):
     inputs, of_x, of_w = kinds
     return dot_general_qt(x, w, dimensions, DotGeneralQtConfig(
         lhs_qtype=inputs, rhs_qtype=inputs, dlhs_grad_qtype=of_x, drhs_grad_qtype=of_w))
+
+
+def _split_length():
+    """Returns whether the mesh in context splits T, so that one axis of [B T] would bring all of it together."""
+    return jax.sharding.get_abstract_mesh().shape.get('context', 1) > 1
 
 
 LAYER_INPUT = 'layer_input'  # what a block calls its input, for 'offload' to find
@@ -171,11 +175,15 @@ def _standardise_backward(centred, epsilon, given, g):
 _standardise.defvjp(_standardise_forward, _standardise_backward)
 
 
-def dropout(x, rate, key):
-    """Returns x with a fraction `rate` of its entries zeroed and the rest scaled up; x itself where key is None."""
+def dropout(x, rate, key, zigzag=None):
+    """Returns x with a fraction `rate` of its entries zeroed and the rest scaled up; x itself where key is None.
+
+    Tokens in the order of an attention.Zigzag lose what they would lose in the order of the text.
+    """
     if key is None or not rate:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(zigzag.scatter(kept) if zigzag else kept, x / (1 - rate), 0).astype(x.dtype)
 
 
 ACTIVATIONS = {
@@ -190,6 +198,7 @@ GATED = ('swiglu', 'geglu')
 
 def embed(table, tokens):
     """Returns rows of `table` [V D] for tokens [B T], as [B T D]."""
+    table = sharding.constrain(table, 'vocab', None) if _split_length() else table
     return sharding.constrain(_look_up(table, tokens), 'batch', 'length', None)
 
 
@@ -207,6 +216,8 @@ def _look_up_backward(given, g):
     tokens, size = given
     if size > SMALL:
         return jnp.zeros((size, g.shape[-1]), g.dtype).at[tokens].add(g, mode='clip'), None
+    if _split_length():
+        return jnp.einsum('BTV,BTD->VD', jax.nn.one_hot(tokens, size, dtype=g.dtype), g), None
     hits = jax.nn.one_hot(tokens.reshape(-1), size, dtype=g.dtype)
     return jax.lax.dot_general(hits, g.reshape(-1, g.shape[-1]), (((0,), (0,)), ((), ()))), None
 

@@ -12,8 +12,8 @@ import oracle
 import pytest
 from architectures import DECODERS, parameters, small
 
-from lm import attention
 from lm import positions as schemes
+from lm.attention import blocked
 from lm.models.decoder import Decoder
 
 LENGTH = 12
@@ -167,9 +167,9 @@ def test_block_attention_is_one_block(monkeypatch):
     params, tokens = parameters(model), tokens_of(model)
     whole = forward(model, params, tokens)
     program = str(jax.make_jaxpr(model.logits)(params, tokens))
-    monkeypatch.setattr(attention, 'BLOCK', 4)
-    blocked = architectures.jit(lambda p, t: model.logits(p, t))(params, tokens)
-    np.testing.assert_allclose(blocked, whole, atol=1e-5)
+    monkeypatch.setattr(blocked, 'BLOCK', 4)
+    parts = architectures.jit(lambda p, t: model.logits(p, t))(params, tokens)
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
     assert str(jax.make_jaxpr(lambda p, t: model.logits(p, t))(params, tokens)) != program
 
 

@@ -50,21 +50,22 @@ def _forward(arrays, segments, view, score):
     of_queries, of_keys = segments or (None, None)
     queries = (query, ring.slots(ring.rank), of_queries)
 
-    def fold(state, keys, source):
+    def fold(state, keys, source, pairs):
         keys = (*keys, ring.slots(source))
-        for i, j in ring.pairs(source):
+        for i, j in pairs:
             found = _pair(_half(queries, i), _half(keys, j), table, view, score)
             state = jax.tree.map(lambda x, new, i=i: x.at[i].set(new), state, _merge(_half(state, i), found))
         return state
 
-    keys = (key, value, of_keys)
-    state = fold((jnp.zeros(query.shape, jnp.float32), jnp.full((*query.shape[:-1], 1), views.MASKED)), keys, ring.rank)
-    for shift, count in ring.journeys():
+    state = jnp.zeros(query.shape, jnp.float32), jnp.full((*query.shape[:-1], 1), views.MASKED)
+    state = fold(state, (key, value, of_keys), ring.rank, ring.own)
+    for shift, first, last in ring.journeys():
         def hop(carry, step, shift=shift):
             state, keys = carry
-            return (fold(state, keys, ring.source(shift, step)), ring.send(keys, shift)), None
-        (state, last), _ = jax.lax.scan(hop, (state, ring.send(keys, shift)), jnp.arange(1, count))
-        state = fold(state, last, ring.source(shift, count))
+            source = ring.source(shift, step)
+            return (fold(state, keys, source, ring.pairs(source)), ring.send(keys, shift)), None
+        keys = ring.send((key, value, of_keys), first * shift)
+        (state, _), _ = jax.lax.scan(hop, (state, keys), jnp.arange(first, last + 1))
     out = state[0].astype(value.dtype)
     return out, (arrays, segments, out, state[1])
 
@@ -76,28 +77,27 @@ def _backward(view, score, given, g):
     along = jnp.sum(g.astype(jnp.float32) * out, -1, keepdims=True)
     queries = (query, ring.slots(ring.rank), of_queries, g, log_sum, along)
 
-    def fold(own, theirs, keys, source):
-        """Returns the gradients of what stays (queries, table) and of what travels (keys, values), both added to."""
-        (of_query, of_table), keys = own, (*keys, ring.slots(source))
-        for i, j in ring.pairs(source):
+    def fold(grads, keys, source, pairs):
+        """Returns the gradients of what stays (queries, table) and of what travels (keys, values), all added to."""
+        ((of_query, of_table), theirs), keys = grads, (*keys, ring.slots(source))
+        for i, j in pairs:
             here, there, table_too = _pair_gradient(_half(queries, i), _half(keys, j), table, view, score)
             of_query = of_query.at[i].add(here)
             theirs = jax.tree.map(lambda x, new, j=j: x.at[j].add(new), theirs, there)
             of_table = jax.tree.map(jnp.add, of_table, table_too)
         return (of_query, of_table), theirs
 
-    keys = (key, value, of_keys)
     none = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (query, (key, value), table))
-    own, whole = fold((none[0], none[2]), none[1], keys, ring.rank)
-    for shift, count in ring.journeys():
+    own, whole = fold(((none[0], none[2]), none[1]), (key, value, of_keys), ring.rank, ring.own)
+    for shift, first, last in ring.journeys():
         def hop(carry, step, shift=shift):
-            own, theirs, keys = carry
-            own, theirs = fold(own, theirs, keys, ring.source(shift, step))
-            return (own, *ring.send((theirs, keys), shift)), None
-        start = (own, none[1], ring.send(keys, shift))
-        (own, theirs, last), _ = jax.lax.scan(hop, start, jnp.arange(1, count))
-        own, theirs = fold(own, theirs, last, ring.source(shift, count))
-        whole = jax.tree.map(jnp.add, whole, ring.send(theirs, -shift * count))
+            grads, keys = carry
+            source = ring.source(shift, step)
+            own, theirs = fold(grads, keys, source, ring.pairs(source))
+            return ((own, ring.send(theirs, shift)), ring.send(keys, shift)), None
+        keys = ring.send((key, value, of_keys), first * shift)
+        ((own, theirs), _), _ = jax.lax.scan(hop, ((own, none[1]), keys), jnp.arange(first, last + 1))
+        whole = jax.tree.map(jnp.add, whole, ring.send(theirs, -shift * (last + 1)))
     found = (own[0], *whole, own[1])
     return jax.tree.map(lambda x, like: x.astype(like.dtype), found, (query, key, value, table)), None
 
@@ -122,27 +122,32 @@ class _Ring:
 
     def send(self, tree, shift):
         """Returns what comes when every device sends its arrays `shift` devices on."""
+        if shift % self.size == 0:
+            return tree
         way = [(i, (i + shift) % self.size) for i in range(self.size)]
         return jax.tree.map(lambda x: jax.lax.ppermute(x, AXIS, way), tree)
 
+    @property
+    def own(self):
+        """The pairs (chunk of queries, chunk of keys) that only keys which never left add to those of every step."""
+        return [(0, 0)] if self.view.causal else []
+
     def pairs(self, source):
-        """Returns the pairs (chunk of queries, chunk of keys) that a mask may leave something of."""
+        """Returns the pairs of chunks that a mask may leave something of at every step, step 0 being the own keys."""
         if not self.view.causal:
             return [(0, 0), (0, 1), (1, 0), (1, 1)]
-        if source is self.rank:
-            return [(0, 0), (1, 0), (1, 1)]
         same = jnp.where(source < self.rank, 0, 1)
         return [(1, 0), (same, same)]
 
     def journeys(self):
-        """Returns the (shift, count) of hops that bring all keys that a query may see: once around, or a bit each way.
+        """Returns the (shift, first step, last step) that bring all keys a query may see: around, or a bit each way.
 
         A chunk's neighbours are on the devices beside its own, before and after.
         """
         reach = (self.view.window - 2) // self.length + 1 if self.view.window else self.size
         if 2 * reach >= self.size - 1:
-            return [(1, self.size - 1)]
-        return [(1, reach), (-1, reach)] if reach else []
+            return [(1, 0, self.size - 1)]
+        return [(1, 0, reach), (-1, 1, reach)] if reach else [(1, 0, 0)]
 
 
 def _half(tree, i):

@@ -1,6 +1,6 @@
 """Splash attention on TPU: blocks of scores in fast memory, those that the mask empties left out (Pallas)."""
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -62,9 +62,8 @@ def _pad(x, value):
     return jnp.pad(x, [(0, 0), (0, -x.shape[1] % LANES)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
 
 
-@cache
 def _kernel(length, heads, view, interpret):
-    """Returns the splash kernel for `heads` heads of `length` keys under a View without arrays."""
+    """Returns the splash kernel for `heads` heads of `length` keys under a View."""
     from jax.experimental.pallas.ops.tpu import splash_attention
     shards = view.zigzag.shards if view.zigzag else 1
     window = view.window or length
@@ -77,10 +76,9 @@ def _kernel(length, heads, view, interpret):
     sizes = splash_attention.BlockSizes(
         block_q=rows, block_kv=columns, block_kv_compute=columns, block_q_dkv=rows, block_kv_dkv=columns,
         block_kv_dkv_compute=columns, block_q_dq=rows, block_kv_dq=columns)
-    with jax.ensure_compile_time_eval():
-        return splash_attention.make_splash_mha(
-            splash_attention.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=shards,
-            attn_logits_soft_cap=view.softcap or None, residual_checkpoint_name=SAVED, interpret=interpret)
+    return splash_attention.make_splash_mha(
+        splash_attention.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=shards,
+        attn_logits_soft_cap=view.softcap or None, residual_checkpoint_name=SAVED, interpret=interpret)
 
 
 def _block(length):

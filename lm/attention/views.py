@@ -49,7 +49,7 @@ class Zigzag:
 
 
 def spread(batch):
-    """Returns a batch {name: [B T]} in the order that the mesh in context splits its length by, and that Zigzag.
+    """Returns a batch {name: [B T] or [B]} in the order that the mesh in context splits its length by, and that Zigzag.
 
     Positions are added, since the order hides them. Where no mesh axis splits the length: the batch as it is, and None.
     Raises config.Error when a row does not cut into two chunks for each device.
@@ -62,8 +62,8 @@ def spread(batch):
         near = max(1, round(length / (2 * shards))) * 2 * shards
         raise config.Error(f'a row of {length} tokens does not cut into 2 chunks for each of mesh.context={shards} '
                            f'devices; try data.context={near}.')
-    positions = jnp.broadcast_to(jnp.arange(length), batch['inputs'].shape)
-    return Zigzag(shards).scatter({'positions': positions, **batch}), Zigzag(shards)
+    batch, order = {'positions': jnp.broadcast_to(jnp.arange(length), batch['inputs'].shape), **batch}, Zigzag(shards)
+    return {name: order.scatter(x) if x.ndim > 1 else x for name, x in batch.items()}, order
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,11 @@ class Block(nn.Module):
         after = norm if model.norm_place != 'pre' else lambda name, x: x
         keys = (None,) * 2 if layer['key'] is None else jax.random.split(layer['key'])
         attended, cache = Attention(model, name='attention')(before('attention_norm', x), layer, shared)
-        attended = layers.dropout(after('attention_post_norm', attended), model.dropout, keys[0])
+        drop = partial(layers.dropout, rate=model.dropout, zigzag=shared['zigzag'])
+        attended = drop(after('attention_post_norm', attended), key=keys[0])
         middle = x if model.parallel else x + attended
         fed, routed = self.feed(before('mlp_norm', middle))
-        fed = layers.dropout(after('mlp_post_norm', fed), model.dropout, keys[1])
+        fed = drop(after('mlp_post_norm', fed), key=keys[1])
         x = x + attended + fed if model.parallel else middle + fed
         return sharding.constrain(x, 'batch', 'length', None), (cache, routed)
 

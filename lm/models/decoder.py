@@ -215,7 +215,7 @@ class _Net(nn.Module):
             x = x * jnp.asarray(model.width ** 0.5, x.dtype)
         x = model.position.add(self, x, at)
         keys = (None,) * 2 if given.key is None else jax.random.split(given.key)
-        x = layers.dropout(x, model.dropout, keys[0])
+        x = layers.dropout(x, model.dropout, keys[0], given.zigzag)
         windows = sorted(set(model.windows))
         kinds = jnp.array([windows.index(model.windows[i % len(model.windows)]) for i in range(model.depth)])
         shared = {'segments': given.segments, 'index': given.index, 'zigzag': given.zigzag,
