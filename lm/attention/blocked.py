@@ -1,5 +1,6 @@
 """Plain attention in XLA: all queries at once, or a block of them at a time over the keys that they can see."""
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,10 @@ def reference(query, key, value, view):
 
 
 def attend(query, key, value, view):
-    """Returns attention [B T N H], computed a block of queries at a time where that leaves out keys."""
+    """Returns attention [B T N H], computed a block of queries at a time where that leaves out keys.
+
+    The gradient computes the scores again, so that [T S] is kept for no layer.
+    """
     length = query.shape[1]
     cut = view.causal and view.index is None and length % BLOCK == 0
     return _grouped(query, key, value, view, BLOCK if cut else length)
@@ -35,8 +39,9 @@ def _grouped(query, key, value, view, block):
         at = jnp.arange(length) if view.index is None else view.index
         mixed = _mix(views.scores(query, key, view, at, jnp.arange(key.shape[2])), value)
     else:
-        mixed = jnp.concatenate([_block(query, key, value, view, (start, start + block))
-                                 for start in range(0, length, block)], axis=3)
+        def run(start):
+            return jax.checkpoint(partial(_block, view=view, span=(start, start + block)))(query, key, value)
+        mixed = jnp.concatenate([run(start) for start in range(0, length, block)], axis=3)
     return jnp.moveaxis(mixed, 3, 1).reshape(batch, length, heads, size)
 
 
