@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 WIDTHS = {'pred': 1, 'bf16': 2, 'f16': 2, 'f32': 4, 'f64': 8, 'c64': 8}  # others, such as s32 and f8e4m3fn, say it
-INNER = re.compile(r'(?:calls|to_apply|body|condition|true_computation|false_computation|called_computations)=%?([\w.\-]+)')
+INNER = re.compile(r'(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)')
 START = re.compile(r'\s+(?:ROOT )?%?[\w.\-]+ = ')
 
 
