@@ -23,6 +23,7 @@ VERBS = {
     'data': 'lm.data.cache',
     'config': 'lm.config.show',
     'bench': 'lm.bench',
+    'plan': 'lm.plan.show',
 }
 WITHOUT_JAX = ('data', 'config')
 TOGETHER = ('train', 'eval', 'generate', 'bench')  # verbs that several processes run as one
@@ -73,6 +74,8 @@ def _run(argv):
     if verb not in WITHOUT_JAX:
         from lm import hardware
         hardware.tune()
+        if verb == 'plan':
+            hardware.forget_accelerators()
     with _joined(verb):
         code = importlib.import_module(VERBS[verb]).main(*positionals, **options)
     return code if isinstance(code, int) else 0

@@ -182,4 +182,5 @@ def tune(environ=os.environ):
 
 def forget_accelerators(environ=os.environ):
     """Sets what lets JAX compile for chips that are not here; must come before JAX is imported."""
-    environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1'}
+    environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1',
+                'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}

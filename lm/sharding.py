@@ -38,6 +38,21 @@ def make_mesh(sizes, devices=None):
     config.Error when an axis is unknown or the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    full = fill(sizes, len(devices))
+    axes, shape = tuple(full), tuple(full.values())
+    slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(shape, axes, devices=devices, axis_types=(AxisType.Auto,) * len(axes))
+    if full.get('data', 1) % slices:
+        raise config.Error(f'mesh={sizes} does not lay the axis data over {slices} slices; try data={slices}.')
+    outer = tuple(slices if axis == 'data' else 1 for axis in axes)
+    inner = tuple(size // many for size, many in zip(shape, outer, strict=True))
+    laid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+    return jax.sharding.Mesh(laid, axes, axis_types=(AxisType.Auto,) * len(axes))
+
+
+def fill(sizes, count):
+    """Returns {axis: size}, in the order of AXES and without -1, of a mesh over `count` devices; see make_mesh."""
     if isinstance(sizes, str):
         cluster = hardware.cluster(sizes)
         sizes = {'data': cluster.count, 'fsdp': cluster.devices // cluster.count}
@@ -48,20 +63,10 @@ def make_mesh(sizes, devices=None):
     if bad or list(sizes.values()).count(-1) > 1:
         raise config.Error(f'mesh={sizes} has {bad[0] if bad else "-1 twice"}; try sizes of 1 or more and one -1.')
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    full = {name: len(devices) // fixed if size == -1 else size for name, size in sizes.items()}
-    if math.prod(full.values()) != len(devices):
-        raise config.Error(f"mesh={sizes} does not fill {len(devices)} devices; try mesh={{'data': -1}}.")
-    axes = tuple(axis for axis in AXES if axis in full)
-    shape = tuple(full[axis] for axis in axes)
-    slices = len({getattr(device, 'slice_index', 0) for device in devices})
-    if slices == 1:
-        return jax.make_mesh(shape, axes, devices=devices, axis_types=(AxisType.Auto,) * len(axes))
-    if full.get('data', 1) % slices:
-        raise config.Error(f'mesh={sizes} does not lay the axis data over {slices} slices; try data={slices}.')
-    outer = tuple(slices if axis == 'data' else 1 for axis in axes)
-    inner = tuple(size // many for size, many in zip(shape, outer, strict=True))
-    laid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
-    return jax.sharding.Mesh(laid, axes, axis_types=(AxisType.Auto,) * len(axes))
+    full = {name: count // fixed if size == -1 else size for name, size in sizes.items()}
+    if math.prod(full.values()) != count:
+        raise config.Error(f"mesh={sizes} does not fill {count} devices; try mesh={{'data': -1}}.")
+    return {axis: full[axis] for axis in AXES if axis in full}
 
 
 def spec(names, shape, mesh, rules=RULES):

@@ -33,7 +33,7 @@ def measure(text, sizes, seen=1.0):
     """
     program = hlo.parse(text)
     flops = memory = 0
-    sent = {}
+    sent, channels = {}, set()
     inside = _inside_fusions(program)
     for name, times in hlo.runs(program).items():
         body = program.computations[name]
@@ -42,7 +42,9 @@ def measure(text, sizes, seen=1.0):
             if name not in inside:
                 memory += times * _through_memory(program, body, instruction)
             kind = instruction.opcode.removesuffix('-start')
-            if kind in SENT:
+            channel = re.search(r'channel_id=(\d+)', instruction.rest) if kind in SENT else None
+            if kind in SENT and (channel is None or channel[1] not in channels):
+                channels |= {channel[1]} if channel else set()
                 key = kind, '+'.join(axes(instruction, sizes))
                 sent[key] = sent.get(key, 0) + times * _sent(kind, body, instruction, sizes)
     return {'flops': flops, 'memory_bytes': memory, 'collectives': {k: v for k, v in sent.items() if v}}
@@ -126,7 +128,7 @@ def _through_memory(program, body, instruction):
 
 
 def _taken(program, computation, at):
-    """Returns the bytes that a fused computation reads of its parameter number `at`: the slices of one that it slices."""
+    """Returns the bytes that a fused computation reads of parameter number `at`: the slices of one that it slices."""
     inner = program.computations[computation]
     name = next((i.name for i in inner.values() if i.opcode == 'parameter' and i.operands[0] == str(at)), None)
     return _read(program, inner, name)

@@ -1,0 +1,190 @@
+"""What a step takes on each device by formula: memory, FLOPs, bytes through memory and between devices, in no time."""
+import math
+import types
+from dataclasses import dataclass
+
+import jax
+
+from lm import sharding
+from lm.plan import layouts
+
+WIDTH = {'bfloat16': 2, 'float32': 4}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An experiment as the formulas see it: its settings, and its state as lists of (logical axes, shape, width)."""
+
+    settings: object
+    parameters: list
+    optimizer: list
+
+
+def subject(settings):
+    """Returns the Subject of a train.Config; shapes only, nothing is computed."""
+    axes = settings.model.axes()
+
+    def init():
+        params = settings.model.init(jax.random.key(0))
+        return params, settings.optimizer.make(settings.steps, axes).init(params)
+    params, optimizer = jax.eval_shape(init)
+    known = {_keys(path): names for path, names in jax.tree_util.tree_leaves_with_path(
+        axes, is_leaf=lambda node: isinstance(node, tuple))}
+    return Subject(settings, _arrays(params, known), _arrays(optimizer, known))
+
+
+def _keys(path):
+    return tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
+
+
+def _arrays(tree, known):
+    found = []
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        names = known.get(_keys(path), ())
+        names = names if len(names) == len(x.shape) else (None,) * len(x.shape)
+        found.append((names, x.shape, x.dtype.itemsize))
+    return found
+
+
+def held(arrays, sizes, rules=sharding.RULES):
+    """Returns the bytes that one device holds of arrays under a mesh of `sizes`."""
+    mesh = types.SimpleNamespace(shape=sizes)
+    total = 0
+    for names, shape, width in arrays:
+        split = [axis for axes in sharding.spec(names, shape, mesh, rules) for axis in axes or ()]
+        total += width * math.prod(shape) / math.prod(sizes[axis] for axis in split)
+    return total
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The numbers of one micro-batch on one device that all formulas are made of.
+
+    tokens: in it. width: bytes of a value in products. hidden, heads, keys, inner: D, N H, K H and F (of all experts
+    that a token uses) on this device. layers: on it. matrices: weights of one layer, gathered but not those of other
+    tensor shards. vocab: rows of the output on this device at a time.
+    """
+
+    tokens: float
+    length: float
+    width: int
+    hidden: int
+    heads: float
+    keys: float
+    inner: float
+    layers: float
+    matrices: float
+    table: float
+    vocab: float
+
+
+def sizes_of(layout, subject):
+    """Returns the Sizes of a Subject under a Layout."""
+    model, mesh = subject.settings.model, layout.sizes
+    rows, length = layouts.rows(layout, subject.settings)
+    tensor, width = mesh.get('tensor', 1), WIDTH[model.dtype]
+    stage = mesh.get('stage', 1)
+    inner = model.ff or 4 * model.width
+    if model.experts:
+        inner = model.experts.ff * (model.experts.top + model.experts.shared)
+    whole = {axis: size for axis, size in mesh.items() if axis in ('tensor', 'expert', 'stage')}
+    blocks = [each for each in subject.parameters if 'layers' in each[0] and len(each[1]) > 2]
+    table = model.padded * model.width / tensor
+    return Sizes(rows * length, length, width, model.width, model.heads * model.size / tensor,
+                 model.groups * model.size / min(tensor, model.groups), inner / tensor, model.depth / stage,
+                 held(blocks, whole) / 4 / (model.depth / stage), table, model.padded / tensor / layout.loss_parts)
+
+
+def memory(layout, subject):
+    """Returns {what: bytes} of one device at the fullest moment of a step."""
+    settings, mesh, s = subject.settings, layout.sizes, sizes_of(layout, subject)
+    parameters = held(subject.parameters, mesh)
+    optimizer = held(subject.optimizer, mesh, sharding.ZERO if settings.zero else sharding.RULES)
+    rows = settings.data.batch / math.prod(mesh.get(axis, 1) for axis in ('data', 'fsdp', 'expert'))
+    gradients = parameters * (2 if layout.accumulate > 1 else 1)
+    return {'parameters': parameters, 'optimizer': optimizer,
+            'batch': 4 * rows * (2 * settings.data.context + 1),
+            'gradients': gradients, 'saved': s.layers * _saved(layout.remat, settings.model, s) * s.tokens,
+            'working': max(_layer_work(layout, settings.model, s), _loss_work(layout, s))}
+
+
+def _saved(remat, model, s):
+    """Returns the bytes for each token that one layer keeps for the backward pass."""
+    if remat == 'offload':
+        return 0
+    if remat == 'full':
+        return s.width * s.hidden
+    gates = 2 if model.activation in ('swiglu', 'geglu') else 1
+    products = s.width * (s.heads + 2 * s.keys + (gates + 0) * s.inner + 2 * s.hidden)
+    if remat == 'dots':
+        return products + s.width * s.hidden
+    return products + s.width * (2 * s.heads + (1 + gates) * s.inner) + 4 * 2 * s.hidden + 4 * model.heads
+
+
+def _layer_work(layout, model, s):
+    """Returns the bytes of one layer's backward pass: its weights, gathered, their gradients, and its activations."""
+    gates = 2 if model.activation in ('swiglu', 'geglu') else 1
+    sharded = layout.sizes.get('fsdp', 1) > 1
+    weights = s.width * s.matrices * (2 if sharded else 1)
+    each = s.width * ((2 + 2 * gates) * s.inner + 4 * s.heads + 4 * s.keys + 2 * s.hidden) + 4 * 4 * s.hidden
+    return weights + each * s.tokens
+
+
+def _loss_work(layout, s):
+    """Returns the bytes of the output layer: scores, their gradient, and the gathered part of the table."""
+    if layout.loss_parts == 1:
+        return s.tokens * s.vocab * (s.width + 4) + 2 * s.width * s.table
+    return s.tokens * (s.vocab * (4 + s.width) + 2 * 4 * s.hidden) + 2 * s.width * s.table / layout.loss_parts
+
+
+def measure(layout, subject, seen):
+    """Returns {'flops', 'memory_bytes', 'collectives'} as costs.measure does, by formula."""
+    settings, s = subject.settings, sizes_of(layout, subject)
+    model, times = settings.model, layout.accumulate
+    again = {'none': 0, 'dots': 0.2, 'full': 1, 'offload': 1}[layout.remat]
+    active = s.matrices
+    if model.experts:
+        active = s.hidden * (2 * s.heads + 2 * s.keys) + 3 * s.hidden * s.inner
+    products = 2 * active * s.layers * s.tokens * (3 + again)
+    output = 2 * s.tokens * s.table * (3 if layout.loss_parts == 1 else 4)
+    attention = 2 * s.tokens * settings.data.context * seen * s.heads * s.layers * (9 + 2 * again)
+    parameters = held(subject.parameters, layout.sizes)
+    touched = s.layers * (_saved('none', model, s) * s.tokens * (3 + again) + s.width * s.matrices * (4 + again))
+    touched += s.tokens * s.vocab * layout.loss_parts * 4 * 3 + s.width * s.table * 4
+    state = 2 * (parameters + held(subject.optimizer, layout.sizes)) + 2 * parameters
+    return {'flops': times * (products + output + attention), 'memory_bytes': times * touched + state,
+            'collectives': {key: value for key, value in _sent(layout, subject, s, again).items() if value}}
+
+
+def _sent(layout, subject, s, again):
+    """Returns {(kind, axes): bytes sent by a device} of one step."""
+    model, sizes, times = subject.settings.model, layout.sizes, layout.accumulate
+
+    def share(axis):
+        return (sizes.get(axis, 1) - 1) / sizes.get(axis, 1)
+    weights = s.width * (s.layers * s.matrices + s.table * (1 if model.tied else 2))
+    flow = s.width * s.tokens * s.hidden
+    scattered = weights / sizes.get('fsdp', 1)
+    rounds = 2 * (2 + bool(again)) * s.layers
+    keys = 2 * s.width * s.tokens * s.keys * (sizes.get('context', 1) - 1)
+    routed = flow * model.experts.top * 2 * (2 + bool(again)) * s.layers if model.experts else 0
+    return {('all-gather', 'fsdp'): times * 2 * weights * share('fsdp'),
+            ('reduce-scatter', 'fsdp'): times * weights * share('fsdp'),
+            ('all-reduce', 'data'): times * 2 * scattered * share('data'),
+            ('all-reduce', 'tensor'): times * rounds * 2 * flow * share('tensor'),
+            ('all-gather', 'context'): times * s.layers * keys * (2 + bool(again)),
+            ('ragged-all-to-all', 'expert'): times * routed * share('expert')}
+
+
+def seen_share(settings):
+    """Returns the share of all pairs of positions that attention looks at, on average over layers."""
+    model, length = settings.model, settings.data.context
+    windows = [min(model.windows[i % len(model.windows)] or length, length) for i in range(model.depth)]
+    return sum(w * (length - w / 2) / length ** 2 for w in windows) / len(windows)
+
+
+def useful_flops(settings):
+    """Returns the FLOPs that training on one token needs, forward and backward, without recomputation."""
+    from lm import bench
+    shapes = jax.eval_shape(settings.model.init, jax.random.key(0))
+    return bench.flops_per_token(settings.model, shapes, settings.data.context)

@@ -1,0 +1,51 @@
+"""The best of all layouts of an experiment: ranked by formula; and the cheapest changes that make one fit."""
+import operator
+from dataclasses import dataclass
+
+from lm.plan import analytic, layouts, roofline
+
+MARGIN = 0.95  # of the memory, which the formulas may be off by
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A Layout with what the formulas say of it: bytes by what they hold, and seconds."""
+
+    layout: layouts.Layout
+    memory: dict
+    roof: roofline.Roofline
+
+    @property
+    def peak(self):
+        return sum(self.memory.values())
+
+    @property
+    def seconds(self):
+        """Seconds of a step between those of perfect overlap and of none."""
+        return (self.roof.least + self.roof.most) / 2
+
+
+def judge(layout, subject, cluster, seen):
+    """Returns the Candidate of one Layout."""
+    measured = analytic.measure(layout, subject, seen)
+    roof = roofline.roofline(cluster, layout.sizes, subject.settings.model.dtype, measured)
+    return Candidate(layout, analytic.memory(layout, subject), roof)
+
+
+def ranked(settings, cluster):
+    """Returns all Candidates of an experiment on a cluster: those that fit, fastest first, then the others by peak."""
+    layouts.check(settings)
+    subject, seen = analytic.subject(settings), analytic.seen_share(settings)
+    found = [judge(layout, subject, cluster, seen) for layout in layouts.every(settings, cluster)]
+    fits = sorted((c for c in found if c.peak <= MARGIN * cluster.chip.memory), key=operator.attrgetter('seconds'))
+    rest = sorted((c for c in found if c.peak > MARGIN * cluster.chip.memory), key=operator.attrgetter('peak'))
+    return fits + rest
+
+
+def remedies(settings, cluster, count=3):
+    """Returns the Candidates that fit with the fewest changes to the experiment's own layout, then the least time."""
+    own = layouts.given(settings, cluster.devices)
+    limit = MARGIN * cluster.chip.memory
+    found = [c for c in ranked(settings, cluster) if c.peak <= limit]
+    found.sort(key=lambda c: (len(c.layout.changes(own)), c.seconds))
+    return found[:count]
