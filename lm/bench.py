@@ -11,6 +11,7 @@ import numpy as np
 
 from lm import config, data, hardware, sharding, train, trees
 from lm.data import loader
+from lm.plan import analytic, costs, roofline
 
 
 def flops_per_token(model, params, context):
@@ -59,7 +60,7 @@ def measure(settings, steps, warmup=3):
             'compile_seconds': round(compile_seconds, 3), 'step_seconds': round(seconds, 6),
             'step_seconds_spread': [round(float(q), 6) for q in np.quantile(times, [0.1, 0.9])],
             'tokens_per_second': round(tokens / seconds, 1), 'model_tflops_per_second': round(rate / 1e12, 4),
-            **_utilisation(settings, program.mesh, rate), **_memory(step)}
+            **_utilisation(settings, program.mesh, rate), **_prediction(settings, program.mesh, step), **_memory(step)}
 
 
 def _utilisation(settings, mesh, rate):
@@ -72,6 +73,16 @@ def _utilisation(settings, mesh, rate):
         peak = hardware.measure_gemm(dtype)
     return {'device': device.device_kind, 'devices': mesh.size, 'peak_tflops_per_second': round(peak / 1e12, 4),
             'peak_from': 'data sheet' if chip else 'measured matrix product', 'mfu': round(rate / peak, 4)}
+
+
+def _prediction(settings, mesh, step):
+    """Returns the seconds a step should take by its compiled text and the data sheet: all overlapping, and no link."""
+    cluster = hardware.here(mesh.devices.flat[0].device_kind, mesh.size)
+    if cluster is None:
+        return {}
+    measured = costs.measure(step.as_text(), dict(mesh.shape), analytic.seen_share(settings))
+    roof = roofline.roofline(cluster, dict(mesh.shape), settings.model.dtype, measured)
+    return {'predicted_step_seconds': [round(roof.least, 6), round(roof.most, 6)], 'predicted_bound': roof.bound}
 
 
 def _memory(step):

@@ -131,6 +131,16 @@ def cluster(name):
     return Cluster(name, chip, _torus(name, chip, int(found[3] or 0)), max(1, count))
 
 
+def here(kind, devices):
+    """Returns the Cluster that so many devices of a JAX device kind make, or None where the kind is not known."""
+    chip = find(kind)
+    if chip is None:
+        return None
+    if not chip.torus:
+        return Cluster(kind, chip, (min(devices, NODE),), -(-devices // NODE))
+    return Cluster(kind, chip, (devices // chip.cores or 1,) + (1,) * (chip.torus - 1))
+
+
 def _nodes(name, chip, count):
     if count < 1 or (count > NODE and count % NODE):
         near = max(1, round(count / NODE)) * NODE

@@ -1,4 +1,5 @@
 """What a step takes on each device by formula: memory, FLOPs, bytes through memory and between devices, in no time."""
+import functools
 import math
 import types
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ WIDTH = {'bfloat16': 2, 'float32': 4}
 
 @dataclass(frozen=True)
 class Subject:
-    """An experiment as the formulas see it: its settings, and its state as lists of (logical axes, shape, width)."""
+    """An experiment as the formulas see it: its settings, and its state as tuples of (logical axes, shape, width)."""
 
     settings: object
-    parameters: list
-    optimizer: list
+    parameters: tuple
+    optimizer: tuple
 
 
 def subject(settings):
@@ -43,16 +44,22 @@ def _arrays(tree, known):
         names = known.get(_keys(path), ())
         names = names if len(names) == len(x.shape) else (None,) * len(x.shape)
         found.append((names, x.shape, x.dtype.itemsize))
-    return found
+    return tuple(found)
 
 
-def held(arrays, sizes, rules=sharding.RULES):
+def held(arrays, sizes, zero=False):
     """Returns the bytes that one device holds of arrays under a mesh of `sizes`."""
-    mesh = types.SimpleNamespace(shape=sizes)
+    return _held(arrays, tuple(sizes.items()), zero)
+
+
+@functools.cache
+def _held(arrays, sizes, zero):
+    mesh = types.SimpleNamespace(shape=dict(sizes))
     total = 0
     for names, shape, width in arrays:
-        split = [axis for axes in sharding.spec(names, shape, mesh, rules) for axis in axes or ()]
-        total += width * math.prod(shape) / math.prod(sizes[axis] for axis in split)
+        split = sharding.spec(names, shape, mesh, sharding.ZERO if zero else sharding.RULES)
+        axes = [axis for entry in split if entry for axis in ((entry,) if isinstance(entry, str) else entry)]
+        total += width * math.prod(shape) / math.prod(mesh.shape[axis] for axis in axes)
     return total
 
 
@@ -88,7 +95,7 @@ def sizes_of(layout, subject):
     if model.experts:
         inner = model.experts.ff * (model.experts.top + model.experts.shared)
     whole = {axis: size for axis, size in mesh.items() if axis in ('tensor', 'expert', 'stage')}
-    blocks = [each for each in subject.parameters if 'layers' in each[0] and len(each[1]) > 2]
+    blocks = tuple(each for each in subject.parameters if 'layers' in each[0] and len(each[1]) > 2)
     table = model.padded * model.width / tensor
     return Sizes(rows * length, length, width, model.width, model.heads * model.size / tensor,
                  model.groups * model.size / min(tensor, model.groups), inner / tensor, model.depth / stage,
@@ -99,7 +106,7 @@ def memory(layout, subject):
     """Returns {what: bytes} of one device at the fullest moment of a step."""
     settings, mesh, s = subject.settings, layout.sizes, sizes_of(layout, subject)
     parameters = held(subject.parameters, mesh)
-    optimizer = held(subject.optimizer, mesh, sharding.ZERO if settings.zero else sharding.RULES)
+    optimizer = held(subject.optimizer, mesh, settings.zero)
     rows = settings.data.batch / math.prod(mesh.get(axis, 1) for axis in ('data', 'fsdp', 'expert'))
     gradients = parameters * (2 if layout.accumulate > 1 else 1)
     return {'parameters': parameters, 'optimizer': optimizer,
@@ -168,7 +175,9 @@ def _sent(layout, subject, s, again):
     rounds = 2 * (2 + bool(again)) * s.layers
     keys = 2 * s.width * s.tokens * s.keys * (sizes.get('context', 1) - 1)
     routed = flow * model.experts.top * 2 * (2 + bool(again)) * s.layers if model.experts else 0
-    return {('all-gather', 'fsdp'): times * 2 * weights * share('fsdp'),
+    away = 2 * times * s.layers * flow if layout.remat == 'offload' else 0
+    return {('copy', 'host'): away,
+            ('all-gather', 'fsdp'): times * 2 * weights * share('fsdp'),
             ('reduce-scatter', 'fsdp'): times * weights * share('fsdp'),
             ('all-reduce', 'data'): times * 2 * scattered * share('data'),
             ('all-reduce', 'tensor'): times * rounds * 2 * flow * share('tensor'),
@@ -181,10 +190,3 @@ def seen_share(settings):
     model, length = settings.model, settings.data.context
     windows = [min(model.windows[i % len(model.windows)] or length, length) for i in range(model.depth)]
     return sum(w * (length - w / 2) / length ** 2 for w in windows) / len(windows)
-
-
-def useful_flops(settings):
-    """Returns the FLOPs that training on one token needs, forward and backward, without recomputation."""
-    from lm import bench
-    shapes = jax.eval_shape(settings.model.init, jax.random.key(0))
-    return bench.flops_per_token(settings.model, shapes, settings.data.context)

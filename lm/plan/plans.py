@@ -1,5 +1,7 @@
 """A plan: what the compiler says of an experiment on a cluster, and what follows from the data sheet."""
-from lm import config
+import jax
+
+from lm import bench, config
 from lm.plan import analytic, compiled, costs, layouts, roofline, search
 
 
@@ -35,7 +37,8 @@ def predict(settings, cluster, layout, measured, price):
     roof = roofline.roofline(cluster, layout.sizes, settings.model.dtype, measured)
     tokens = settings.data.batch * settings.data.context
     peak = cluster.devices * cluster.chip.flops[settings.model.dtype]
-    useful = tokens * analytic.useful_flops(settings)
+    shapes = jax.eval_shape(settings.model.init, jax.random.key(0))
+    useful = tokens * bench.flops_per_token(settings.model, shapes, settings.data.context)
 
     def run(seconds):
         hours = seconds * settings.steps / 3600

@@ -3,6 +3,8 @@ import math
 from dataclasses import dataclass
 from itertools import combinations
 
+HOST = {'tpu': 15e9, 'cuda': 50e9}  # bytes/s of PCI Express, a device's share
+
 
 @dataclass(frozen=True)
 class Roofline:
@@ -46,7 +48,12 @@ def roofline(cluster, sizes, dtype, measured):
 
 
 def joint(cluster, speeds, axes):
-    """Returns the bytes/s of a collective along axes joined by '+': their links together, or the network they cross."""
+    """Returns the bytes/s of a collective along axes joined by '+': their links together, or the network they cross.
+
+    The axis 'host' is the way to the host's memory.
+    """
+    if axes == 'host':
+        return HOST[cluster.chip.platform]
     each = [speeds[axis] for axis in axes.split('+') if axis in speeds] or list(speeds.values())
     inside = [speed for speed, crosses in each if not crosses]
     across = [speed for speed, crosses in each if crosses]
@@ -62,7 +69,7 @@ def bandwidths(cluster, sizes):
     """
     island = math.prod(cluster.shape) * cluster.chip.cores
     sides = [*cluster.shape] + ([cluster.chip.cores] if cluster.chip.cores > 1 else [])
-    found, stride = {}, math.prod(sizes.values())
+    found = {}
     for axis in sorted(sizes, key=lambda name: -sizes[name]):
         stride = math.prod(list(sizes.values())[list(sizes).index(axis) + 1:])
         near = max(1, min(sizes[axis], island // stride))

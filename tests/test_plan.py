@@ -1,0 +1,259 @@
+"""What a compiled program's text says, by programs of known size; plans, layouts and the search among them."""
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm import config, hardware, sharding, train
+from lm.plan import analytic, compiled, costs, hlo, layouts, roofline, search, show, topology
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+GIB = 2 ** 30
+
+
+def settings_of(name, **overrides):
+    return config.load(ROOT / 'experiments' / f'{name}.py', overrides).config
+
+
+def compiled_text(function, *shapes, specs, mesh):
+    placed = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=jax.sharding.NamedSharding(mesh, jax.P(*spec)))
+              for shape, spec in zip(shapes, specs)]
+    return jax.jit(function).lower(*placed).compile().as_text()
+
+
+def test_products_in_loops_count_as_often_as_they_turn():
+    def chain(x, weights):
+        def turn(x, w):
+            return jnp.tanh(x @ w), None
+        return jax.lax.scan(turn, x, weights)[0]
+    mesh = sharding.make_mesh({'data': 8})
+    text = compiled_text(chain, (64, 32), (5, 32, 32), specs=[('data',), ()], mesh=mesh)
+    assert costs.measure(text, {'data': 8})['flops'] == 5 * 2 * 8 * 32 * 32
+
+
+def test_collectives_are_known_by_the_axes_they_go_along():
+    mesh = sharding.make_mesh({'data': 2, 'tensor': 4})
+    text = compiled_text(lambda x, w: x @ w, (16, 32), (32, 24), specs=[('data', 'tensor'), ('tensor',)], mesh=mesh)
+    found = costs.measure(text, {'data': 2, 'tensor': 4})
+    assert found['collectives'] == {('all-reduce', 'tensor'): 2 * 3 / 4 * 4 * 8 * 24}
+    assert found['flops'] == 2 * 8 * 8 * 24
+
+
+TPU_LOOP = """
+HloModule jit_step
+%cond (p: (s32[], f32[8])) -> pred[] {
+  %p = (s32[]{:T(128)}, f32[8]{0:T(128)}) parameter(0)
+  %gte = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %bound = s32[]{:T(128)} constant(13)
+  ROOT %lt = pred[]{:T(512)} compare(%gte, %bound), direction=LT, metadata={op_name="with
+a line break"}
+}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[]{:T(128)}, f32[8]{0:T(128)S(1)}) parameter(0)
+  %x = f32[8]{0:T(128)} get-tuple-element(%p), index=1
+  %ag = f32[32]{0:T(128)} all-gather(%x), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+  %again = f32[32]{0:T(128)} all-gather(%x), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+  ROOT %t = (s32[], f32[8]) tuple(%gte, %x)
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0:T(128)} parameter(0)
+  %one = s32[]{:T(128)} constant(1)
+  %init = (s32[], f32[8]) tuple(%one, %a)
+  %loop = (s32[], f32[8]) while(%init), condition=%cond, body=%body
+  ROOT %out = f32[8]{0:T(128)} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_a_loop_without_a_note_is_counted_by_its_bound_and_its_start():
+    program = hlo.parse(TPU_LOOP)
+    assert hlo.runs(program) == {'main': 1, 'cond': 12, 'body': 12}
+
+
+def test_parts_of_one_asynchronous_collective_count_once():
+    found = costs.measure(TPU_LOOP, {'a': 2, 'b': 4})
+    assert found['collectives'] == {('all-gather', 'b'): 12 * 3 * 8 * 4}
+
+
+@pytest.mark.parametrize('groups, axes', [
+    ('replica_groups={{0,1,2,3},{4,5,6,7}}', ('fsdp',)),
+    ('replica_groups={{0,4},{1,5}}', ('data',)),
+    ('replica_groups=[2,4]<=[8]', ('fsdp',)),
+    ('replica_groups=[4,2]<=[2,4]T(1,0)', ('data',)),
+    ("replica_groups=mesh['data'=2,'fsdp'=4] {'data'}", ('data',)),
+    ("replica_groups=mesh['axis_0'=8] {'axis_0'}", ('data', 'fsdp')),
+    ("replica_groups=mesh['axis_0'=8] {'axis_0':(1)2}", ('data',)),
+    ("replica_groups=mesh['axis_0'=8] {'axis_0':(2)4}", ('fsdp',)),
+    ('replica_groups={}', ('data', 'fsdp')),
+    ('source_target_pairs={{0,1},{1,2},{2,3},{3,0}}', ('fsdp',)),
+])
+def test_every_way_to_write_groups_is_read(groups, axes):
+    line = f'  %x = f32[8]{{0}} all-reduce(%y), {groups}, to_apply=%add'
+    program = hlo.parse(f'ENTRY %main (y: f32[8]) -> f32[8] {{\n{line}\n}}\n')
+    assert costs.axes(program.computations['main']['x'], {'data': 2, 'fsdp': 4}) == axes
+
+
+@pytest.mark.parametrize('line, flops', [
+    ('convolution(%a, %b), dim_labels=bf_io->bf', 2 * 4096 * 768 * 3072),
+    ('convolution(%c, %d), window={size=1x12 pad=0_0x11_11 rhs_reversal=0x1}, dim_labels=0bf1_1oi0->0b1f',
+     2 * 4 * 1024 * 12 * 64 * 768),
+    ('convolution(%e, %f), window={size=4x12 stride=3x11 lhs_dilate=4x12}, dim_labels=01bf_01oi->01bf',
+     2 * 4 * 12 * 128 * 128 * 64),
+    ('dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}', 2 * 4096 * 768 * 3072),
+    ('custom-call(%i, %q, %k, %q), custom_call_target="tpu_custom_call"', 0),
+])
+def test_products_are_counted_however_the_compiler_writes_them(line, flops):
+    shapes = {'a': '4096,768', 'b': '768,3072', 'c': '4,1024,768,1', 'd': '12,64,768,1', 'e': '4,12,128,64',
+              'f': '4,12,128,64', 'i': '1,2,2', 'q': '12,1024,128', 'k': '12,1024,128'}
+    out = {'a': '4096,3072', 'c': '4,1024,12,64', 'e': '4,12,128,128'}.get(line.split('%')[1][0], '12,1024,128')
+    given = [f'  %{name} = bf16[{shape}]{{0}} parameter({at})' for at, (name, shape) in enumerate(shapes.items())]
+    text = '\n'.join(['ENTRY %main () -> f32[] {', *given, f'  ROOT %out = bf16[{out}]{{0}} {line}', '}'])
+    assert costs.measure(text, {'data': 1})['flops'] == flops
+
+
+def test_attention_kernels_are_counted_by_their_shapes():
+    text = """ENTRY %main () -> f32[] {
+  %mask = s8[1,2,2]{2,1,0} parameter(0)
+  %q = bf16[12,1024,128]{2,1,0} parameter(1)
+  %k = bf16[12,2048,128]{2,1,0} parameter(2)
+  ROOT %splash_mha_dkv.1 = (bf16[12,2048,128]{2,1,0}) custom-call(%mask, %q, %k, %k), custom_call_target="tpu"
+}"""
+    assert costs.measure(text, {'data': 1}, seen=0.5)['flops'] == 0.5 * 2 * 4 * 12 * 1024 * 2048 * 128
+
+
+def test_slices_of_a_stack_and_updates_in_place_move_only_their_part():
+    text = """%fused (p0: f32[10,100], p1: s32[], p2: f32[1,100]) -> f32[10,100] {
+  %p0 = f32[10,100]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  %p2 = f32[1,100]{1,0} parameter(2)
+  ROOT %dus = f32[10,100]{1,0} dynamic-update-slice(%p0, %p2, %p1, %p1)
+}
+
+%taken (p0: f32[10,100], p1: s32[]) -> f32[1,100] {
+  %p0 = f32[10,100]{1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  ROOT %ds = f32[1,100]{1,0} dynamic-slice(%p0, %p1, %p1), dynamic_slice_sizes={1,100}
+}
+
+ENTRY %main () -> f32[10,100] {
+  %stack = f32[10,100]{1,0} parameter(0)
+  %at = s32[]{S(1)} parameter(1)
+  %row = f32[1,100]{1,0} fusion(%stack, %at), kind=kLoop, calls=%taken
+  ROOT %new = f32[10,100]{1,0} fusion(%stack, %at, %row), kind=kLoop, calls=%fused
+}"""
+    assert costs.measure(text, {'data': 1})['memory_bytes'] == (400 + 400) + (400 + 400)
+
+
+def test_formulas_hold_the_state_that_the_program_holds():
+    settings = dataclasses.replace(settings_of('tiny'), mesh={'data': 2, 'fsdp': 4})
+    program = train.program(settings)
+    real = sum(np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+               for x in jax.tree.leaves((program.abstract.params, program.abstract.optimizer)))
+    subject = analytic.subject(settings)
+    assert analytic.held(subject.parameters, settings.mesh) + analytic.held(subject.optimizer, settings.mesh) == real
+
+
+@pytest.mark.parametrize('name, sizes, speeds', [
+    ('v5e-256', {'fsdp': 256}, {'fsdp': (4 * 45e9, False)}),
+    ('v5e-256', {'data': 16, 'tensor': 16}, {'data': (2 * 45e9, False), 'tensor': (2 * 45e9, False)}),
+    ('v5e-8', {'fsdp': 8}, {'fsdp': (2 * 45e9, False)}),
+    ('v5p-512', {'fsdp': 256}, {'fsdp': (6 * 90e9, False)}),
+    ('2xv5e-256', {'data': 2, 'fsdp': 256}, {'data': (3.125e9, True), 'fsdp': (4 * 45e9, False)}),
+    ('8xh100', {'fsdp': 8}, {'fsdp': (450e9, False)}),
+    ('16xh100', {'data': 2, 'fsdp': 8}, {'data': (50e9, True), 'fsdp': (450e9, False)}),
+    ('16xh100', {'fsdp': 16}, {'fsdp': (8 * 50e9, True)}),
+])
+def test_an_axis_is_as_fast_as_the_links_it_has(name, sizes, speeds):
+    assert roofline.bandwidths(hardware.cluster(name), sizes) == speeds
+
+
+def test_a_step_lasts_between_its_longest_part_and_no_overlap():
+    cluster = hardware.cluster('8xh100')
+    measured = {'flops': 989e12, 'memory_bytes': 3350e9 / 2, 'collectives': {('all-gather', 'fsdp'): 450e9 / 4}}
+    roof = roofline.roofline(cluster, {'fsdp': 8}, 'bfloat16', measured)
+    assert (roof.bound, roof.least, roof.most) == ('compute', 1.0, 1.25)
+
+
+def test_every_layout_can_be_trained():
+    settings, cluster = settings_of('llama_1b'), hardware.cluster('v5e-16')
+    found = list(layouts.every(settings, cluster))
+    assert len(found) == len({str(layout) for layout in found}) > 500
+    for layout in found[::37]:
+        tried = layout.of(settings)
+        assert np.prod(list(tried.mesh.values())) == 16
+        sharding.check_rows(tried.data.batch // tried.accumulate, type('Mesh', (), {'shape': tried.mesh}))
+
+
+def test_the_best_fits_and_what_fits_comes_first():
+    cluster = hardware.cluster('v5e-16')
+    found = search.ranked(settings_of('llama_1b'), cluster)
+    fits = [c.peak <= search.MARGIN * cluster.chip.memory for c in found]
+    assert fits[0] and not fits[-1] and fits == sorted(fits, reverse=True)
+    assert found[0].seconds <= found[1].seconds
+
+
+def test_remedies_change_little_and_fit():
+    settings, cluster = settings_of('llama_1b', **{'model.remat': 'none'}), hardware.cluster('v5e-16')
+    own = layouts.given(settings, 16)
+    found = search.remedies(settings, cluster)
+    assert len(found) == 3 and all(c.peak < cluster.chip.memory for c in found)
+    assert len(found[0].layout.changes(own)) <= 2
+    assert search.judge(own, analytic.subject(settings), cluster, 0.5).peak > cluster.chip.memory
+
+
+def test_more_sharding_and_more_recomputation_never_take_more_memory():
+    settings = settings_of('llama_1b')
+    subject = analytic.subject(settings)
+
+    def peak(sizes, remat, accumulate):
+        return sum(analytic.memory(layouts.Layout(sizes, remat, accumulate, 1), subject).values())
+    by_remat = [peak({'fsdp': 16}, remat, 1) for remat in ('none', 'dots', 'full', 'offload')]
+    assert by_remat == sorted(by_remat, reverse=True)
+    assert peak({'data': 16}, 'full', 4) > peak({'data': 4, 'fsdp': 4}, 'full', 4) > peak({'fsdp': 16}, 'full', 4)
+    assert peak({'fsdp': 16}, 'none', 1) > peak({'fsdp': 16}, 'none', 4)
+
+
+PLAN = {'on': 'v5e-8', 'chip': 'v5e', 'chips': 8, 'devices': 8, 'mesh': {'data': 8}, 'compile_seconds': 1.0,
+        'cached': True, 'capacity': 15.75 * GIB, 'parameters': GIB, 'optimizer': 2 * GIB, 'formula': 19 * GIB,
+        'arguments': 3.5 * GIB, 'temporaries': 16 * GIB, 'outputs': 0, 'peak': 19.5 * GIB, 'fits': False,
+        'involuntary': 2, 'remedies': [{'changes': ['model.remat=full'], 'peak': 9 * GIB, 'seconds': 1.5}]}
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_would():
+    said = show.text(PLAN)
+    assert 'DOES NOT FIT: 3.75 GiB too much' in said and 'model.remat=full: 9.00 GiB' in said
+    assert 'rebuilds 2 whole arrays' in said
+
+
+def test_times_are_called_predictions():
+    run = {'step_seconds': 1, 'tokens_per_second': 2, 'mfu': 0.5, 'hours': 10, 'dollars': 20}
+    found = PLAN | {'fits': True, 'flops': 1e12, 'memory_bytes': 1e9, 'collectives': {'all-reduce data': 5e9},
+                    'prediction': {'parts': {'compute': 1.0}, 'bound': 'compute', 'least': run, 'most': run,
+                                   'tokens': 1e9, 'price': 1.2}}
+    said = show.text(found)
+    assert 'Prediction' in said and 'GB sent, all-reduce data' in said and 'dollars at 1.20' in said
+
+
+def test_what_is_missing_comes_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(config.Error, match='pip install .jax.tpu'):
+        topology.require(hardware.cluster('v5e-8'))
+    with pytest.raises(config.Error, match='pip install --no-deps jax-cuda13-plugin'):
+        topology.require(hardware.cluster('8xh100'))
+
+
+@pytest.mark.parametrize('on, remedy', [('', 'v5e-256'), ('v5ee-8', 'v5e')])
+def test_the_hardware_must_be_known(on, remedy):
+    with pytest.raises(config.Error, match=remedy):
+        show.main(str(ROOT / 'experiments' / 'tiny.py'), on=on)
+
+
+def test_out_of_memory_is_read_from_what_the_compiler_says():
+    said = ('RESOURCE_EXHAUSTED: E1000: Ran out of memory on HBM, the total memory required for HLO temporaries '
+            '(106.60G) exceeds available HBM (15.75G).')
+    assert compiled.OUT_OF_MEMORY.search(said).groups() == ('106.60', 'G')
