@@ -112,7 +112,7 @@ def memory(layout, subject):
     return {'parameters': parameters, 'optimizer': optimizer,
             'batch': 4 * rows * (2 * settings.data.context + 1),
             'gradients': gradients, 'saved': s.layers * _saved(layout.remat, settings.model, s) * s.tokens,
-            'working': max(_layer_work(layout, settings.model, s), _loss_work(layout, s))}
+            'working': max(_layer_work(settings.model, s), _loss_work(layout, s))}
 
 
 def _saved(remat, model, s):
@@ -122,19 +122,17 @@ def _saved(remat, model, s):
     if remat == 'full':
         return s.width * s.hidden
     gates = 2 if model.activation in ('swiglu', 'geglu') else 1
-    products = s.width * (s.heads + 2 * s.keys + (gates + 0) * s.inner + 2 * s.hidden)
+    products = s.width * (s.heads + 2 * s.keys + gates * s.inner + 2 * s.hidden)
     if remat == 'dots':
         return products + s.width * s.hidden
     return products + s.width * (2 * s.heads + (1 + gates) * s.inner) + 4 * 2 * s.hidden + 4 * model.heads
 
 
-def _layer_work(layout, model, s):
+def _layer_work(model, s):
     """Returns the bytes of one layer's backward pass: its weights, gathered, their gradients, and its activations."""
     gates = 2 if model.activation in ('swiglu', 'geglu') else 1
-    sharded = layout.sizes.get('fsdp', 1) > 1
-    weights = s.width * s.matrices * (2 if sharded else 1)
-    each = s.width * ((2 + 2 * gates) * s.inner + 4 * s.heads + 4 * s.keys + 2 * s.hidden) + 4 * 4 * s.hidden
-    return weights + each * s.tokens
+    each = s.width * ((1 + 2 * gates) * s.inner + 3 * s.heads + 2 * s.keys + s.hidden)
+    return s.width * s.matrices + each * s.tokens
 
 
 def _loss_work(layout, s):
