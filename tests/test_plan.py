@@ -57,7 +57,10 @@ a line break"}
   %x = f32[8]{0:T(128)} get-tuple-element(%p), index=1
   %ag = f32[32]{0:T(128)} all-gather(%x), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
   %again = f32[32]{0:T(128)} all-gather(%x), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
-  ROOT %t = (s32[], f32[8]) tuple(%gte, %x)
+  %at = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %two = s32[]{:T(128)} constant(2)
+  %next = s32[]{:T(128)} add(%at, %two)
+  ROOT %t = (s32[], f32[8]) tuple(%next, %x)
 }
 
 ENTRY %main (a: f32[8]) -> f32[8] {
@@ -70,14 +73,14 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 """
 
 
-def test_a_loop_without_a_note_is_counted_by_its_bound_and_its_start():
+def test_a_loop_without_a_note_is_counted_by_its_bound_its_start_and_its_step():
     program = hlo.parse(TPU_LOOP)
-    assert hlo.runs(program) == {'main': 1, 'cond': 12, 'body': 12}
+    assert hlo.runs(program) == {'main': 1, 'cond': 6, 'body': 6}
 
 
 def test_parts_of_one_asynchronous_collective_count_once():
     found = costs.measure(TPU_LOOP, {'a': 2, 'b': 4})
-    assert found['collectives'] == {('all-gather', 'b'): 12 * 3 * 8 * 4}
+    assert found['collectives'] == {('all-gather', 'b'): 6 * 3 * 8 * 4}
 
 
 @pytest.mark.parametrize('groups, axes', [
@@ -211,7 +214,7 @@ def test_more_sharding_and_more_recomputation_never_take_more_memory():
     subject = analytic.subject(settings)
 
     def peak(sizes, remat, accumulate):
-        return sum(analytic.memory(layouts.Layout(sizes, remat, accumulate, 1), subject).values())
+        return sum(analytic.memory(layouts.Layout(sizes, remat, accumulate, 1), subject, 'tpu').values())
     by_remat = [peak({'fsdp': 16}, remat, 1) for remat in ('none', 'dots', 'full', 'offload')]
     assert by_remat == sorted(by_remat, reverse=True)
     assert peak({'data': 16}, 'full', 4) > peak({'data': 4, 'fsdp': 4}, 'full', 4) > peak({'fsdp': 16}, 'full', 4)

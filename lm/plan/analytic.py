@@ -102,8 +102,8 @@ def sizes_of(layout, subject):
                  held(blocks, whole) / 4 / (model.depth / stage), table, model.padded / tensor / layout.loss_parts)
 
 
-def memory(layout, subject):
-    """Returns {what: bytes} of one device at the fullest moment of a step."""
+def memory(layout, subject, platform):
+    """Returns {what: bytes} of one device at the fullest moment of a step, on 'tpu' or 'cuda'."""
     settings, mesh, s = subject.settings, layout.sizes, sizes_of(layout, subject)
     parameters = held(subject.parameters, mesh)
     optimizer = held(subject.optimizer, mesh, settings.zero)
@@ -112,7 +112,7 @@ def memory(layout, subject):
     return {'parameters': parameters, 'optimizer': optimizer,
             'batch': 4 * rows * (2 * settings.data.context + 1),
             'gradients': gradients, 'saved': s.layers * _saved(layout.remat, settings.model, s) * s.tokens,
-            'working': max(_layer_work(settings.model, s), _loss_work(layout, s))}
+            'working': max(_layer_work(settings.model, s), _loss_work(layout, s, platform))}
 
 
 def _saved(remat, model, s):
@@ -135,10 +135,14 @@ def _layer_work(model, s):
     return s.width * s.matrices + each * s.tokens
 
 
-def _loss_work(layout, s):
-    """Returns the bytes of the output layer: scores, their gradient, and the gathered part of the table."""
+def _loss_work(layout, s, platform):
+    """Returns the bytes of the output layer: scores, their gradient, and the gathered part of the table.
+
+    The scores of all classes at once are held in float32 beside their gradient on TPU, where a GPU's fused kernels make
+    them twice in the width of products.
+    """
     if layout.loss_parts == 1:
-        return s.tokens * s.vocab * (s.width + 4) + 2 * s.width * s.table
+        return s.tokens * s.vocab * (s.width + (4 if platform == 'tpu' else s.width)) + 2 * s.width * s.table
     return s.tokens * (s.vocab * (4 + s.width) + 2 * 4 * s.hidden) + 2 * s.width * s.table / layout.loss_parts
 
 

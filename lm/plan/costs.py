@@ -101,7 +101,8 @@ def _kernel(body, instruction, seen):
     if len(shapes) < 2:
         return 0
     query, key = shapes[:2]
-    return 2 * products * math.prod(query) * key[-2] * seen
+    keys = key[1] if 'fmha' in said else key[-2]  # [B S K H], or [B K S H] and without B
+    return 2 * products * math.prod(query) * keys * seen
 
 
 def _through_memory(program, body, instruction):

@@ -99,7 +99,8 @@ def _instruction(line):
     arrays = tuple(Array(dtype, tuple(int(n) for n in shape.split(',') if n), 'S(1)' in layout)
                    for dtype, shape, layout in re.findall(r'(\w+)\[([\d,]*)\](\{[^}]*\})?', kind))
     operands = tuple(re.findall(r'%([\w.\-]+)', inside)) or (inside[1:-1],)
-    return Instruction(name.lstrip('%'), opcode.strip(), arrays, operands, rest, root)
+    opcode = {'fusion-start': 'fusion'}.get(opcode.strip(), opcode.strip())
+    return Instruction(name.lstrip('%'), opcode, arrays, operands, rest, root)
 
 
 def _balanced(text):
@@ -155,9 +156,13 @@ def trips(program, body, loop):
     condition = re.search(r'condition=%?([\w.\-]+)', loop.rest)[1]
     bounds = [int(i.operands[0]) for name in (condition, *_fused(program, condition))
               for i in program.computations[name].values() if i.opcode == 'constant' and _whole(i)]
-    if len(bounds) != 1:
+    counter = next((i for i in program.computations[condition].values() if i.opcode == 'get-tuple-element'), None)
+    if len(bounds) != 1 or counter is None:
         return 1
-    return max(1, bounds[0] - _start(program, body, loop, condition))
+    index = int(re.search(r'index=(\d+)', counter.rest)[1])
+    given, turned = body.get(loop.operands[0]), re.search(r'body=%?([\w.\-]+)', loop.rest)[1]
+    start = _constant(body, given.operands[index]) if given and given.opcode == 'tuple' else None
+    return max(1, -(-(bounds[0] - (start or 0)) // _step(program, turned, index)))
 
 
 def _fused(program, computation):
@@ -168,14 +173,23 @@ def _whole(instruction):
     return instruction.arrays[0].dtype in ('s32', 'u32', 's64', 'u64') and instruction.operands[0].lstrip('-').isdigit()
 
 
-def _start(program, body, loop, condition):
-    """Returns the value that the counter of a loop begins with, 0 where it is no constant."""
-    counter = next((i for i in program.computations[condition].values() if i.opcode == 'get-tuple-element'), None)
-    given = body.get(loop.operands[0])
-    if counter is None or given is None or given.opcode != 'tuple':
-        return 0
-    index = re.search(r'index=(\d+)', counter.rest)
-    value = body.get(given.operands[int(index[1])]) if index else None
-    while value is not None and value.opcode in ('copy', 'bitcast', 'convert'):
-        value = body.get(value.operands[0])
-    return int(value.operands[0]) if value is not None and value.opcode == 'constant' and _whole(value) else 0
+def _constant(body, name):
+    """Returns the integer that `name` is in a computation, None where it is no constant."""
+    value = _behind(body, name)
+    return int(value.operands[0]) if value is not None and value.opcode == 'constant' and _whole(value) else None
+
+
+def _behind(body, name):
+    while name in body and body[name].opcode in ('copy', 'bitcast', 'convert'):
+        name = body[name].operands[0]
+    return body.get(name)
+
+
+def _step(program, turned, index):
+    """Returns by how much the body of a loop raises its counter, element `index` of what it carries; 1 if not seen."""
+    root, body = program.root(turned), program.computations[turned]
+    if root.opcode != 'tuple':
+        return 1
+    raised = _behind(body, root.operands[index])
+    steps = [_constant(body, name) for name in raised.operands] if raised is not None and raised.opcode == 'add' else []
+    return next((step for step in steps if step), 1)

@@ -14,7 +14,7 @@ def plan(settings, cluster, file=None, price=0.0):
     layout = layouts.given(settings, cluster.devices)
     made = compiled.compile_step(settings, cluster, file)
     subject = analytic.subject(settings)
-    held = analytic.memory(layout, subject)
+    held = analytic.memory(layout, subject, cluster.chip.platform)
     found = {'on': cluster.name, 'chip': cluster.chip.name, 'chips': cluster.chips, 'devices': cluster.devices,
              'mesh': layout.sizes, 'compile_seconds': round(made.seconds, 1), 'cached': made.cached,
              'capacity': cluster.chip.memory, 'parameters': held['parameters'], 'optimizer': held['optimizer'],

@@ -29,7 +29,7 @@ def judge(layout, subject, cluster, seen):
     """Returns the Candidate of one Layout."""
     measured = analytic.measure(layout, subject, seen)
     roof = roofline.roofline(cluster, layout.sizes, subject.settings.model.dtype, measured)
-    return Candidate(layout, analytic.memory(layout, subject), roof)
+    return Candidate(layout, analytic.memory(layout, subject, cluster.chip.platform), roof)
 
 
 def ranked(settings, cluster):
