@@ -209,6 +209,13 @@ def test_remedies_change_little_and_fit():
     assert search.judge(own, analytic.subject(settings), cluster, 0.5).peak > cluster.chip.memory
 
 
+def test_what_no_layout_helps_is_told_how_many_chips_would_do():
+    settings, cluster = settings_of('llama_70b'), hardware.cluster('8xh100')
+    assert not search.remedies(settings, cluster)
+    name = search.enough(settings, cluster)
+    assert name.endswith('xh100') and hardware.cluster(name).devices > 8
+
+
 def test_more_sharding_and_more_recomputation_never_take_more_memory():
     settings = settings_of('llama_1b')
     subject = analytic.subject(settings)
@@ -231,6 +238,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would():
     said = show.text(PLAN)
     assert 'DOES NOT FIT: 3.75 GiB too much' in said and 'model.remat=full: 9.00 GiB' in said
     assert 'rebuilds 2 whole arrays' in said
+    assert '16xh100 is enough' in show.text(PLAN | {'remedies': [], 'enough': '16xh100'})
 
 
 def test_times_are_called_predictions():

@@ -50,7 +50,7 @@ def given(settings, count):
 def every(settings, cluster):
     """Yields the Layouts that an experiment can have on a cluster, several thousand for 256 devices.
 
-    Data, fsdp, tensor, context and expert parallelism; one slice or node is never split but by data. Only what divides:
+    Data, fsdp, tensor, context and expert parallelism; between slices data alone, between nodes fsdp too. What divides:
     heads and the feed-forward width by tensor, experts by expert, length by context, rows by the rest.
     """
     model, island = settings.model, cluster.devices // cluster.count
@@ -58,7 +58,7 @@ def every(settings, cluster):
         inner = tensor * context * expert
         if island % inner:
             continue
-        for fsdp in _divisors(island // inner):
+        for fsdp in _divisors((island if cluster.chip.torus else cluster.devices) // inner):
             outer = cluster.devices // inner // fsdp
             sizes = {'data': outer, 'fsdp': fsdp, 'expert': expert, 'context': context, 'tensor': tensor}
             sizes = {axis: size for axis, size in sizes.items() if size > 1} or {'data': 1}

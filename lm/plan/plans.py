@@ -29,6 +29,7 @@ def plan(settings, cluster, file=None, price=0.0):
         own = layouts.given(settings, cluster.devices)
         found['remedies'] = [{'changes': c.layout.changes(own), 'peak': c.peak, 'seconds': c.seconds}
                              for c in search.remedies(settings, cluster)]
+        found['enough'] = '' if found['remedies'] else search.enough(settings, cluster)
     return found
 
 

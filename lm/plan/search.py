@@ -1,7 +1,9 @@
 """The best of all layouts of an experiment: ranked by formula; and the cheapest changes that make one fit."""
+import math
 import operator
 from dataclasses import dataclass
 
+from lm import hardware
 from lm.plan import analytic, layouts, roofline
 
 MARGIN = 0.95  # of the memory, which the formulas may be off by
@@ -49,3 +51,23 @@ def remedies(settings, cluster, count=3):
     found = [c for c in ranked(settings, cluster) if c.peak <= limit]
     found.sort(key=lambda c: (len(c.layout.changes(own)), c.seconds))
     return found[:count]
+
+
+def enough(settings, cluster, most=16):
+    """Returns the name of the smallest cluster of the same chip, up to `most` times as large, on which a layout fits.
+
+    '' where there is none.
+    """
+    chip, times, subject = cluster.chip, 2, analytic.subject(settings)
+    while times <= most:
+        number = cluster.chips * times
+        cores = number * (2 if chip.named_by_core else 1)
+        larger = f'{chip.name}-{cores}' if chip.torus else f'{number}x{chip.name}'
+        if chip.torus and cluster.count * times * math.prod(cluster.shape) > hardware.LARGEST[chip.torus]:
+            larger = f'{cluster.count * times}x{cluster.name.split("x", 1)[-1] if cluster.count > 1 else cluster.name}'
+        peaks = (sum(analytic.memory(layout, subject, chip.platform).values())
+                 for layout in layouts.every(settings, hardware.cluster(larger)))
+        if any(peak <= MARGIN * chip.memory for peak in peaks):
+            return larger
+        times *= 2
+    return ''

@@ -3,7 +3,8 @@ import json
 import time
 
 from lm import config, hardware
-from lm.plan import plans, search
+from lm.plan import plans
+from lm.plan.search import enough, ranked
 
 GIB = 2 ** 30
 
@@ -41,7 +42,7 @@ def _dumped(found):
 
 def _search(settings, cluster, file, check, as_json):
     begun = time.perf_counter()
-    count = len(search.ranked(settings, cluster))
+    count = len(ranked(settings, cluster))
     if not as_json:
         print(f'{count} layouts ranked by formula in {time.perf_counter() - begun:.1f} s')
 
@@ -58,7 +59,8 @@ def _search(settings, cluster, file, check, as_json):
     else:
         least = min(found, key=lambda c: c.peak)
         print(f'None fits {cluster.name}: the least is {least.peak / GIB:.1f} GiB a device of '
-              f'{cluster.chip.memory / GIB:.1f} with {", ".join(least.layout.lines())}')
+              f'{cluster.chip.memory / GIB:.1f} with {", ".join(least.layout.lines())}; '
+              f'{enough(settings, cluster) or "chips with more memory"} would do.')
     return 0 if chosen else 1
 
 
@@ -105,7 +107,8 @@ def _misfit(found):
     lines = [f'DOES NOT FIT: {over / GIB:.2f} GiB too much for the {found["capacity"] / GIB:.2f} GiB of a '
              f'{found["chip"]}.']
     if not found['remedies']:
-        return [*lines, 'No mesh, rematerialisation or number of micro-batches makes it fit; take more chips.']
+        more = f'{found["enough"]} is enough' if found['enough'] else 'take chips with more memory'
+        return [*lines, f'By formula no mesh, rematerialisation or number of micro-batches makes it fit; {more}.']
     return [*lines, 'By formula these would, the fewest changes first:', *(
         f'  {" ".join(each["changes"])}: {each["peak"] / GIB:.2f} GiB, {each["seconds"]:.2f} s a step'
         for each in found['remedies'])]
