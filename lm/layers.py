@@ -126,10 +126,10 @@ def stack(block, length, *, remat='none', unroll=0, **fields):
     The block is called as (x, layer, shared) -> (x, out): `layer` and `out` have a leading axis L, `shared` is the same
     for every layer. For the backward pass, `remat` recomputes nothing ('none'), all but products with weights ('dots'),
     or everything ('full'); 'offload' recomputes everything too, from inputs of layers that wait in the host's memory.
-    One iteration of the loop holds `unroll` layers; 0 stands for all of them on a CPU, where a loop keeps XLA from
-    working on copies and layers together, and for one elsewhere.
+    One iteration of the loop holds `unroll` layers; 0 stands for one, but on a CPU that recomputes nothing for all of
+    them: a loop keeps XLA from working on copies and layers together there, and XLA merges what is recomputed outside.
     """
-    unroll = min(unroll, length) or (length if sharding.platform() == 'cpu' else 1)
+    unroll = min(unroll, length) or (length if sharding.platform() == 'cpu' and remat == 'none' else 1)
     if remat != 'none':
         block = nn.remat(block, prevent_cse=unroll > 1, policy=POLICIES[remat])
     scanned = nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=(0, nn.broadcast),
