@@ -26,10 +26,10 @@ def plan(settings, cluster, file=None, price=0.0):
                   'collectives': {f'{kind} {axes}': sent for (kind, axes), sent in measured['collectives'].items()},
                   'prediction': predict(settings, cluster, layout, measured, price or cluster.chip.price)}
     if not found['fits']:
-        own = layouts.given(settings, cluster.devices)
-        found['remedies'] = [{'changes': c.layout.changes(own), 'peak': c.peak, 'seconds': c.seconds}
-                             for c in search.remedies(settings, cluster)]
-        found['enough'] = '' if found['remedies'] else search.enough(settings, cluster)
+        off = max(1, made.peak / found['formula'])
+        found['remedies'] = [{'changes': c.layout.changes(layout), 'peak': off * c.peak, 'seconds': c.seconds}
+                             for c in search.remedies(settings, cluster, off)]
+        found['enough'] = '' if found['remedies'] else search.enough(settings, cluster, off)
     return found
 
 

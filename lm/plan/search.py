@@ -44,16 +44,19 @@ def ranked(settings, cluster):
     return fits + rest
 
 
-def remedies(settings, cluster, count=3):
-    """Returns the Candidates that fit with the fewest changes to the experiment's own layout, then the least time."""
+def remedies(settings, cluster, off=1.0, count=3):
+    """Returns the Candidates that fit with the fewest changes to the experiment's own layout, then the least time.
+
+    `off` is how many times more the compiler takes than the formulas say.
+    """
     own = layouts.given(settings, cluster.devices)
     limit = MARGIN * cluster.chip.memory
-    found = [c for c in ranked(settings, cluster) if c.peak <= limit]
+    found = [c for c in ranked(settings, cluster) if off * c.peak <= limit]
     found.sort(key=lambda c: (len(c.layout.changes(own)), c.seconds))
     return found[:count]
 
 
-def enough(settings, cluster, most=16):
+def enough(settings, cluster, off=1.0, most=16):
     """Returns the name of the smallest cluster of the same chip, up to `most` times as large, on which a layout fits.
 
     '' where there is none.
@@ -67,7 +70,7 @@ def enough(settings, cluster, most=16):
             larger = f'{cluster.count * times}x{cluster.name.split("x", 1)[-1] if cluster.count > 1 else cluster.name}'
         peaks = (sum(analytic.memory(layout, subject, chip.platform).values())
                  for layout in layouts.every(settings, hardware.cluster(larger)))
-        if any(peak <= MARGIN * chip.memory for peak in peaks):
+        if any(off * peak <= MARGIN * chip.memory for peak in peaks):
             return larger
         times *= 2
     return ''
