@@ -6,7 +6,9 @@ import pytest
 # Read by JAX when it is first imported, here and in the processes that tests start.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['PJRT_NPROC'] = '16'  # threads for 8 devices: on fewer, their all-reduces can starve
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
+# Unoptimised code compiles in half the time, and at the sizes of tests compiling is nearly all the time there is.
+os.environ['XLA_FLAGS'] = (f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8 '
+                           '--xla_backend_optimization_level=0').strip()
 
 
 @pytest.fixture

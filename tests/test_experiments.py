@@ -18,6 +18,8 @@ def toy(settings):
     windows = tuple(min(window, 4) for window in settings.model.windows)
     small = {'depth': 2, 'heads': 2, 'width': 16, 'kv_heads': min(settings.model.kv_heads, 1), 'ff': 0, 'head_dim': 0,
              'vocab': 258, 'windows': windows}
+    if settings.model.experts:
+        small['experts'] = dataclasses.replace(settings.model.experts, count=4, top=2, ff=8)
     if isinstance(settings.model.position, Learned):
         small['position'] = Learned(8)
     corpus = dataclasses.replace(settings.data, context=8, batch=2 * settings.accumulate)
