@@ -23,6 +23,7 @@ def cluster_of(tmp_path, monkeypatch):
             pytest.skip(f'the compiler for {cluster.chip.name} is not installed')
         return cluster
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setenv('XLA_FLAGS', '')
     return find
 
 
