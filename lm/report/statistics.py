@@ -56,7 +56,7 @@ def p_equivalent(mean, error, freedom, margin):
 
 
 def holm(p):
-    """Returns p-values [... m] adjusted for their family of m (Holm 1979), which bounds the chance of any false claim."""
+    """Returns p-values [... m] adjusted for a family of m (Holm 1979): the chance of any false claim is bounded."""
     order = np.argsort(p, -1)
     m = p.shape[-1]
     stepped = np.maximum.accumulate(np.take_along_axis(p, order, -1) * np.arange(m, 0, -1), -1)

@@ -53,6 +53,12 @@ class Trial:
         speeds = np.array([speed or np.median(known) for _, speed in rows], float)
         return steps, np.cumsum(np.diff(steps, prepend=0) * self.tokens_per_step / speeds)
 
+    @property
+    def final(self):
+        """{name: value} of all that was recorded at its last step."""
+        last = self.records[-1]['step'] if self.records else 0
+        return {name: value for record in self.records if record['step'] == last for name, value in record.items()}
+
     def series(self, name):
         """Returns (steps [n], values [n]) of what was recorded under a name, NaN where it was not finite."""
         rows = [(r['step'], math.nan if r[name] is None else r[name]) for r in self.records if name in r]
@@ -101,8 +107,12 @@ def _open(directory, given):
     settings = {key: value for key, value in flat.items()
                 if key not in SEEDS and key.split('.')[0] not in RUNNING}
     records = metrics.read(directory)
-    seed = tuple(flat[key] if key in flat else None for key in SEEDS)
-    return Trial(directory, given, about, settings, seed, records, *_state(records, flat['steps']))
+    seed = tuple(map(flat.get, SEEDS))
+    failure = directory / 'failed.json'
+    state = _state(records, flat['steps'])
+    if failure.exists():
+        state = 'failed', json.loads(failure.read_text())['error']
+    return Trial(directory, given, about, settings, seed, records, *state)
 
 
 def _state(records, steps):
