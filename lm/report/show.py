@@ -64,57 +64,77 @@ def finite(value):
 
 def as_text(found, outcomes):
     """Returns a Study as text: the question, the verdicts, then whatever else was to be said."""
-    parts = [textwrap.fill(found.question, 110)] if found.question else []
-    for family in found.families.values():
-        parts.append(_block(found, family, _heading(found, family)))
-    for source, family in found.sources.items():
-        parts.append(_block(found, family, f'held-out loss of {source}, p over all {len(found.sources)} sources'))
+    parts = [textwrap.fill(found.question, 110)]
+    parts += [_block(found, family, heading(found, family)) for family in found.families.values()]
+    parts += [_block(found, family, f'held-out loss of {source}, p over all {len(found.sources)} sources')
+              for source, family in found.sources.items()]
     rates = rate_rows(found)
     if rates:
         parts.append(f'loss by {found.variants[0].rate_key}, mean ± deviation over seeds\n'
                      f'{columns(("variant", "rate", "seeds", "loss", ""), rates)}')
     if found.left:
         parts.append('left out\n' + columns(('', ''), found.left))
-    if outcomes:
-        parts.append('\n'.join(f'{"established" if o.established else "NOT established"}: {o.text}  ({o.why})'
-                               for o in outcomes))
-    return '\n\n'.join(parts)
+    parts.append('\n'.join(f'{"established" if o.established else "NOT established"}: {o.text}  ({o.why})'
+                           for o in outcomes))
+    return '\n\n'.join(part for part in parts if part)
 
 
-def _heading(found, family):
-    if family.axis == 'tokens':
-        noise = f'noise floor {found.noise:.2g} over its seeds' if math.isfinite(found.noise) else 'no noise floor'
-        margin = f'"no difference" is within {found.margin:.2g}' if math.isfinite(found.margin) else ''
-        return (f'{found.metric} at {family.budget:,.0f} tokens; {noise}; p by Holm over {len(family.compared)} '
-                f'comparisons; {margin}').rstrip('; ')
-    return f'{found.metric} at {family.budget:.4g} {UNITS[family.axis]} each, the least that a run was given'
+def heading(found, family):
+    """Returns what a Family's table shows, with the noise floor and the margin, in a line."""
+    if family.axis != 'tokens':
+        return f'{found.metric} at {family.budget:.4g} {UNITS[family.axis]} each, the least that a run was given'
+    said = [f'{found.metric} at {family.budget:,.0f} tokens each']
+    if math.isfinite(found.noise):
+        said.append(f'noise floor {found.noise:.2g}: the deviation of the baseline over its seeds')
+    if family.compared:
+        said += [f'p by Holm over {len(family.compared)} comparisons', f'"no difference" is within {found.margin:.2g}']
+    return '; '.join(said)
 
 
-def _block(found, family, heading):
+def notes(family):
+    """Returns what is to be said below a Family's table, [text]."""
+    own = [f'{c.name}: {note}' for c in family.compared for note in c.notes]
+    return list(dict.fromkeys([*own, *([family.why] if family.why else [])]))
+
+
+def footnotes(found, family):
+    """Returns what the marks of a Family's table mean, and what its budget leaves out."""
+    said = []
+    if any(gain and gain.extended for gain in family.gains.values()):
+        said.append("* past the end of the baseline's curve, by the power law that its second half follows.")
+    if family.gains:
+        said.append('gain: how many times its own cost the baseline needs to reach the same loss.')
+    if family.axis != 'tokens' and family.compared:
+        said.append('A run that is cut short here had not yet lowered its rate as its schedule would.')
+    return ' '.join(said)
+
+
+def _block(found, family, above):
     if family.axis != 'tokens' and not family.compared:
-        return f'at equal {family.axis}: {family.why}' if family.why else ''
-    notes = [f'{c.name}: {note}' for c in family.compared for note in c.notes] + ([family.why] if family.why else [])
-    return '\n'.join([heading, columns(HEAD, verdict_rows(found, family)), *dict.fromkeys(notes)])
+        return f'at equal {family.axis}: {family.why}' if family.why and len(found.variants) > 1 else ''
+    below = [*notes(family), footnotes(found, family)]
+    return '\n'.join([above, columns(HEAD, verdict_rows(found, family)), *filter(None, below)])
 
 
 def verdict_rows(found, family):
     """Returns the rows under HEAD of a Family: the baseline, then each variant, with '' where nothing is known."""
     base, *others = family.scores
     compared = {c.name: c for c in family.compared}
-    rows = [(base, *_losses(family.scores[base]), *('',) * 6, '')]
+    rows = [(base, *losses(family.scores[base]), *('',) * 6, '')]
     for name in others:
-        head = (name, *_losses(family.scores[name]))
-        rows.append((*head, *_numbers(compared[name], family.gains.get(name, None))) if name in compared
+        head = (name, *losses(family.scores[name]))
+        rows.append((*head, *_numbers(compared[name], family.gains.get(name))) if name in compared
                     else (*head, *('',) * 6, comparisons.UNDECIDED))
     return rows
 
 
-def _losses(score):
-    losses = list(score.losses.values())
-    if not losses:
+def losses(score):
+    """Returns (how many seeds, their mean and deviation) of a Score as text; one seed is called one."""
+    known = list(score.losses.values())
+    if not known:
         return '0', ''
-    mean = sum(losses) / len(losses)
-    return str(len(losses)), f'{mean:.4f} ± {comparisons.noise(score):.4f}' if len(losses) > 1 else f'{mean:.4f} (one)'
+    mean = sum(known) / len(known)
+    return str(len(known)), f'{mean:.4f} ± {comparisons.noise(score):.4f}' if len(known) > 1 else f'{mean:.4f} (one)'
 
 
 def _numbers(c, gain):
@@ -135,10 +155,10 @@ def rate_rows(found):
     for variant in found.variants:
         score, value = found.families['tokens'].scores[variant.name], found.table.values('tokens')
         for rate, trials in variant.rates.items() if variant.rate_key else ():
-            losses = comparisons.Score({t.seed: value(t) for t in trials if t.state == 'finished'})
+            known = comparisons.Score({t.seed: value(t) for t in trials if t.state == 'finished'})
             failed = sum(t.state == 'failed' for t in trials)
-            mark = 'best' if rate == score.rate else ''
-            rows.append((variant.name, f'{rate:.4g}', *_losses(losses), mark + (f'{failed} failed' if failed else '')))
+            marks = ['best'] * (rate == score.rate and bool(known.losses)) + [f'{failed} failed'] * bool(failed)
+            rows.append((variant.name, f'{rate:.4g}', *losses(known), ', '.join(marks)))
     return rows
 
 

@@ -188,10 +188,13 @@ def _least(known):
 
 def _why(axis, scores, compared):
     """Returns what keeps some variant from being compared, with the remedy, or ''."""
-    short = [name for name, score in scores.items() if len(score.losses) < 2]
-    if not short or not compared:
-        return ''
-    if axis != 'tokens' and not all(len(score.losses) for score in scores.values()):
-        return {'flops': 'the models of some variants cannot be counted',
-                'seconds': 'some runs have no validation so early, or no tokens_per_second: set eval_every'}[axis]
-    return f'{", ".join(short)}: nothing can be concluded from one seed; give each variant 5 or more'
+    counts = {name: len(score.losses) for name, score in scores.items()}
+    none, one = ([name for name, count in counts.items() if count == size] for size in (0, 1))
+    if axis != 'tokens' and none:
+        return {'flops': f'{", ".join(none)}: FLOPs a token are not known',
+                'seconds': f'{", ".join(none)}: no validation so early, or no tokens_per_second; set eval_every'}[axis]
+    said = [f'{name}: no finished run {"(" + ", ".join(scores[name].notes) + ")" if scores[name].notes else ""}'.strip()
+            for name in none]
+    if one and (compared or axis == 'tokens'):
+        said.append(f'{", ".join(one)}: nothing can be concluded from one seed; give each variant 5 or more')
+    return '; '.join(said)

@@ -95,11 +95,16 @@ def _places(variant):
     return {place for trial in variant.trials for place in (trial.name, str(trial.given), trial.given.name)}
 
 
+def changed(a, b):
+    """Returns {dotted key: (value in a, value in b)} of settings that differ."""
+    pairs = {key: (a.get(key, ABSENT), b.get(key, ABSENT)) for key in a | b}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
 def difference(a, b):
     """Returns {dotted key: (value in a, value in b)} of settings, of a component of another type only the type."""
-    pairs = {key: (a.get(key, ABSENT), b.get(key, ABSENT)) for key in a | b}
-    changed = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-    return {key: pair for key, pair in changed.items() if not _above(key) & changed.keys()}
+    pairs = changed(a, b)
+    return {key: pair for key, pair in pairs.items() if not _above(key) & pairs.keys()}
 
 
 def _above(key):
