@@ -28,7 +28,7 @@ EXTRAS = {
     'quant': ['qwix>=0.1.8,<0.2'],
     'cloud': ['fsspec', 'gcsfs', 's3fs'],
 }
-EXTRAS['test'] = ['pytest', 'scipy', 'statsmodels', 'hypothesis', 'pytest-xdist', 'ruff', 'fsspec', 'kubeflow-trainer-api',
+EXTRAS['test'] = ['pytest', 'hypothesis', 'pytest-xdist', 'ruff', 'statsmodels', 'fsspec', 'kubeflow-trainer-api',
                   *EXTRAS['hf'], *EXTRAS['parquet'], *EXTRAS['zstd'], *EXTRAS['quant']]
 
 setup(

@@ -34,7 +34,7 @@ def write(directory, changes, loss, seed=0, **how):
         'config': config, 'file': 'experiments/x.py', 'commit': '0123456789abcdef',
         'command': ['lm', 'train', 'experiments/x.py', *(f'{k}={v}' for k, v in changes.items())],
         'versions': {'jax': '0.10.2'}}))
-    (directory / 'experiment.py').write_text('"""Is it any better?\n\nMore.\n"""\n')
+    (directory / 'experiment.py').write_text('"""Does it help?\n\nMore.\n"""\n')
     rows = list(_records(config, loss, np.random.default_rng(seed), how))
     (directory / 'metrics.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     return directory

@@ -39,21 +39,23 @@ class Gain(NamedTuple):
     extended: bool
 
 
-def gain(x, y, loss):
-    """Returns the Gain of a loss against the curve (x [n] ascending, y [n]), each loss as the least until then.
+def gains(x, y, losses):
+    """Returns {name: Gain} of {name: loss} against the curve (x [n] ascending, y [n]), taken as its least until then.
 
     Past the last point the curve is a power law with a floor; None where it has fewer points than that needs.
     """
     y = np.minimum.accumulate(y)
-    if loss >= y[-1]:
-        return _inside(x, y, loss)
     law = power_law(x, y)
+    return {name: _inside(x, y, loss) if loss >= y[-1] else _past(x[-1], law, loss) for name, loss in losses.items()}
+
+
+def _past(end, law, loss):
     if law is None:
         return None
     floor, scale, power = law
     if loss <= floor:
         return Gain(REACH, '>', True)
-    times = ((loss - floor) / scale) ** (-1 / power) / x[-1]
+    times = ((loss - floor) / scale) ** (-1 / power) / end
     return Gain(min(times, REACH), '>' if times > REACH else '', True) if times >= 1 else Gain(1.0, '', True)
 
 
@@ -70,14 +72,14 @@ def _inside(x, y, loss):
 def power_law(x, y):
     """Returns (floor, scale, power) of y = floor + scale * x ** -power fitted to the second half of a curve, or None.
 
-    Least squares in log(y - floor) for each of 60 floors; the floor whose residual in y is least.
+    Least squares in log(y - floor), weighted as if in y, for each of 200 floors; that of the least residual.
     """
     x, y = x[len(x) // 2:], y[len(y) // 2:]
     if len(x) < 3 or not y[0] > y[-1] > 0:
         return None
     best = None
-    for floor in np.linspace(0, y[-1] * 0.98, 60):
-        slope, height = np.polyfit(np.log(x), np.log(y - floor), 1)
+    for floor in np.linspace(0, y[-1] * 0.995, 200):
+        slope, height = np.polyfit(np.log(x), np.log(y - floor), 1, w=y - floor)
         residual = np.sum((floor + np.exp(height + slope * np.log(x)) - y) ** 2)
         if slope < 0 and (best is None or residual < best[0]):
             best = residual, floor, np.exp(height), -slope

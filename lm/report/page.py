@@ -8,6 +8,7 @@ from string import Template
 from lm.report import comparisons, costs, parallel, plots, provenance, show, variants
 
 CLASSES = {comparisons.BETTER: 'better', comparisons.WORSE: 'worse'}
+KINDS = tuple((lambda text: CLASSES.get(text, 'same')) if name == 'verdict' else '' for name in show.HEAD)
 LETTERS = {'<': '\\u003c', '>': '\\u003e', '&': '\\u0026'}
 
 
@@ -79,14 +80,9 @@ def _verdicts(found):
 def _family(found, family):
     if not family.scores:
         return paragraph(family.why[0].upper() + family.why[1:] + '.')
-    kinds = ('',) * (len(show.HEAD) - 1) + (_colour,)
     notes = ''.join(f'<li>{html.escape(note)}</li>' for note in show.notes(family))
-    return (paragraph(show.heading(found, family)) + table(show.HEAD, show.verdict_rows(found, family), kinds)
+    return (paragraph(show.heading(found, family)) + table(show.HEAD, show.verdict_rows(found, family), KINDS)
             + (f'<ul class="soft">{notes}</ul>' if notes else ''))
-
-
-def _colour(verdict):
-    return CLASSES.get(verdict, 'same')
 
 
 def _plots(drawn):
@@ -112,7 +108,7 @@ def _figure(name, choices, caption):
 
 def _sources(found):
     return '\n'.join(section(f'Held-out loss of {source}', table(show.HEAD, show.verdict_rows(found, family),
-                                                                 ('',) * (len(show.HEAD) - 1) + (_colour,)),
+                                                                 KINDS),
                              paragraph(f'p is adjusted over the comparisons of all {len(found.sources)} sources.'))
                      for source, family in found.sources.items())
 
@@ -131,8 +127,8 @@ def _differences(found):
 def _samples(found):
     texts = [(variant.name, path) for variant in plots.shown(found) for trial in variant.finished[:1]
              for path in [trial.directory / 'sample.txt'] if path.exists()]
-    return section('Samples', *(f'<p>{html.escape(name)}</p><pre>{html.escape(path.read_text()[:2000])}</pre>'
-                                for name, path in texts))
+    shown = [(html.escape(name), html.escape(path.read_text(encoding='utf-8')[:2000])) for name, path in texts]
+    return section('Samples', *(f'<p>{name}</p><pre>{text}</pre>' for name, text in shown))
 
 
 def _left(found):

@@ -5,9 +5,9 @@ import textwrap
 from dataclasses import asdict
 from pathlib import Path
 
-from lm.report import comparisons, expectations, study
+from lm.report import comparisons, expectations, statistics, study
 
-HEAD = ('variant', 'seeds', 'loss', 'difference', '95% t', '95% bootstrap', 'p', 'effect', 'gain', 'verdict')
+HEAD = ('variant', 'verdict', 'seeds', 'loss', 'difference', '95% t', '95% bootstrap', 'p', 'effect', 'gain')
 UNITS = {'tokens': 'tokens', 'flops': 'FLOPs', 'seconds': 'seconds of training'}
 
 
@@ -120,11 +120,12 @@ def verdict_rows(found, family):
     """Returns the rows under HEAD of a Family: the baseline, then each variant, with '' where nothing is known."""
     base, *others = family.scores
     compared = {c.name: c for c in family.compared}
-    rows = [(base, *losses(family.scores[base]), *('',) * 6, '')]
+    rows = [(base, '', *losses(family.scores[base]), *('',) * 6)]
     for name in others:
-        head = (name, *losses(family.scores[name]))
-        rows.append((*head, *_numbers(compared[name], family.gains.get(name))) if name in compared
-                    else (*head, *('',) * 6, comparisons.UNDECIDED))
+        verdict, numbers = comparisons.UNDECIDED, ('',) * 6
+        if name in compared:
+            verdict, numbers = _verdict(compared[name]), _numbers(compared[name], family.gains.get(name))
+        rows.append((name, verdict, *losses(family.scores[name]), *numbers))
     return rows
 
 
@@ -137,12 +138,15 @@ def losses(score):
     return str(len(known)), f'{mean:.4f} ± {comparisons.noise(score):.4f}' if len(known) > 1 else f'{mean:.4f} (one)'
 
 
+def _verdict(c):
+    if c.more is None:
+        return c.verdict
+    return f'{c.verdict}, {c.more if c.more < statistics.MOST else "over 1,000"} more seed{"s" * (c.more > 1)}'
+
+
 def _numbers(c, gain):
-    verdict = c.verdict
-    if c.more is not None:
-        verdict += f', {c.more} more seeds' if c.more < comparisons.statistics.MOST else ', over 1,000 more seeds'
     return (f'{c.difference:+.4f}', _range(c.interval), _range(c.bootstrap), f'{c.p:.2g}', f'{c.effect:+.2f}',
-            '' if gain is None else f'{gain.bound}{gain.times:.2f}x{"*" if gain.extended else ""}', verdict)
+            '' if gain is None else f'{gain.bound}{gain.times:.2f}x{"*" if gain.extended else ""}')
 
 
 def _range(bounds):

@@ -40,7 +40,7 @@ def interval(mean, error, freedom, level=0.95):
 def p_below(mean, error, freedom, bound=0.0):
     """Returns the one-sided p of 'the true mean is `bound` or more': small where it is below."""
     with np.errstate(divide='ignore', invalid='ignore'):
-        t = np.where(mean == bound, 0.0, (mean - bound) / error)
+        t = np.where(np.equal(mean, bound), 0.0, np.divide(np.subtract(mean, bound), error))
     return special.stdtr(freedom, t)
 
 
@@ -136,12 +136,18 @@ def _first(enough):
 
 
 def _power_to_differ(d, n, alpha):
-    critical, shift = special.stdtrit(n - 1, 1 - alpha / 2), abs(d) * math.sqrt(n)
-    return special.nctdtr(n - 1, shift, -critical) + 1 - special.nctdtr(n - 1, shift, critical)
+    return _chance(n, 1 - alpha / 2, lambda reach: special.ndtr(abs(d) * math.sqrt(n) - reach)
+                   + special.ndtr(-abs(d) * math.sqrt(n) - reach))
 
 
 def _power_to_equal(means, n, alpha):
-    """Returns the normal approximation's power of two one-sided tests, with the t quantile in place of the normal's."""
     d, margin = means
-    critical = special.stdtrit(n - 1, 1 - alpha)
-    return max(0.0, sum(special.ndtr((margin + side * d) * math.sqrt(n) - critical) for side in (-1, 1)) - 1)
+    return _chance(n, 1 - alpha, lambda reach: np.maximum(0, special.ndtr((margin - d) * math.sqrt(n) - reach)
+                                                          - special.ndtr(reach - (margin + d) * math.sqrt(n))))
+
+
+def _chance(n, quantile, given):
+    """Returns the chance of an event over the deviations n seeds may show, `given` what their t interval reaches."""
+    shares = (np.arange(1000) + 0.5) / 1000
+    deviations = np.sqrt(special.chdtri(n - 1, 1 - shares) / (n - 1))
+    return float(np.mean(given(special.stdtrit(n - 1, quantile) * deviations)))

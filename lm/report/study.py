@@ -172,8 +172,8 @@ class Table(NamedTuple):
         if not curve:
             return {}
         x, mean, _, _ = curves.band(curve)
-        return {other.name: curves.gain(x, mean, np.mean(list(scores[other.name].losses.values())))
-                for other in others if scores[other.name].losses}
+        return curves.gains(x, mean, {other.name: float(np.mean(list(scores[other.name].losses.values())))
+                                      for other in others if scores[other.name].losses})
 
     def by_source(self):
         """Returns {source: Family}, not judged yet, of the held-out loss of each source at equal tokens."""

@@ -87,8 +87,10 @@ def find(variants, word):
         if matching:
             raise Error(f'{word!r} may be {" or ".join(repr(v.name) for v in matching)}; give the whole name.')
     names = [variant.name for variant in variants]
-    near = close(word, names)
-    raise Error(f'no variant {word!r}; ' + (f'did you mean {near[0]!r}?' if near else f'there are {", ".join(names)}.'))
+    words = {part: name for name in names for part in (*name.replace(', ', '=').split('='), name)}
+    near = close(word, words)
+    remedy = f'did you mean {words[near[0]]!r}?' if near else f'there are {", ".join(names)}.'
+    raise Error(f'no variant {word!r}; {remedy}')
 
 
 def _places(variant):
