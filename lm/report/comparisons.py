@@ -15,13 +15,14 @@ class Score(NamedTuple):
     """A variant's losses by seed, {seed: loss}, at the rate it does best with.
 
     notes: what must be mended before it may win or lose: runs that failed, or a best rate on the edge of its grid, for
-    which `add` holds the rates to try.
+    which `add` holds the rates to try. tried: how many rates it was chosen from.
     """
 
     losses: dict
     rate: float | None = None
     notes: tuple = ()
     add: tuple = ()
+    tried: int = 1
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ def score(variant, value):
     most = max(map(len, tried.values()))
     means = {rate: float(np.mean(list(losses.values()))) for rate, losses in tried.items() if len(losses) == most}
     best = min(means, key=means.get)
-    return Score(tried[best], best, *_edge(list(table), best, broken))
+    return Score(tried[best], best, *_edge(list(table), best), len(table))
 
 
-def _edge(rates, best, broken):
+def _edge(rates, best):
     """Returns (notes, the rates to add) where the best of several is the first or the last that was tried."""
     if len(rates) < 2:
         return (), ()
@@ -105,6 +106,8 @@ def compare(name, ours, base):
         bootstrap = (math.nan, math.nan)
     mean, error, freedom = map(float, found)
     notes = (*ours.notes, *(f'the baseline: {note}' for note in base.notes),
+             *(() if ours.tried == base.tried else
+               (f'{ours.tried} rates tried, {base.tried} of the baseline: more of them flatter',)),
              *(() if shared else ("seeds do not match: Welch's test, unpaired",)))
     return Comparison(name, len(shared) or smaller, bool(shared),
                       bool(ours.notes or base.notes), float(x.mean()), float(x.std(ddof=1)), mean, error,

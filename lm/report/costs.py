@@ -4,16 +4,29 @@ import os
 
 from lm import config
 
+FREE = ('position', 'dropout', 'z_loss', 'smoothing', 'norm', 'norm_place', 'norm_epsilon', 'qk_norm', 'dtype', 'remat',
+        'unroll', 'kernel', 'loss_parts')  # fields of a model that change nothing in its matrix products
+MOST = 30  # models to count, at some tenths of a second each
+
 
 def key(settings):
     """Returns a text that two variants share where a token costs them the same: their model and context."""
-    kept = {name: value for name, value in settings.items() if name.split('.')[0] == 'model' or name == 'data.context'}
+    kept = {name: value for name, value in settings.items() if name == 'data.context' or _counts(name.split('.'))}
     return json.dumps(kept, sort_keys=True)
 
 
+def _counts(path):
+    return path[0] == 'model' and (len(path) == 1 or path[1] not in FREE)
+
+
 def per_token(trials):
-    """Returns {key: FLOPs a token, forward and backward} for those of the [Trial] whose models can be counted."""
+    """Returns {key: FLOPs a token, forward and backward} of the [Trial] whose models can be counted.
+
+    Returns None where there are more than MOST models.
+    """
     distinct = {key(trial.settings): trial for trial in trials}
+    if len(distinct) > MOST:
+        return None
     found = {name: _counted(trial) for name, trial in distinct.items()}
     return {name: count for name, count in found.items() if count}
 

@@ -3,7 +3,7 @@ import html
 
 import numpy as np
 
-from lm.report import page
+from lm.report import tags
 
 WIDTH, HEIGHT, TOP, SIDE = 900, 300, 34, 70
 AXES = 8  # settings shown, those of fewest values first
@@ -20,9 +20,9 @@ def section(found):
     columns = [(key.rpartition('.')[2], [trial.settings.get(key, '(absent)') for trial in trials]) for key in keys]
     columns.append((found.metric, [value(trial) for trial in trials]))
     lines = _lines(columns, [trial.name for trial in trials])
-    return page.section('Settings against loss', f'<figure><div class="wide">{lines}</div><figcaption>Each line is a '
-                        'run, from its settings to its loss; the bluer, the lower. Rest on a line for its '
-                        'name.</figcaption></figure>')
+    said = 'Each line is a run, from its settings to its loss; the bluer, the lower. Rest on a line for its name.'
+    return tags.section('Settings against loss', f'<figure><div class="wide">{lines}</div>'
+                        f'<figcaption>{said}</figcaption></figure>')
 
 
 def _varying(trials):
@@ -52,7 +52,9 @@ def _heights(values):
 def _lines(columns, names):
     step = (WIDTH - 2 * SIDE) / (len(columns) - 1)
     placed = [_heights(values) for _, values in columns]
-    def down(height): return TOP + (1 - height) * (HEIGHT - TOP - 16)
+
+    def down(height):
+        return TOP + (1 - height) * (HEIGHT - TOP - 16)
     drawn = []
     for i, name in enumerate(names):
         points = ' '.join(f'{SIDE + k * step:.0f},{down(heights[i]):.1f}' for k, (heights, _) in enumerate(placed))

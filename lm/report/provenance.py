@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from lm import hardware
-from lm.report import costs, page
+from lm.report import costs, tags
 
 HEAD = ('run', 'variant', 'seed', 'state', 'loss', 'tokens/s', 'model FLOP/s', 'MFU', 'commit', 'again')
 MOST = 400  # trials whose rows the page lists
@@ -18,12 +18,12 @@ def section(found, flops):
     value = found.table.values('tokens')
     rows = [_row(variant.name, trial, value, flops) for variant in found.variants for trial in variant.trials]
     long = (*('',) * (len(HEAD) - 1), 'long')
-    inside = page.table(HEAD, rows[:MOST], long)
+    inside = tags.table(HEAD, rows[:MOST], long)
     more = f'{len(rows) - MOST} more runs are not listed.' if len(rows) > MOST else ''
     marks = "A + after a commit: files differed from it. MFU is a share of the chip's data sheet; a CPU has none."
     summary = f'{len(rows)} runs, with the command that makes each again'
-    return page.section('Every run', f'<details{" open" * (len(rows) < 12)}><summary>{summary}</summary>{inside}'
-                        '</details>', page.paragraph(f'{more} {marks}'.strip()))
+    return tags.section('Every run', f'<details{" open" * (len(rows) < 12)}><summary>{summary}</summary>{inside}'
+                        '</details>', tags.paragraph(f'{more} {marks}'.strip()))
 
 
 def _row(variant, trial, value, flops):

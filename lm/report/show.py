@@ -100,6 +100,8 @@ def notes(family):
 def footnotes(found, family):
     """Returns what the marks of a Family's table mean, and what its budget leaves out."""
     said = []
+    if family.axis == 'tokens' and found.untuned and family.compared:
+        said.append(f'Every variant ran at one {found.untuned}; some may do better at another: sweep it.')
     if any(gain and gain.extended for gain in family.gains.values()):
         said.append("* past the end of the baseline's curve, by the power law that its second half follows.")
     if family.gains:
@@ -155,9 +157,9 @@ def _range(bounds):
 
 def rate_rows(found):
     """Returns rows (variant, rate, seeds, loss, mark) of every rate that was tried, [] where none was swept."""
-    rows = []
+    rows, value = [], found.table.values('tokens')
     for variant in found.variants:
-        score, value = found.families['tokens'].scores[variant.name], found.table.values('tokens')
+        score = found.families['tokens'].scores[variant.name]
         for rate, trials in variant.rates.items() if variant.rate_key else ():
             known = comparisons.Score({t.seed: value(t) for t in trials if t.state == 'finished'})
             failed = sum(t.state == 'failed' for t in trials)

@@ -12,6 +12,9 @@ import numpy as np
 from lm.config import Error
 from lm.report import comparisons, costs, curves, trials, variants
 
+UNKNOWN = {'tokens': 'no loss on record at as many tokens; set eval_every', 'flops': 'FLOPs a token are not known',
+           'seconds': 'no validation so early, or no tokens_per_second; set eval_every'}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -43,7 +46,7 @@ class Family(NamedTuple):
 class Study:
     """Everything a report says: the first of `variants` is the baseline; `families` by axis; `sources` by source.
 
-    left: [(trial, why)] that are counted nowhere.
+    left: [(trial, why)] that are counted nowhere. untuned: the rate, where all variants ran at the same one, or ''.
     """
 
     question: str
@@ -53,6 +56,7 @@ class Study:
     families: dict
     sources: dict
     left: list
+    untuned: str
 
     @property
     def variants(self):
@@ -80,7 +84,8 @@ def read(directories, options=Options()):
     noise = comparisons.noise(families['tokens'].scores[groups[0].name])
     margin = noise if options.margin is None else options.margin
     families = {axis: _judged({axis: family}, margin)[axis] for axis, family in families.items()}
-    return Study(_question(found[0]), table, margin, noise, families, _judged(table.by_source(), margin), left)
+    return Study(_question(found[0]), table, margin, noise, families, _judged(table.by_source(), margin), left,
+                 options.rate if len({trial.settings.get(options.rate) for trial in found}) == 1 else '')
 
 
 def _judged(families, margin):
@@ -145,7 +150,9 @@ class Table(NamedTuple):
     def family(self, axis, name=''):
         """Returns the Family, not judged yet, at the least cost that any finished trial came to."""
         if axis == 'flops' and not self.flops:
-            return Family(axis, math.nan, {}, [], {}, 'a token costs all variants the same: see equal tokens')
+            why = f'not counted for more than {costs.MOST} models' if self.flops is None else \
+                'a token costs all variants the same: see equal tokens'
+            return Family(axis, math.nan, {}, [], {}, why)
         known = self._curves(axis, name or self.metric)
         budget = _least(known)
         scores = {v.name: comparisons.score(v, lambda t: curves.value_at(*known[id(t)], budget))
@@ -153,7 +160,7 @@ class Table(NamedTuple):
         base, *others = scores
         compared = [comparisons.compare(other, scores[other], scores[base]) for other in others]
         return Family(axis, budget, scores, [c for c in compared if c],
-                      self._gains(scores, known) if axis == 'tokens' else {}, _why(axis, scores, compared))
+                      self._gains(scores, known) if axis == 'tokens' else {}, self._why(axis, scores))
 
     def values(self, axis):
         """Returns value(trial) -> the metric at the least cost that any finished trial came to."""
@@ -175,6 +182,20 @@ class Table(NamedTuple):
         return curves.gains(x, mean, {other.name: float(np.mean(list(scores[other.name].losses.values())))
                                       for other in others if scores[other.name].losses})
 
+    def _why(self, axis, scores):
+        """Returns what keeps some variant from being compared, with the remedy, or ''."""
+        finished = {variant.name for variant in self.variants if variant.finished}
+        one = [name for name, score in scores.items() if len(score.losses) == 1]
+        none = [name for name, score in scores.items() if not score.losses]
+        unknown = [name for name in none if name in finished]
+        said = [f'{", ".join(unknown)}: {UNKNOWN[axis]}'] if unknown else []
+        if axis == 'tokens':
+            said += [f'{name}: no finished run{"".join(f", {note}" for note in scores[name].notes)}'
+                     for name in none if name not in finished]
+        if one:
+            said.append(f'{", ".join(one)}: nothing can be concluded from one seed; give each variant 5 or more')
+        return '; '.join(said)
+
     def by_source(self):
         """Returns {source: Family}, not judged yet, of the held-out loss of each source at equal tokens."""
         names = {name for variant in self.variants for trial in variant.finished for name in trial.final}
@@ -184,17 +205,3 @@ class Table(NamedTuple):
 
 def _least(known):
     return min((x[-1] for x, _ in known.values() if len(x)), default=math.nan)
-
-
-def _why(axis, scores, compared):
-    """Returns what keeps some variant from being compared, with the remedy, or ''."""
-    counts = {name: len(score.losses) for name, score in scores.items()}
-    none, one = ([name for name, count in counts.items() if count == size] for size in (0, 1))
-    if axis != 'tokens' and none:
-        return {'flops': f'{", ".join(none)}: FLOPs a token are not known',
-                'seconds': f'{", ".join(none)}: no validation so early, or no tokens_per_second; set eval_every'}[axis]
-    said = [f'{name}: no finished run {"(" + ", ".join(scores[name].notes) + ")" if scores[name].notes else ""}'.strip()
-            for name in none]
-    if one and (compared or axis == 'tokens'):
-        said.append(f'{", ".join(one)}: nothing can be concluded from one seed; give each variant 5 or more')
-    return '; '.join(said)
