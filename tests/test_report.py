@@ -1,4 +1,5 @@
 """Runs on disk to verdicts, expectations and the page; their losses are drawn, not trained."""
+import html
 import json
 import re
 import shutil
@@ -66,10 +67,15 @@ def test_runs_alike_are_told_apart_by_their_directories(tmp_path):
 
 def test_the_baseline_of_a_sweep_is_the_trial_that_changes_nothing(swept):
     listed = {f'c-{seed}': {'optimizer.weight_decay': 0.2, 'seed': seed} for seed in range(5)}
-    (swept / 'sweep.json').write_text(json.dumps({'trials': listed | {'b-0': {'seed': 0, 'data.seed': 0}, 'new': {}}}))
+    (swept / 'sweep.json').write_text(json.dumps({'experiment': 'x.py', 'rule': None, 'trials': listed | {'b-0': {'seed': 0, 'data.seed': 0}, 'new': {}}}))
     found = study.read([swept])
     assert found.variants[0].trials[0].name == 'b-0'
     assert ('new', 'not begun') in found.left
+
+
+def test_why_a_trial_of_a_sweep_failed_is_said(swept):
+    (swept / 'b-0' / 'failed.json').write_text(json.dumps({'error': 'no memory left'}))
+    assert ('b-0', 'failed: no memory left') in study.read([swept]).left
 
 
 @pytest.mark.parametrize('best, added', [(0, '0.0003 and 0.0001'), (2, '0.03 and 0.1'), (1, None)])
@@ -112,6 +118,15 @@ def test_an_unfinished_run_is_named_and_left_out(swept):
     found = study.read([swept])
     assert ('b-9', 'unfinished: at step 500 of 1000') in found.left
     assert found.families['tokens'].compared[0].seeds == 5
+
+
+def test_seeds_that_a_rule_left_over_win_nothing(swept):
+    simulated.write(swept / 'b-9', BETTER, 5.0, 9, until=500)
+    (swept / 'sweep.json').write_text(json.dumps({'experiment': 'x.py', 'rule': {'type': 'lm.sweep.rules:Halving'},
+                                                  'trials': {'a-0': {}}}))
+    c = study.read([swept]).families['tokens'].compared[0]
+    assert c.verdict == 'undecided'
+    assert 'no fair sample' in c.notes[0]
 
 
 def test_seconds_count_the_slower_variant_less_far(tmp_path):
@@ -220,7 +235,7 @@ def test_a_thousand_trials_are_read_once(tmp_path):
 
 
 def test_the_line_that_makes_a_trial_again(swept):
-    (swept / 'sweep.json').write_text(json.dumps({'experiment': 'experiments/x.py', 'trials': {'b-0': {
+    (swept / 'sweep.json').write_text(json.dumps({'experiment': 'experiments/x.py', 'rule': None, 'trials': {'b-0': {
         'model.position': {'type': 'lm.positions:Rope', 'base': 500.0}, 'seed': 3}}}))
     trial = next(t for t in trials.read([swept]) if t.name == 'b-0')
     assert provenance.again(trial) == "lm train experiments/x.py 'model.position=Rope(base=500.0)' seed=3"
@@ -270,6 +285,36 @@ def test_a_browser_draws_every_plot_and_complains_of_nothing(browser, swept, tmp
     assert 'data-drawn="2"' in document
 
 
+ACTIONS = """<script>
+const figure = document.querySelector('figure[data-plot=losses]'), seen = document.body.dataset;
+const set = (name, key, value) => {
+  const control = figure.querySelector(`[name=${name}]`);
+  control[key] = value;
+  control.dispatchEvent(new Event('input'));
+};
+figure.drawn.setCursor({ left: 300, top: 100 });
+seen.hovered = figure.querySelector('.u-legend').innerText.replace(/\\s+/g, ' ');
+set('logx', 'checked', false);
+set('logy', 'checked', true);
+set('axis', 'value', 'seconds');
+figure.drawn.setSeries(1, { show: false });
+seen.hidden = figure.drawn.series.map((series) => +series.show).join('');
+figure.querySelector('button').click();
+seen.ended = figure.drawn.axes[0].label;
+</script></body>"""
+
+
+def test_the_controls_of_a_plot_work(browser, swept, tmp_path):
+    out = tmp_path / 'report.html'
+    assert report(swept, '--html', out) == 0
+    out.write_text(out.read_text().replace('</body>', ACTIONS))
+    document, console = opened(browser, out, tmp_path / 'profile')
+    assert console == []
+    assert re.search(r'data-hovered="tokens:? ?\S+ ?baseline:? ?[\d.]+ ?position=Alibi:? ?[\d.]+', document)
+    assert 'data-hidden="1000111111"' in document
+    assert 'data-ended="seconds of training"' in document
+
+
 def test_a_single_run_has_the_same_page(browser, tmp_path):
     run = simulated.write(tmp_path / 'run', {}, 3.0)
     out = tmp_path / 'report.html'
@@ -278,3 +323,16 @@ def test_a_single_run_has_the_same_page(browser, tmp_path):
     assert console == []
     assert document.count('<canvas') == 2
     assert 'nothing can be concluded from one seed' in document
+
+
+@pytest.mark.long
+def test_a_real_run_is_reported_with_its_sample(tmp_path, capsys):
+    options = ['steps=20', 'log_every=5', 'eval_every=10', 'eval_batches=1', 'save_every=0']
+    assert cli.main(['train', 'experiments/tiny.py', f'--workdir={tmp_path / "run"}', f'--cache={tmp_path / "cache"}',
+                     *options]) == 0
+    assert report(tmp_path / 'run', '--html', tmp_path / 'report.html') == 0
+    text = (tmp_path / 'report.html').read_text()
+    assert html.escape((tmp_path / 'run' / 'sample.txt').read_text()[:200]) in text
+    assert ' '.join(options) in text
+    about = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    assert (about['device'], about['devices']) == ('cpu', 8)

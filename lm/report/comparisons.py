@@ -14,8 +14,8 @@ BETTER, WORSE, UNDECIDED = 'better', 'worse', 'undecided'
 class Score(NamedTuple):
     """A variant's losses by seed, {seed: loss}, at the rate it does best with.
 
-    notes: what must be mended before it may win or lose: runs that failed, or a best rate on the edge of its grid, for
-    which `add` holds the rates to try. tried: how many rates it was chosen from.
+    notes: what must be mended before it may win or lose: runs that failed or were stopped by their losses, or a best rate
+    on the edge of its grid, for which `add` holds the rates to try. tried: how many rates it was chosen from.
     """
 
     losses: dict
@@ -71,7 +71,11 @@ def score(variant, value):
     most = max(map(len, tried.values()))
     means = {rate: float(np.mean(list(losses.values()))) for rate, losses in tried.items() if len(losses) == most}
     best = min(means, key=means.get)
-    return Score(tried[best], best, *_edge(list(table), best), len(table))
+    notes, add = _edge(list(table), best)
+    stopped = sum(trial.state == 'stopped' for trial in variant.rates[best])
+    if stopped:
+        notes = (*notes, f'{stopped} of its runs were stopped early: those left are no fair sample of seeds')
+    return Score(tried[best], best, notes, add, len(table))
 
 
 def _edge(rates, best):

@@ -1,5 +1,4 @@
 """Where each trial comes from and how fast it went: its speed, its commit, and the line that makes it again."""
-import json
 import math
 import shlex
 from pathlib import Path
@@ -7,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lm import hardware
-from lm.report import costs, tags
+from lm.report import costs, tags, trials
 
 HEAD = ('run', 'variant', 'seed', 'state', 'loss', 'tokens/s', 'model FLOP/s', 'MFU', 'commit', 'again')
 MOST = 400  # trials whose rows the page lists
@@ -58,10 +57,9 @@ def _commit(trial):
 
 def again(trial):
     """Returns the command that makes a trial again: by its sweep's overrides, else as it was typed."""
-    record = trial.directory.parent / 'sweep.json'
-    if not record.exists():
+    about = trials.sweep(trial.directory.parent)
+    if about is None:
         return shlex.join(['lm', *map(str, trial.about['command'][1:])])
-    about = json.loads(record.read_text())
     changes = about['trials'].get(trial.name) or {}
     words = [f'{key}={spelled(value)}' for key, value in changes.items()]
     return shlex.join(['lm', 'train', str(Path(about['experiment'])), *words])

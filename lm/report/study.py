@@ -111,9 +111,9 @@ def _metric(found, asked):
 def _first(directories, rate):
     """Returns the name of the trial that a sweep changes nothing in but seeds and rate, or its first, or None."""
     for directory in map(Path, directories):
-        path = directory / 'sweep.json'
-        if path.exists():
-            listed = json.loads(path.read_text())['trials']
+        about = trials.sweep(directory)
+        if about:
+            listed = about['trials']
             plain = [name for name, changes in listed.items() if not {*changes} - {*trials.SEEDS, rate}]
             return next(iter(plain + list(listed)), None)
     return None

@@ -18,8 +18,8 @@ RUNNING = ('mesh', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'kee
 class Trial:
     """One run: `settings` by dotted key without what a seed or the running changes, and `records` as it wrote them.
 
-    given: the directory named by the user that it was found in. state: 'finished', 'failed' (its loss is not finite) or
-    'unfinished'; why: that in words, with the step it reached.
+    given: the directory named by the user that it was found in. state: 'finished', 'failed', 'unfinished', or
+    'stopped', where a sweep's rule may have done it; why: that in words, with the step it reached.
     """
 
     directory: Path
@@ -86,13 +86,24 @@ def _found(given):
 
 
 def waiting(directories):
-    """Returns the names of trials that a sweep's sweep.json lists and that have not begun."""
-    names = []
-    for directory in map(Path, directories):
-        path = directory / 'sweep.json'
-        listed = json.loads(path.read_text()).get('trials') if path.exists() else None
-        names += [name for name in listed or () if not (directory / name / 'config.json').exists()]
-    return names
+    """Returns the names of trials that sweeps list and that have not begun."""
+    return [name for directory in map(Path, directories) for name in (sweep(directory) or {'trials': ()})['trials']
+            if not (directory / name / 'config.json').exists()]
+
+
+def sweep(directory):
+    """Returns what the sweep.json of a directory says: its experiment, rule and {trial: overrides}; None without one."""
+    path = directory / 'sweep.json'
+    return _listing(path, path.stat().st_mtime_ns) if path.exists() else None
+
+
+@functools.lru_cache(8)
+def _listing(path, _):
+    try:
+        about = json.loads(path.read_text())
+        return {'experiment': about['experiment'], 'rule': about['rule'], 'trials': about['trials']}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise Error(f'{path} is no record of a sweep ({error}); give the directories of its trials.') from error
 
 
 def _open(directory, given):
@@ -110,6 +121,8 @@ def _open(directory, given):
     seed = tuple(map(flat.get, SEEDS))
     failure = directory / 'failed.json'
     state = _state(records, flat['steps'])
+    if state[0] == 'unfinished' and (sweep(directory.parent) or {'rule': None})['rule']:
+        state = 'stopped', f"{state[1]}, by its sweep's rule or not yet done"
     if failure.exists():
         state = 'failed', json.loads(failure.read_text())['error']
     return Trial(directory, given, about, settings, seed, records, *state)
