@@ -67,7 +67,8 @@ def test_runs_alike_are_told_apart_by_their_directories(tmp_path):
 
 def test_the_baseline_of_a_sweep_is_the_trial_that_changes_nothing(swept):
     listed = {f'c-{seed}': {'optimizer.weight_decay': 0.2, 'seed': seed} for seed in range(5)}
-    (swept / 'sweep.json').write_text(json.dumps({'experiment': 'x.py', 'rule': None, 'trials': listed | {'b-0': {'seed': 0, 'data.seed': 0}, 'new': {}}}))
+    listed |= {'b-0': {'seed': 0, 'data.seed': 0}, 'new': {}}
+    (swept / 'sweep.json').write_text(json.dumps({'experiment': 'x.py', 'rule': None, 'trials': listed}))
     found = study.read([swept])
     assert found.variants[0].trials[0].name == 'b-0'
     assert ('new', 'not begun') in found.left
@@ -100,9 +101,18 @@ def test_each_variant_is_compared_at_its_own_best_rate(tmp_path):
     assert abs(found.families['tokens'].compared[0].difference) < 0.02
 
 
+def test_one_rate_each_is_a_setting_like_others(tmp_path):
+    simulated.sweep(tmp_path / 'sweep', {'a': ({}, 3.0), 'b': ({**BETTER, 'optimizer.peak': 1e-3}, 2.9)})
+    found = study.read([tmp_path / 'sweep'])
+    assert verdicts(found) == {'position=Alibi, peak=0.001': 'better'}
+    assert found.untuned == 'optimizer.peak'
+
+
 def test_rates_alone_are_variants(tmp_path):
     simulated.sweep(tmp_path / 'sweep', {f'a{rate}': ({'optimizer.peak': rate}, 3.0) for rate in (1e-3, 1e-2)})
-    assert [v.name for v in study.read([tmp_path / 'sweep']).variants] == ['baseline', 'peak=0.01']
+    found = study.read([tmp_path / 'sweep'])
+    assert [v.name for v in found.variants] == ['baseline', 'peak=0.01']
+    assert found.untuned == ''
 
 
 def test_a_failed_seed_is_shown_and_wins_nothing(swept):

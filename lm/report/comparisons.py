@@ -14,8 +14,8 @@ BETTER, WORSE, UNDECIDED = 'better', 'worse', 'undecided'
 class Score(NamedTuple):
     """A variant's losses by seed, {seed: loss}, at the rate it does best with.
 
-    notes: what must be mended before it may win or lose: runs that failed or were stopped by their losses, or a best rate
-    on the edge of its grid, for which `add` holds the rates to try. tried: how many rates it was chosen from.
+    notes: what must be mended before it may win or lose: runs that failed or that a rule stopped, or a best rate on the
+    edge of its grid, for which `add` holds the rates to try. tried: how many rates it was chosen from.
     """
 
     losses: dict

@@ -87,7 +87,9 @@ def heading(found, family):
     if math.isfinite(found.noise):
         said.append(f'noise floor {found.noise:.2g}: the deviation of the baseline over its seeds')
     if family.compared:
-        said += [f'p by Holm over {len(family.compared)} comparisons', f'"no difference" is within {found.margin:.2g}']
+        count = len(family.compared)
+        said += [f'p by Holm over {count} comparison{"s" * (count > 1)}',
+                 f'"no difference" is within {found.margin:.2g}']
     return '; '.join(said)
 
 

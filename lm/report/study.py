@@ -46,7 +46,7 @@ class Family(NamedTuple):
 class Study:
     """Everything a report says: the first of `variants` is the baseline; `families` by axis; `sources` by source.
 
-    left: [(trial, why)] that are counted nowhere. untuned: the rate, where all variants ran at the same one, or ''.
+    left: [(trial, why)] that are counted nowhere. untuned: the rate, where each variant ran at one, or ''.
     """
 
     question: str
@@ -85,7 +85,13 @@ def read(directories, options=Options()):
     margin = noise if options.margin is None else options.margin
     families = {axis: _judged({axis: family}, margin)[axis] for axis, family in families.items()}
     return Study(_question(found[0]), table, margin, noise, families, _judged(table.by_source(), margin), left,
-                 options.rate if len({trial.settings.get(options.rate) for trial in found}) == 1 else '')
+                 _untuned(groups, options.rate))
+
+
+def _untuned(groups, rate):
+    base, *others = groups
+    changes = {key for other in others for key in variants.changed(base.settings, other.settings)}
+    return '' if base.rate_key or changes <= {rate} else rate
 
 
 def _judged(families, margin):

@@ -92,7 +92,7 @@ def waiting(directories):
 
 
 def sweep(directory):
-    """Returns what the sweep.json of a directory says: its experiment, rule and {trial: overrides}; None without one."""
+    """Returns what the sweep.json of a directory says: experiment, rule and {trial: overrides}; None without one."""
     path = directory / 'sweep.json'
     return _listing(path, path.stat().st_mtime_ns) if path.exists() else None
 

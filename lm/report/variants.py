@@ -36,15 +36,14 @@ class Variant:
 def gather(trials, rate_key, baseline='', first=None):
     """Returns the [Variant] of trials, the baseline first: the one named, or that of the trial `first`, or the first.
 
-    Where `rate_key` is all that differs, each of its values is a variant; else the values are rates of one variant.
+    Several values of `rate_key` tried for a variant are its rates; where nothing else differs they are the variants.
     Runs given twice with the same settings and seeds are variants by their directories, so that code can be compared.
     Raises config.Error for two that no directory tells apart, and for an unknown baseline.
     """
     if _repeated(trials):
         trials = [replace(trial, settings={**trial.settings, 'directory': str(trial.given)}) for trial in trials]
         _check_distinct(trials)
-    swept = len({_identity(trial, rate_key) for trial in trials}) > 1
-    rate_key = rate_key if swept else ''
+    rate_key = rate_key if _swept(trials, rate_key) else ''
     groups = {}
     for trial in sorted(trials, key=lambda trial: trial.name != first):
         groups.setdefault(_identity(trial, rate_key), []).append(trial)
@@ -54,6 +53,13 @@ def gather(trials, rate_key, baseline='', first=None):
         return found
     chosen = find(found, baseline)
     return named([chosen, *(variant for variant in found if variant is not chosen)])
+
+
+def _swept(trials, rate_key):
+    rates = {}
+    for trial in trials:
+        rates.setdefault(_identity(trial, rate_key), set()).add(trial.settings.get(rate_key))
+    return len(rates) > 1 and max(map(len, rates.values())) > 1
 
 
 def _repeated(trials):
