@@ -247,8 +247,12 @@ def test_a_thousand_trials_are_read_once(tmp_path):
 def test_the_line_that_makes_a_trial_again(swept):
     (swept / 'sweep.json').write_text(json.dumps({'experiment': 'experiments/x.py', 'rule': None, 'trials': {'b-0': {
         'model.position': {'type': 'lm.positions:Rope', 'base': 500.0}, 'seed': 3}}}))
+    path = swept / 'b-0' / 'config.json'
+    command = ['lm', 'sweep', 'x.py', 'steps=1000', '--over', 'seed=3,4', '--workdir=w', 'model.depth=2']
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'command': command}))
     trial = next(t for t in trials.read([swept]) if t.name == 'b-0')
-    assert provenance.again(trial) == "lm train experiments/x.py 'model.position=Rope(base=500.0)' seed=3"
+    assert provenance.again(trial) == \
+        "lm train experiments/x.py steps=1000 model.depth=2 'model.position=Rope(base=500.0)' seed=3"
 
 
 def test_a_page_holds_all_it_needs(swept, tmp_path):

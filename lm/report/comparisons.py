@@ -112,6 +112,8 @@ def compare(name, ours, base):
     notes = (*ours.notes, *(f'the baseline: {note}' for note in base.notes),
              *(() if ours.tried == base.tried else
                (f'{ours.tried} rates tried, {base.tried} of the baseline: more of them flatter',)),
+             *((f'paired over the {len(shared)} seeds that both have',)
+               if 0 < len(shared) < max(len(x), len(y)) else ()),
              *(() if shared else ("seeds do not match: Welch's test, unpaired",)))
     return Comparison(name, len(shared) or smaller, bool(shared),
                       bool(ours.notes or base.notes), float(x.mean()), float(x.std(ddof=1)), mean, error,

@@ -149,7 +149,8 @@ def _verdict(c):
 
 
 def _numbers(c, gain):
-    return (f'{c.difference:+.4f}', _range(c.interval), _range(c.bootstrap), f'{c.p:.2g}', f'{c.effect:+.2f}',
+    return (f'{c.difference:+.4f}', _range(c.interval), _range(c.bootstrap), f'{c.p:.2g}',
+            f'{c.effect:+.2f}' if math.isfinite(c.effect) else '-',
             '' if gain is None else f'{gain.bound}{gain.times:.2f}x{"*" if gain.extended else ""}')
 
 
