@@ -11,6 +11,7 @@ CORE = [
     'sentencepiece>=0.2',
     'absl-py',
     'numpy>=2',
+    'scipy',
     'rich',
     'tensorboardX',
     'safetensors',
@@ -27,7 +28,7 @@ EXTRAS = {
     'quant': ['qwix>=0.1.8,<0.2'],
     'cloud': ['fsspec', 'gcsfs', 's3fs'],
 }
-EXTRAS['test'] = ['pytest', 'hypothesis', 'pytest-xdist', 'ruff', 'fsspec', 'kubeflow-trainer-api',
+EXTRAS['test'] = ['pytest', 'hypothesis', 'pytest-xdist', 'ruff', 'statsmodels', 'fsspec', 'kubeflow-trainer-api',
                   *EXTRAS['hf'], *EXTRAS['parquet'], *EXTRAS['zstd'], *EXTRAS['quant']]
 
 setup(
@@ -37,6 +38,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=find_namespace_packages(include=['lm', 'lm.*']),
+    package_data={'lm.report': ['page.*', 'uplot/*']},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={'console_scripts': ['lm=lm.cli:main']},

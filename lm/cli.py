@@ -24,8 +24,9 @@ VERBS = {
     'config': 'lm.config.show',
     'bench': 'lm.bench',
     'plan': 'lm.plan.show',
+    'report': 'lm.report.show',
 }
-WITHOUT_JAX = ('data', 'config')
+WITHOUT_JAX = ('data', 'config', 'report')
 TOGETHER = ('train', 'eval', 'generate', 'bench')  # verbs that several processes run as one
 TYPES = {'int': int, 'float': float, 'str': str}
 

@@ -214,12 +214,13 @@ def main(run: str, *prompts: str, length: int = 200, temperature: float = 0.8, t
 
 
 def stream(prompt, drawn, out=None):
-    """Prints a prompt and, as they grow, the texts of its Samples."""
+    """Prints a prompt and, as they grow, the texts of its Samples; returns all of it."""
     out = sys.stdout if out is None else out
     out.write(prompt)
-    shown = 0
+    shown, text = 0, ''
     for (sample,) in drawn:
         out.write(sample.text[shown:])
         out.flush()
-        shown = len(sample.text)
+        shown, text = len(sample.text), sample.text
     out.write('\n')
+    return prompt + text

@@ -209,8 +209,11 @@ def summarise(settings, built, state, streams, run):
     params = settings.optimizer.averaged(state.optimizer, state.params)
     print('sample:')
     with jax.set_mesh(built.mesh):
-        generate.stream(settings.sample, generate.generate(settings.model, params, stream.encoder, [settings.sample],
-                                                           sampler=generate.Sampler(temperature=0.8)))
+        drawn = generate.generate(settings.model, params, stream.encoder, [settings.sample],
+                                  sampler=generate.Sampler(temperature=0.8))
+        text = generate.stream(settings.sample, drawn)
+    if hosts.first():
+        (run.directory / 'sample.txt').write_text(text, encoding='utf-8')
     print(f'run: {run.directory}')
 
 

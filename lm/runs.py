@@ -102,6 +102,7 @@ def _record(directory, experiment):
         _check_same(directory, read(directory), experiment.config)
     shutil.copyfile(experiment.file, directory / 'experiment.py')
     about = {'config': config.dump(experiment.config), 'file': str(experiment.file), 'command': sys.argv,
+             'device': jax.devices()[0].device_kind, 'devices': jax.device_count(),
              'commit': _commit(), 'versions': {'python': sys.version.split()[0], **_versions()}}
     temporary = path.with_suffix('.tmp')
     temporary.write_text(json.dumps(about, indent=1) + '\n')

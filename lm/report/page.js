@@ -1,0 +1,135 @@
+'use strict';
+const PLOTS = JSON.parse(document.getElementById('plots').textContent);
+const COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#8a6fd1', '#8c8c00'];
+const DASHES = [[], [8, 4], [2, 3]];
+
+const colour = (i) => COLOURS[i % COLOURS.length];
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+function short(value) {
+  if (value == null) return '';
+  const size = Math.abs(value);
+  for (const [unit, letter] of [[1e18, 'E'], [1e15, 'P'], [1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e3, 'k']])
+    if (size >= unit) return +(value / unit).toPrecision(3) + letter;
+  return size && size < 1e-3 ? value.toExponential().replace(/(\.\d\d)\d*/, '$1') : String(+value.toPrecision(3));
+}
+
+function even(low, high) {
+  const rough = (high - low) / 6, unit = 10 ** Math.floor(Math.log10(rough));
+  const step = unit * [1, 2, 5, 10].find((k) => k * unit >= rough);
+  const ticks = [];
+  for (let i = Math.ceil(low / step); i * step <= high * (1 + 1e-9); i++) ticks.push(+(i * step).toPrecision(12));
+  return ticks;
+}
+
+function decades(low, high) {
+  const ticks = [], parts = high / low > 1e4 ? [1] : high / low > 30 ? [1, 3] : [1, 2, 5];
+  for (let e = Math.floor(Math.log10(low)); e <= Math.log10(high); e++)
+    for (const part of parts) {
+      const tick = +(part * 10 ** e).toPrecision(12);
+      if (tick >= low && tick <= high) ticks.push(tick);
+    }
+  return ticks.length > 1 ? ticks : even(low, high);
+}
+
+function smoothed(values, share) {
+  if (!share) return values;
+  let total = 0, weight = 0;
+  return values.map((value) => {
+    if (value == null) return null;
+    total = share * total + (1 - share) * value;
+    weight = share * weight + 1 - share;
+    return total / weight;
+  });
+}
+
+function padded(low, high, log) {
+  if (low == null) return [1, 10];
+  if (low === high) return log ? [low / 2, high * 2] : [low - 1, high + 1];
+  if (!log) return [low - 0.03 * (high - low), high + 0.03 * (high - low)];
+  const margin = (high / low) ** 0.03;
+  return [low / margin, high * margin];
+}
+
+function options(plot, width, state) {
+  const ink = css('--ink'), grid = { stroke: css('--line'), width: 1 };
+  const dark = matchMedia('(prefers-color-scheme: dark)').matches;
+  const series = [{ label: plot.xname, value: (u, v) => short(v) }], bands = [];
+  plot.series.forEach((each, i) => {
+    const line = { label: each.name, stroke: colour(i), width: 2, dash: DASHES[Math.floor(i / COLOURS.length) % 3],
+      value: (u, v) => (v == null ? '' : v.toFixed(4)), spanGaps: true, points: { show: plot.x.length < 30, size: 6 } };
+    const edge = { class: 'edge', stroke: 'transparent', spanGaps: true, points: { show: false } };
+    series.push(line, { ...edge, label: each.name + ' high' }, { ...edge, label: each.name + ' low' });
+    bands.push({ series: [3 * i + 2, 3 * i + 3], fill: colour(i) + (dark ? '44' : '2e') });
+  });
+  const axis = (name, log) => ({ label: name, stroke: ink, grid, ticks: grid, filter: (u, splits) => splits,
+    values: (u, splits) => splits.map(short), labelSize: 22, space: log ? 60 : 40 });
+  return {
+    width, height: Math.round(Math.max(260, Math.min(400, width * 0.5))), series, bands,
+    scales: {
+      x: { time: false, distr: state.x ? 3 : 1, range: (u, a, b) => padded(a, b, state.x) },
+      y: { distr: state.y ? 3 : 1, range: (u, a, b) => padded(a, b, state.y) },
+    },
+    axes: [
+      { ...axis(plot.xname, state.x), splits: (u, i, a, b) => (state.x ? decades : even)(a, b) },
+      { ...axis(plot.yname), size: 56,
+        splits: (u, i, a, b) => (state.y && b / a > 20 ? decades : even)(a, b) },
+    ],
+    hooks: {
+      setSeries: [(u, i, change) => {
+        if (i && i % 3 === 1 && change.show != null)
+          for (const edge of [i + 1, i + 2]) u.setSeries(edge, { show: change.show });
+      }],
+    },
+  };
+}
+
+function draw(figure) {
+  const choices = PLOTS[figure.dataset.plot], place = figure.querySelector('.plot');
+  const control = (name) => figure.querySelector(`[name=${name}]`);
+  const plot = choices[control('axis') ? control('axis').value : Object.keys(choices)[0]];
+  const share = control('smooth') ? +control('smooth').value : 0;
+  const data = [plot.x];
+  for (const each of plot.series)
+    for (const part of ['mean', 'high', 'low']) data.push(smoothed(each[part], share));
+  if (figure.drawn) figure.drawn.destroy();
+  const state = { x: control('logx').checked, y: control('logy').checked };
+  figure.drawn = new uPlot(options(plot, place.clientWidth, state), data, place);
+}
+
+function save(figure) {
+  const from = figure.querySelector('canvas'), canvas = document.createElement('canvas');
+  canvas.width = from.width;
+  canvas.height = from.height + 24 * devicePixelRatio;
+  const pen = canvas.getContext('2d');
+  pen.fillStyle = css('--card');
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.drawImage(from, 0, 0);
+  pen.font = `${13 * devicePixelRatio}px system-ui, sans-serif`;
+  let left = 10 * devicePixelRatio;
+  figure.drawn.series.forEach((series, i) => {
+    if (i % 3 !== 1 || !series.show) return;
+    pen.fillStyle = colour((i - 1) / 3);
+    pen.fillText(series.label, left, canvas.height - 8 * devicePixelRatio);
+    left += pen.measureText(series.label).width + 16 * devicePixelRatio;
+  });
+  const link = document.createElement('a');
+  link.href = canvas.toDataURL('image/png');
+  link.download = figure.dataset.plot + '.png';
+  link.click();
+}
+
+const figures = [...document.querySelectorAll('figure[data-plot]')];
+for (const figure of figures) {
+  draw(figure);
+  for (const control of figure.querySelectorAll('input, select')) control.addEventListener('input', () => draw(figure));
+  figure.querySelector('button').addEventListener('click', () => save(figure));
+}
+const again = () => figures.forEach(draw);
+let width = innerWidth;
+addEventListener('resize', () => {
+  if (innerWidth !== width) again();
+  width = innerWidth;
+});
+matchMedia('(prefers-color-scheme: dark)').addEventListener('change', again);
+document.documentElement.dataset.drawn = figures.length;

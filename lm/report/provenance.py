@@ -1,0 +1,91 @@
+"""Where each trial comes from and how fast it went: its speed, its commit, and the line that makes it again."""
+import math
+import shlex
+from pathlib import Path
+
+import numpy as np
+
+from lm import hardware
+from lm.report import costs, tags, trials
+
+HEAD = ('run', 'variant', 'seed', 'state', 'loss', 'tokens/s', 'model FLOP/s', 'MFU', 'commit', 'again')
+MOST = 400  # trials whose rows the page lists
+
+
+def section(found, flops):
+    """Returns the section that lists every trial of a Study. flops: FLOPs a token by costs.key."""
+    value = found.table.values('tokens')
+    rows = [_row(variant.name, trial, value, flops) for variant in found.variants for trial in variant.trials]
+    long = (*('',) * (len(HEAD) - 1), 'long')
+    inside = tags.table(HEAD, rows[:MOST], long)
+    more = f'{len(rows) - MOST} more runs are not listed.' if len(rows) > MOST else ''
+    marks = "A + after a commit: files differed from it. MFU is a share of the chip's data sheet; a CPU has none."
+    summary = f'{len(rows)} runs, with the command that makes each again'
+    return tags.section('Every run', f'<details{" open" * (len(rows) < 12)}><summary>{summary}</summary>{inside}'
+                        '</details>', tags.paragraph(f'{more} {marks}'.strip()))
+
+
+def _row(variant, trial, value, flops):
+    loss = value(trial) if trial.state == 'finished' else math.nan
+    speed = _speed(trial)
+    rate = speed * flops.get(costs.key(trial.settings), math.nan)
+    peak = _peak(trial)
+    return (trial.name, variant, '/'.join(map(str, trial.seed)), trial.state, f'{loss:.4f}' if loss == loss else '',
+            f'{speed:,.0f}' if speed == speed else '', f'{rate:.3g}' if rate == rate else '',
+            f'{rate / peak:.1%}' if rate / peak == rate / peak else '', _commit(trial), again(trial))
+
+
+def _speed(trial):
+    """Returns a trial's median tokens per second, NaN where none is recorded."""
+    known = [record['tokens_per_second'] for record in trial.records if record.get('tokens_per_second')]
+    return float(np.median(known)) if known else math.nan
+
+
+def _peak(trial):
+    """Returns the FLOP/s of all the devices a trial ran on by their data sheet, NaN where it is not known."""
+    if 'device' not in trial.about:
+        return math.nan
+    chip = hardware.find(trial.about['device'])
+    dtype = trial.settings.get('model.dtype')
+    return chip.flops[dtype] * trial.about['devices'] if chip and dtype in chip.flops else math.nan
+
+
+def _commit(trial):
+    commit = trial.about['commit']
+    return commit[:10] + ('+' if commit.endswith('+') and len(commit) > 10 else '')
+
+
+def again(trial):
+    """Returns the command that makes a trial again: by its sweep's overrides, else as it was typed."""
+    about = trials.sweep(trial.directory.parent)
+    if about is None:
+        return shlex.join(['lm', *map(str, trial.about['command'][1:])])
+    changes = about['trials'].get(trial.name) or {}
+    words = [*_given(trial.about['command']), *(f'{key}={spelled(value)}' for key, value in changes.items())]
+    return shlex.join(['lm', 'train', str(Path(about['experiment'])), *words])
+
+
+def _given(command):
+    """Returns the overrides of all trials among the words of an `lm sweep`."""
+    return [word for before, word in zip(command, command[1:]) if '=' in word and not word.startswith('-')
+            and ('=' in before or not before.startswith('-'))]
+
+
+def spelled(dumped):
+    """Returns a dumped value as one would write it in an override."""
+    if isinstance(dumped, dict) and 'value' in dumped and ':' not in dumped['type']:
+        return spelled(dumped['value'])
+    if isinstance(dumped, dict) and 'type' in dumped:
+        name = dumped['type'].rpartition(':')[2]
+        inside = ', '.join(f'{key}={_inner(value)}' for key, value in dumped.items() if key != 'type')
+        return f'{name}({inside})'
+    if isinstance(dumped, list):
+        return ','.join(map(spelled, dumped))
+    return str(dumped)
+
+
+def _inner(value):
+    if isinstance(value, dict) and ':' in str(value.get('type')):
+        return spelled(value)
+    inside = value['value'] if isinstance(value, dict) and 'value' in value else value
+    return repr(tuple(inside) if isinstance(inside, list) else inside)

@@ -1,0 +1,179 @@
+"""`lm report`: what runs show, as text, JSON or a page."""
+import json as jsonlib
+import math
+import textwrap
+from dataclasses import asdict
+from pathlib import Path
+
+from lm.report import comparisons, expectations, statistics, study
+
+HEAD = ('variant', 'verdict', 'seeds', 'loss', 'difference', '95% t', '95% bootstrap', 'p', 'effect', 'gain')
+UNITS = {'tokens': 'tokens', 'flops': 'FLOPs', 'seconds': 'seconds of training'}
+
+
+def main(*directories: str, html: str = '', json: bool = False, expect: tuple = (), baseline: str = '',
+         margin: float | None = None, metric: str = '', rate: str = 'optimizer.peak'):
+    """Says which differences between runs are real: paired by seed, with intervals, corrected, with verdicts.
+
+    Args:
+        directories: directories of sweeps or of runs; what remains of a run's settings without its seeds is a variant
+        html: file to write the page to, which needs no network
+        json: print everything as JSON
+        expect: 'b < a by 0.01', 'b < a' or 'b = a within 0.02'; exits with 1 where that is not established
+        baseline: the variant or run that others are compared with, by default the sweep's own settings, else the first
+        margin: what counts as no difference, by default the noise floor
+        metric: what to compare, by default valid/loss, or valid/bits_per_byte where tokenizers differ
+        rate: the setting at whose best value each variant is compared
+    """
+    found = study.read(directories, study.Options(baseline, margin, metric, rate))
+    outcomes = expectations.check(expect, found)
+    if html:
+        from lm.report import page
+        Path(html).write_text(page.written(found, directories), encoding='utf-8')
+    print(as_json(found, outcomes) if json else as_text(found, outcomes))
+    return 0 if all(outcome.established for outcome in outcomes) else 1
+
+
+def as_json(found, outcomes):
+    """Returns a Study and the Outcomes of what was expected of it as JSON; a number that is not finite is null."""
+    about = {'question': found.question, 'metric': found.metric, 'baseline': found.variants[0].name,
+             'noise': found.noise, 'margin': found.margin, 'left': [list(row) for row in found.left],
+             'equal': {axis: _family(family) for axis, family in found.families.items()},
+             'sources': {source: _family(family) for source, family in found.sources.items()},
+             'expected': [outcome._asdict() for outcome in outcomes]}
+    return jsonlib.dumps(finite(about), indent=1)
+
+
+def _family(family):
+    scores = {name: {'rate': score.rate, 'losses': list(score.losses.values()),
+                     'seeds': [list(seed) for seed in score.losses], 'add': score.add, 'notes': score.notes}
+              for name, score in family.scores.items()}
+    return {'budget': family.budget, 'why': family.why, 'scores': scores,
+            'compared': [asdict(c) for c in family.compared],
+            'gains': {name: gain and gain._asdict() for name, gain in family.gains.items()}}
+
+
+def finite(value):
+    """Returns JSON-able data with None for every number that is not finite, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_text(found, outcomes):
+    """Returns a Study as text: the question, the verdicts, then whatever else was to be said."""
+    parts = [textwrap.fill(found.question, 110)]
+    parts += [_block(found, family, heading(found, family)) for family in found.families.values()]
+    parts += [_block(found, family, f'held-out loss of {source}, p over all {len(found.sources)} sources')
+              for source, family in found.sources.items()]
+    rates = rate_rows(found)
+    if rates:
+        parts.append(f'loss by {found.variants[0].rate_key}, mean ± deviation over seeds\n'
+                     f'{columns(("variant", "rate", "seeds", "loss", ""), rates)}')
+    if found.left:
+        parts.append('left out\n' + columns(('', ''), found.left))
+    parts.append('\n'.join(f'{"established" if o.established else "NOT established"}: {o.text}  ({o.why})'
+                           for o in outcomes))
+    return '\n\n'.join(part for part in parts if part)
+
+
+def heading(found, family):
+    """Returns what a Family's table shows, with the noise floor and the margin, in a line."""
+    if family.axis != 'tokens':
+        return f'{found.metric} at {family.budget:.4g} {UNITS[family.axis]} each, the least that a run was given'
+    said = [f'{found.metric} at {family.budget:,.0f} tokens each']
+    if math.isfinite(found.noise):
+        said.append(f'noise floor {found.noise:.2g}: the deviation of the baseline over its seeds')
+    if family.compared:
+        count = len(family.compared)
+        said += [f'p by Holm over {count} comparison{"s" * (count > 1)}',
+                 f'"no difference" is within {found.margin:.2g}']
+    return '; '.join(said)
+
+
+def notes(family):
+    """Returns what is to be said below a Family's table, [text]."""
+    own = [f'{c.name}: {note}' for c in family.compared for note in c.notes]
+    return list(dict.fromkeys([*own, *([family.why] if family.why else [])]))
+
+
+def footnotes(found, family):
+    """Returns what the marks of a Family's table mean, and what its budget leaves out."""
+    said = []
+    if family.axis == 'tokens' and found.untuned and family.compared:
+        said.append(f'Every variant ran at one {found.untuned}; some may do better at another: sweep it.')
+    if any(gain and gain.extended for gain in family.gains.values()):
+        said.append("* past the end of the baseline's curve, by the power law that its second half follows.")
+    if family.gains:
+        said.append('gain: how many times its own cost the baseline needs to reach the same loss.')
+    if family.axis != 'tokens' and family.compared:
+        said.append('A run that is cut short here had not yet lowered its rate as its schedule would.')
+    return ' '.join(said)
+
+
+def _block(found, family, above):
+    if family.axis != 'tokens' and not family.compared:
+        return f'at equal {family.axis}: {family.why}' if family.why and len(found.variants) > 1 else ''
+    below = [*notes(family), footnotes(found, family)]
+    return '\n'.join([above, columns(HEAD, verdict_rows(found, family)), *filter(None, below)])
+
+
+def verdict_rows(found, family):
+    """Returns the rows under HEAD of a Family: the baseline, then each variant, with '' where nothing is known."""
+    base, *others = family.scores
+    compared = {c.name: c for c in family.compared}
+    rows = [(base, '', *losses(family.scores[base]), *('',) * 6)]
+    for name in others:
+        verdict, numbers = comparisons.UNDECIDED, ('',) * 6
+        if name in compared:
+            verdict, numbers = _verdict(compared[name]), _numbers(compared[name], family.gains.get(name))
+        rows.append((name, verdict, *losses(family.scores[name]), *numbers))
+    return rows
+
+
+def losses(score):
+    """Returns (how many seeds, their mean and deviation) of a Score as text; one seed is called one."""
+    known = list(score.losses.values())
+    if not known:
+        return '0', ''
+    mean = sum(known) / len(known)
+    return str(len(known)), f'{mean:.4f} ± {comparisons.noise(score):.4f}' if len(known) > 1 else f'{mean:.4f} (one)'
+
+
+def _verdict(c):
+    if c.more is None:
+        return c.verdict
+    return f'{c.verdict}, {c.more if c.more < statistics.MOST else "over 1,000"} more seed{"s" * (c.more > 1)}'
+
+
+def _numbers(c, gain):
+    return (f'{c.difference:+.4f}', _range(c.interval), _range(c.bootstrap), f'{c.p:.2g}',
+            f'{c.effect:+.2f}' if math.isfinite(c.effect) else '-',
+            '' if gain is None else f'{gain.bound}{gain.times:.2f}x{"*" if gain.extended else ""}')
+
+
+def _range(bounds):
+    return f'[{bounds[0]:+.4f}, {bounds[1]:+.4f}]' if math.isfinite(bounds[0]) else '-'
+
+
+def rate_rows(found):
+    """Returns rows (variant, rate, seeds, loss, mark) of every rate that was tried, [] where none was swept."""
+    rows, value = [], found.table.values('tokens')
+    for variant in found.variants:
+        score = found.families['tokens'].scores[variant.name]
+        for rate, trials in variant.rates.items() if variant.rate_key else ():
+            known = comparisons.Score({t.seed: value(t) for t in trials if t.state == 'finished'})
+            failed = sum(t.state == 'failed' for t in trials)
+            marks = ['best'] * (rate == score.rate and bool(known.losses)) + [f'{failed} failed'] * bool(failed)
+            rows.append((variant.name, f'{rate:.4g}', *losses(known), ', '.join(marks)))
+    return rows
+
+
+def columns(head, rows):
+    """Returns a table as text, its columns aligned; nothing is cut."""
+    rows = [*([head] if any(head) else []), *rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                     for row in rows)

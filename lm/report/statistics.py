@@ -1,0 +1,153 @@
+"""Small-sample statistics over seeds: intervals, tests, equivalence, Holm's correction, seeds still needed; pure numpy.
+
+Samples are arrays [... n] of one number a seed; every function works over the leading axes at once.
+"""
+import functools
+import itertools
+import math
+
+import numpy as np
+from scipy import special
+
+LEAST = 4  # seeds under which resampling finds too few different samples for an interval of 95%
+EXACT = 7  # seeds up to which every different resample is listed instead of drawn
+DRAWN = 4000
+MOST = 1000
+
+
+def moments(x):
+    """Returns (mean, standard error, degrees of freedom) of samples [... n], n of 2 or more: the paired t-test's."""
+    n = x.shape[-1]
+    return x.mean(-1), x.std(-1, ddof=1) / math.sqrt(n), np.full(x.shape[:-1], n - 1.0)
+
+
+def welch(x, y):
+    """Returns (mean, standard error, degrees of freedom) of x - y, samples [... n] and [... m], of unlike spread."""
+    parts = [z.var(-1, ddof=1) / z.shape[-1] for z in (x, y)]
+    total = parts[0] + parts[1]
+    spread = parts[0] ** 2 / (x.shape[-1] - 1) + parts[1] ** 2 / (y.shape[-1] - 1)
+    freedom = np.divide(total ** 2, spread, out=np.full(np.shape(total), x.shape[-1] + y.shape[-1] - 2.0),
+                        where=spread > 0)
+    return x.mean(-1) - y.mean(-1), np.sqrt(total), freedom
+
+
+def interval(mean, error, freedom, level=0.95):
+    """Returns the (low, high) t interval of a mean with that standard error."""
+    half = special.stdtrit(freedom, (1 + level) / 2) * error
+    return mean - half, mean + half
+
+
+def p_below(mean, error, freedom, bound=0.0):
+    """Returns the one-sided p of 'the true mean is `bound` or more': small where it is below."""
+    with np.errstate(divide='ignore', invalid='ignore'):
+        t = np.where(np.equal(mean, bound), 0.0, np.divide(np.subtract(mean, bound), error))
+    return special.stdtr(freedom, t)
+
+
+def p_two_sided(mean, error, freedom):
+    """Returns the p of 'the true mean is 0'."""
+    below = p_below(mean, error, freedom)
+    return np.minimum(1.0, 2 * np.minimum(below, 1 - below))
+
+
+def p_equivalent(mean, error, freedom, margin):
+    """Returns the p of 'the true mean is `margin` or more away from 0': two one-sided tests (Schuirmann 1987)."""
+    return np.maximum(p_below(mean, error, freedom, margin), p_below(-mean, error, freedom, margin))
+
+
+def holm(p):
+    """Returns p-values [... m] adjusted for a family of m (Holm 1979): the chance of any false claim is bounded."""
+    order = np.argsort(p, -1)
+    m = p.shape[-1]
+    stepped = np.maximum.accumulate(np.take_along_axis(p, order, -1) * np.arange(m, 0, -1), -1)
+    adjusted = np.empty_like(stepped)
+    np.put_along_axis(adjusted, order, np.minimum(stepped, 1.0), -1)
+    return adjusted
+
+
+def bootstrap(x, level=0.95):
+    """Returns the (low, high) bootstrap-t interval of the mean of samples [... n], NaN for n below LEAST.
+
+    Each resample is studentised by its own deviation, which percentile and BCa intervals lack: with five seeds those
+    hold the truth in well under 90 of 100 cases (Efron and Tibshirani 1993, chapter 12).
+    """
+    n = x.shape[-1]
+    mean, spread = x.mean(-1), x.std(-1, ddof=1)
+    if n < LEAST:
+        return np.full(mean.shape, np.nan), np.full(mean.shape, np.nan)
+    counts, weights = _resamples(n)
+    centred = x - mean[..., None]
+    means = centred @ counts.T / n
+    variances = np.maximum((centred ** 2) @ counts.T / n - means ** 2, 0) / (n - 1)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        t = np.where(means == 0, 0.0, means / np.sqrt(variances))
+    order = np.argsort(t, -1)
+    t, below = np.take_along_axis(t, order, -1), np.cumsum(weights[order], -1)
+    tails = [_quantile(t, below, q) for q in ((1 + level) / 2, (1 - level) / 2)]
+    error = spread / math.sqrt(n)
+    return tuple(mean - np.where(error > 0, tail, 0.0) * error for tail in tails)
+
+
+def _quantile(sorted_values, below, q):
+    index = np.minimum(np.sum(below < q - 1e-12, -1), sorted_values.shape[-1] - 1)
+    return np.take_along_axis(sorted_values, index[..., None], -1)[..., 0]
+
+
+@functools.cache
+def _resamples(n):
+    """Returns how often each of n values is drawn, [R n], and the chance of each such resample, [R]; none all alike."""
+    if n <= EXACT:
+        counts = np.array([np.bincount(chosen, minlength=n)
+                           for chosen in itertools.combinations_with_replacement(range(n), n)])
+        ways = np.array([math.factorial(n) / math.prod(map(math.factorial, row)) for row in counts.tolist()])
+    else:
+        counts = np.random.default_rng(0).multinomial(n, [1 / n] * n, size=DRAWN)
+        ways = np.ones(DRAWN)
+    kept = counts.max(1) < n
+    return counts[kept], ways[kept] / ways[kept].sum()
+
+
+def effect(mean, spread, freedom):
+    """Returns Hedges' g: a mean in units of `spread`, shrunk for its `freedom`; NaN where nothing spreads."""
+    shrink = np.exp(special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2)) / np.sqrt(freedom / 2) \
+        if freedom > 1 else math.nan
+    return mean / spread * shrink if spread > 0 else math.nan
+
+
+def seeds_to_differ(mean, spread, alpha, power=0.8):
+    """Returns how many seeds a two-sided paired t-test needs to find a true `mean` with that power; past MOST, more."""
+    return _first(lambda n: _power_to_differ(mean / spread, n, alpha) >= power)
+
+
+def seeds_to_equal(mean, spread, margin, alpha, power=0.8):
+    """Returns how many seeds show with that power that a true `mean` is within `margin` of 0; past MOST, more."""
+    if abs(mean) >= margin:
+        return MOST + 1
+    return _first(lambda n: _power_to_equal((mean / spread, margin / spread), n, alpha) >= power)
+
+
+def _first(enough):
+    """Returns the least n from 2 to MOST for which a condition that stays true once it is true holds."""
+    low, high = 2, MOST + 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
+    return low
+
+
+def _power_to_differ(d, n, alpha):
+    return _chance(n, 1 - alpha / 2, lambda reach: special.ndtr(abs(d) * math.sqrt(n) - reach)
+                   + special.ndtr(-abs(d) * math.sqrt(n) - reach))
+
+
+def _power_to_equal(means, n, alpha):
+    d, margin = means
+    return _chance(n, 1 - alpha, lambda reach: np.maximum(0, special.ndtr((margin - d) * math.sqrt(n) - reach)
+                                                          - special.ndtr(reach - (margin + d) * math.sqrt(n))))
+
+
+def _chance(n, quantile, given):
+    """Returns the chance of an event over the deviations n seeds may show, `given` what their t interval reaches."""
+    shares = (np.arange(1000) + 0.5) / 1000
+    deviations = np.sqrt(special.chdtri(n - 1, 1 - shares) / (n - 1))
+    return float(np.mean(given(special.stdtrit(n - 1, quantile) * deviations)))

@@ -1,0 +1,164 @@
+"""Runs on disk as trials: their settings without their seeds, their records as arrays, and how they ended."""
+import functools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lm import metrics
+from lm.config import Error
+
+SEEDS = ('seed', 'data.seed')
+RUNNING = ('mesh', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep', 'sample', 'baselines')
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: `settings` by dotted key without what a seed or the running changes, and `records` as it wrote them.
+
+    given: the directory named by the user that it was found in. state: 'finished', 'failed', 'unfinished', or
+    'stopped', where a sweep's rule may have done it; why: that in words, with the step it reached.
+    """
+
+    directory: Path
+    given: Path
+    about: dict
+    settings: dict
+    seed: tuple
+    records: list
+    state: str
+    why: str
+
+    @property
+    def name(self):
+        return self.directory.name
+
+    @property
+    def tokens_per_step(self):
+        return self.settings['data.batch'] * self.settings['data.context']
+
+    @functools.cached_property
+    def timeline(self):
+        """(steps [n], seconds [n]) of training since the start, by the recorded tokens per second.
+
+        Steps without a speed, the first of a start or a resume, count as fast as the median: compiling is left out.
+        """
+        rows = [(r['step'], r.get('tokens_per_second')) for r in self.records if 'valid/loss' not in r]
+        known = [speed for _, speed in rows if speed]
+        if not known:
+            return np.zeros(0), np.zeros(0)
+        steps = np.array([step for step, _ in rows], float)
+        speeds = np.array([speed or np.median(known) for _, speed in rows], float)
+        return steps, np.cumsum(np.diff(steps, prepend=0) * self.tokens_per_step / speeds)
+
+    @property
+    def final(self):
+        """{name: value} of all that was recorded at its last step."""
+        last = self.records[-1]['step'] if self.records else 0
+        return {name: value for record in self.records if record['step'] == last for name, value in record.items()}
+
+    def series(self, name):
+        """Returns (steps [n], values [n]) of what was recorded under a name, NaN where it was not finite."""
+        rows = [(r['step'], math.nan if r[name] is None else r[name]) for r in self.records if name in r]
+        return np.array([step for step, _ in rows], float), np.array([value for _, value in rows], float)
+
+
+def read(directories):
+    """Returns the [Trial] of run directories, or of directories that hold some, as a sweep's does.
+
+    Raises config.Error where there is none, or where two are of the same settings and seeds.
+    """
+    trials = [trial for given in directories for trial in _found(Path(given))]
+    if not trials:
+        raise Error(f'no run in {", ".join(map(str, directories)) or "no directory"}; '
+                    'give the --workdir of an `lm train`, or the directory of a sweep.')
+    return trials
+
+
+def _found(given):
+    if not given.is_dir():
+        raise Error(f'{given} is no directory; give the --workdir of an `lm train`, or the directory of a sweep.')
+    if (given / 'config.json').exists():
+        return [_open(given, given)]
+    return [_open(path.parent, given) for path in sorted(given.glob('*/config.json'))]
+
+
+def waiting(directories):
+    """Returns the names of trials that sweeps list and that have not begun."""
+    return [name for directory in map(Path, directories) for name in (sweep(directory) or {'trials': ()})['trials']
+            if not (directory / name / 'config.json').exists()]
+
+
+def sweep(directory):
+    """Returns what the sweep.json of a directory says: experiment, rule and {trial: overrides}; None without one."""
+    path = directory / 'sweep.json'
+    return _listing(path, path.stat().st_mtime_ns) if path.exists() else None
+
+
+@functools.lru_cache(8)
+def _listing(path, _):
+    try:
+        about = json.loads(path.read_text())
+        return {'experiment': about['experiment'], 'rule': about['rule'], 'trials': about['trials']}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise Error(f'{path} is no record of a sweep ({error}); give the directories of its trials.') from error
+
+
+def _open(directory, given):
+    try:
+        about = json.loads((directory / 'config.json').read_text())
+        flat = flatten(about['config'])
+        missing = [key for key in ('steps', 'data.batch', 'data.context') if key not in flat]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise Error(f'{directory}/config.json is no record of a run ({error}); remove the directory.') from error
+    if missing:
+        raise Error(f'{directory}/config.json lacks {", ".join(missing)}; it is no training run.')
+    settings = {key: value for key, value in flat.items()
+                if key not in SEEDS and key.split('.')[0] not in RUNNING}
+    records = metrics.read(directory)
+    seed = tuple(map(flat.get, SEEDS))
+    failure = directory / 'failed.json'
+    state = _state(records, flat['steps'])
+    if state[0] == 'unfinished' and (sweep(directory.parent) or {'rule': None})['rule']:
+        state = 'stopped', f"{state[1]}, by its sweep's rule or not yet done"
+    if failure.exists():
+        state = 'failed', json.loads(failure.read_text())['error']
+    return Trial(directory, given, about, settings, seed, records, *state)
+
+
+def _state(records, steps):
+    reached = max((record['step'] for record in records), default=0)
+    scores = [record for record in records if 'valid/loss' in record]
+    broken = [record['step'] for record in records if None in (record.get('loss', 0), record.get('valid/loss', 0))]
+    if scores and scores[-1]['step'] >= steps and scores[-1]['valid/loss'] is not None:
+        return 'finished', f'finished {steps} steps'
+    if broken and broken[-1] == reached:
+        return 'failed', f'loss not finite at step {reached}'
+    if reached < steps:
+        return 'unfinished', f'at step {reached} of {steps}'
+    return 'unfinished', 'no valid/loss at its last step'
+
+
+def flatten(dumped, key=''):
+    """Returns {dotted key: leaf} of a configuration's dump, with the bare name of its type at each component's key.
+
+    Reads the record alone, so that no model has to be imported, or exist any more.
+    """
+    if isinstance(dumped, dict) and ':' in str(dumped.get('type')) and dumped['type'] != 'object':
+        name, inside = dumped['type'].rpartition(':')[2], dict(dumped)
+        del inside['type']
+        return ({key: name} if key else {}) | _inside(inside, key)
+    if isinstance(dumped, dict) and isinstance(dumped.get('type'), str) and 'value' in dumped:
+        return flatten(dumped['value'], key)
+    if isinstance(dumped, dict) and dumped:
+        return _inside(dumped, key)
+    if isinstance(dumped, list) and any(isinstance(item, dict) for item in dumped):
+        return _inside({str(index): item for index, item in enumerate(dumped)}, key)
+    return {key: ', '.join(map(str, dumped)) if isinstance(dumped, list) else dumped}
+
+
+def _inside(items, key):
+    return {inner: leaf for name, item in items.items()
+            for inner, leaf in flatten(item, f'{key}.{name}' if key else name).items()}

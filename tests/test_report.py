@@ -1,0 +1,351 @@
+"""Runs on disk to verdicts, expectations and the page; their losses are drawn, not trained."""
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import simulated
+
+from lm import cli, runs
+from lm.config import Error
+from lm.report import curves, expectations, page, provenance, study, trials, variants
+
+BETTER = {'model.position': {'type': 'lm.positions:Alibi'}}
+SAME = {'optimizer.weight_decay': 0.2}
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """A baseline, a variant that is better by 0.1, and one that differs in nothing that matters; five seeds each."""
+    return simulated.sweep(tmp_path / 'sweep', {'a': ({}, 3.0), 'b': (BETTER, 2.9), 'c': (SAME, 3.0)})
+
+
+def verdicts(found, axis='tokens'):
+    return {c.name: c.verdict for c in found.families[axis].compared}
+
+
+def report(*argv):
+    return cli.main(['report', *map(str, argv)])
+
+
+def test_a_variant_is_what_remains_without_seeds(swept):
+    found = study.read([swept], study.Options(margin=0.05))
+    assert [(v.name, len(v.trials)) for v in found.variants] == [('baseline', 5), ('position=Alibi', 5),
+                                                                ('weight_decay=0.2', 5)]
+    assert verdicts(found) == {'position=Alibi': 'better', 'weight_decay=0.2': 'no difference larger than 0.05'}
+    assert all(c.paired for c in found.families['tokens'].compared)
+
+
+def test_directories_by_hand_are_the_sweep(swept):
+    by_hand = study.read(sorted(swept.iterdir()))
+    assert verdicts(by_hand) == verdicts(study.read([swept]))
+    assert by_hand.families['tokens'].compared == study.read([swept]).families['tokens'].compared
+
+
+def test_another_baseline_turns_the_verdict_round(swept):
+    found = study.read([swept], study.Options(baseline='alibi'))
+    assert found.variants[0].name == 'baseline'
+    assert verdicts(found)['position=Rope'] == 'worse'
+
+
+def test_settings_that_only_say_how_to_run_make_no_variant():
+    assert trials.RUNNING == runs.FREE
+
+
+def test_runs_alike_are_told_apart_by_their_directories(tmp_path):
+    for name, loss in ('before', 3.0), ('after', 2.9):
+        simulated.sweep(tmp_path / name, {'a': ({}, loss)})
+    found = study.read([tmp_path / 'before', tmp_path / 'after'])
+    assert list(verdicts(found).values()) == ['better']
+    assert expectations.check(['after < before by 0.05'], found)[0].established
+    with pytest.raises(Error, match='same settings and seeds'):
+        study.read([tmp_path / 'after', tmp_path / 'after'])
+
+
+def test_the_baseline_of_a_sweep_is_the_trial_that_changes_nothing(swept):
+    listed = {f'c-{seed}': {'optimizer.weight_decay': 0.2, 'seed': seed} for seed in range(5)}
+    listed |= {'b-0': {'seed': 0, 'data.seed': 0}, 'new': {}}
+    (swept / 'sweep.json').write_text(json.dumps({'experiment': 'x.py', 'rule': None, 'trials': listed}))
+    found = study.read([swept])
+    assert found.variants[0].trials[0].name == 'b-0'
+    assert ('new', 'not begun') in found.left
+
+
+def test_why_a_trial_of_a_sweep_failed_is_said(swept):
+    (swept / 'b-0' / 'failed.json').write_text(json.dumps({'error': 'no memory left'}))
+    assert ('b-0', 'failed: no memory left') in study.read([swept]).left
+
+
+@pytest.mark.parametrize('best, added', [(0, '0.0003 and 0.0001'), (2, '0.03 and 0.1'), (1, None)])
+def test_a_winner_on_the_edge_of_its_rates_is_refused(tmp_path, best, added):
+    grid = [1e-3, 3e-3, 1e-2]
+    for name, change, loss, at in ('a', {}, 3.0, 1), ('b', BETTER, 2.8, best):
+        simulated.sweep(tmp_path / 'sweep', {f'{name}{rate}': ({**change, 'optimizer.peak': rate},
+                                                              loss + 0.1 * abs(i - at)) for i, rate in enumerate(grid)})
+    c = study.read([tmp_path / 'sweep']).families['tokens'].compared[0]
+    assert c.verdict == ('better' if added is None else 'undecided')
+    numbers = [float(n) for n in re.findall(r'[\d.e-]+', c.notes[0].partition('add')[2])] if added else []
+    assert numbers == pytest.approx([float(n) for n in added.split(' and ')] if added else [], rel=0.15)
+
+
+def test_each_variant_is_compared_at_its_own_best_rate(tmp_path):
+    for name, change, best in ('a', {}, 1), ('b', BETTER, 2):
+        simulated.sweep(tmp_path / 'sweep', {f'{name}{i}': ({**change, 'optimizer.peak': rate}, 3 + 0.1 * abs(i - best))
+                                             for i, rate in enumerate([1e-4, 1e-3, 1e-2, 1e-1])})
+    found = study.read([tmp_path / 'sweep'])
+    assert {name: score.rate for name, score in found.families['tokens'].scores.items()} == {
+        'baseline': 1e-3, 'position=Alibi': 1e-2}
+    assert abs(found.families['tokens'].compared[0].difference) < 0.02
+
+
+def test_one_rate_each_is_a_setting_like_others(tmp_path):
+    simulated.sweep(tmp_path / 'sweep', {'a': ({}, 3.0), 'b': ({**BETTER, 'optimizer.peak': 1e-3}, 2.9)})
+    found = study.read([tmp_path / 'sweep'])
+    assert verdicts(found) == {'position=Alibi, peak=0.001': 'better'}
+    assert found.untuned == 'optimizer.peak'
+
+
+def test_rates_alone_are_variants(tmp_path):
+    simulated.sweep(tmp_path / 'sweep', {f'a{rate}': ({'optimizer.peak': rate}, 3.0) for rate in (1e-3, 1e-2)})
+    found = study.read([tmp_path / 'sweep'])
+    assert [v.name for v in found.variants] == ['baseline', 'peak=0.01']
+    assert found.untuned == ''
+
+
+def test_a_failed_seed_is_shown_and_wins_nothing(swept):
+    simulated.write(swept / 'b-9', BETTER, 2.9, 9, bad=True, until=500)
+    found = study.read([swept])
+    assert ('b-9', 'failed: loss not finite at step 500') in found.left
+    assert verdicts(found)['position=Alibi'] == 'undecided'
+    assert '1 of 6 runs failed' in found.families['tokens'].compared[0].notes
+
+
+def test_an_unfinished_run_is_named_and_left_out(swept):
+    simulated.write(swept / 'b-9', BETTER, 1.0, 9, until=500)
+    found = study.read([swept])
+    assert ('b-9', 'unfinished: at step 500 of 1000') in found.left
+    assert found.families['tokens'].compared[0].seeds == 5
+
+
+def test_seeds_that_a_rule_left_over_win_nothing(swept):
+    simulated.write(swept / 'b-9', BETTER, 5.0, 9, until=500)
+    (swept / 'sweep.json').write_text(json.dumps({'experiment': 'x.py', 'rule': {'type': 'lm.sweep.rules:Halving'},
+                                                  'trials': {'a-0': {}}}))
+    c = study.read([swept]).families['tokens'].compared[0]
+    assert c.verdict == 'undecided'
+    assert 'no fair sample' in c.notes[0]
+
+
+def test_seconds_count_the_slower_variant_less_far(tmp_path):
+    for name, change, speed in ('a', {}, 2e4), ('b', BETTER, 1e4):
+        for seed in range(5):
+            simulated.write(tmp_path / f'{name}{seed}', change, 3.0 + 0.001 * seed, seed, speed=speed)
+    found = study.read([tmp_path])
+    assert found.families['tokens'].compared[0].difference == pytest.approx(0, abs=1e-9)
+    halfway = 3 * (1 / 500 ** 0.5 - 1 / 1000 ** 0.5)
+    assert found.families['seconds'].compared[0].difference == pytest.approx(halfway, rel=1e-6)
+    assert verdicts(found, 'seconds') == {'position=Alibi': 'worse'}
+
+
+def test_flops_count_the_wider_model_less_far(tmp_path):
+    for name, change in ('a', {}), ('b', {'model.width': 128}):
+        for seed in range(4):
+            simulated.write(tmp_path / f'{name}{seed}', change, 3.0 + 0.001 * seed, seed)
+    found = study.read([tmp_path])
+    flops = found.table.flops.values()
+    assert max(flops) > 2 * min(flops) > 0
+    assert found.families['flops'].budget == pytest.approx(min(flops) * 1000 * 16 * 64)
+    assert verdicts(found, 'flops') == {'width=128': 'worse'}
+
+
+def test_gain_is_how_much_longer_the_baseline_takes():
+    x = np.arange(1, 101) * 1e4
+    y = 2 + 50 * x ** -0.5
+    found = curves.gains(x, y, {'half': y[49], 'twice': 2 + 50 * 2e6 ** -0.5, 'never': 1.9, 'worse': 9.0})
+    assert found['half'] == (pytest.approx(0.5), '', False)
+    assert found['twice'] == (pytest.approx(2, rel=0.02), '', True)
+    assert found['never'] == (curves.REACH, '>', True)
+    assert found['worse'] == (0.01, '<', False)
+
+
+def test_bits_per_byte_where_tokenizers_differ(tmp_path):
+    simulated.write(tmp_path / 'a', {}, 3.0)
+    assert study.read([tmp_path]).metric == 'valid/loss'
+    simulated.write(tmp_path / 'b', {'data.tokenizer': {'type': 'lm.data.tokenizers:Chars'}}, 3.0)
+    assert study.read([tmp_path]).metric == 'valid/bits_per_byte'
+
+
+def test_sources_are_one_family(tmp_path):
+    generator = np.random.default_rng(0)
+    for name, change, code in ('a', {}, 2.0), ('b', BETTER, 1.5):
+        for seed in range(5):
+            losses = {'code': code + 0.01 * generator.normal(), 'prose': 3 + 0.01 * generator.normal()}
+            simulated.write(tmp_path / f'{name}{seed}', change, 3 + 0.01 * generator.normal(), seed, sources=losses)
+    found = study.read([tmp_path], study.Options(margin=0.05))
+    assert {name: family.compared[0].verdict for name, family in found.sources.items()} == {
+        'code': 'better', 'prose': 'no difference larger than 0.05'}
+    code = found.sources['code'].compared[0]
+    assert code.p == pytest.approx(2 * code.p_raw)
+
+
+@pytest.mark.parametrize('text, code', [
+    ('alibi < baseline by 0.05', 0), ('alibi < baseline by 0.2', 1), ('baseline < alibi', 1), ('baseline > alibi', 0),
+    ('weight_decay=0.2 = baseline within 0.05', 0), ('alibi = baseline within 0.05', 1), ('b-0 < a-0 by 0.05', 0)])
+def test_an_expectation_is_an_exit_code(swept, capsys, text, code):
+    assert report(swept, '--expect', text) == code
+    assert ('NOT established' in capsys.readouterr().out) == bool(code)
+
+
+@pytest.mark.parametrize('text, said', [
+    ('alibi better', 'cannot be read'), ('alibi = baseline', 'cannot be read'), ('alibo < baseline', 'did you mean'),
+    ('alibi < baseline by 1e', 'cannot be read'), ('= < baseline', 'may be')])
+def test_an_expectation_that_cannot_be_read_is_one_line(swept, capsys, text, said):
+    assert report(swept, '--expect', text) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_one_seed_establishes_nothing(tmp_path, capsys):
+    simulated.write(tmp_path / 'a', {}, 3.0)
+    simulated.write(tmp_path / 'b', BETTER, 2.0)
+    assert report(tmp_path, '--expect', 'b < a') == 1
+    said = capsys.readouterr().out
+    assert 'nothing can be concluded from one seed' in said
+    assert 'better' not in said
+
+
+def test_json_holds_every_number(swept, capsys):
+    assert report(swept, '--json') == 0
+    found = json.loads(capsys.readouterr().out)
+    c = found['equal']['tokens']['compared'][0]
+    assert (c['name'], c['verdict'], c['paired'], c['seeds']) == ('position=Alibi', 'better', True, 5)
+    assert c['interval'][0] < c['difference'] < c['interval'][1] < 0
+
+
+def test_bad_input_is_one_line(tmp_path, capsys):
+    (tmp_path / 'empty').mkdir()
+    simulated.write(tmp_path / 'short' / 'a', {}, 3.0, until=50)
+    simulated.write(tmp_path / 'long' / 'a', {}, 3.0, until=200)
+    for given, said in (['empty'], 'no run in'), (['none'], 'is no directory'), (['short'], 'no valid/loss'), \
+            (['long'], 'at step 200 of 1000'), ([], 'no run in no directory'):
+        assert report(*(tmp_path / name for name in given)) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count('\n') == 1
+
+
+def test_a_thousand_trials_are_read_once(tmp_path):
+    for i in range(200):
+        simulated.sweep(tmp_path, {f'v{i}': ({'model.depth': i + 1}, 3.0)}, seeds=5)
+    groups = variants.gather(trials.read([tmp_path]), 'optimizer.peak')
+    assert len(groups) == 200
+    assert {len(v.trials) for v in groups} == {5}
+
+
+def test_the_line_that_makes_a_trial_again(swept):
+    (swept / 'sweep.json').write_text(json.dumps({'experiment': 'experiments/x.py', 'rule': None, 'trials': {'b-0': {
+        'model.position': {'type': 'lm.positions:Rope', 'base': 500.0}, 'seed': 3}}}))
+    path = swept / 'b-0' / 'config.json'
+    command = ['lm', 'sweep', 'x.py', 'steps=1000', '--over', 'seed=3,4', '--workdir=w', 'model.depth=2']
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'command': command}))
+    trial = next(t for t in trials.read([swept]) if t.name == 'b-0')
+    assert provenance.again(trial) == \
+        "lm train experiments/x.py steps=1000 model.depth=2 'model.position=Rope(base=500.0)' seed=3"
+
+
+def test_a_page_holds_all_it_needs(swept, tmp_path):
+    (swept / 'a-0' / 'sample.txt').write_text('once </script> upon')
+    out = tmp_path / 'report.html'
+    assert report(swept, '--html', out) == 0
+    text = out.read_text()
+    assert len(text) < 5e6
+    assert not re.findall(r'(?:src|href)=["\'](?!data:)', text)
+    assert 'url(' not in text
+    for said in ('Does it help?', 'position=Alibi', 'better', '0123456789', 'lm train experiments/x.py',
+                 'once &lt;/script&gt; upon', 'model.position'):
+        assert said in text
+    assert text.count('</script>') == 3
+
+
+def test_numbers_in_scripts_cannot_end_them():
+    assert '<' not in page._json({'name': '</script>'})
+
+
+@pytest.fixture
+def browser():
+    found = shutil.which('chromium') or shutil.which('google-chrome')
+    if not found:
+        pytest.skip('no Chromium is installed')
+    return found
+
+
+def opened(browser, path, profile, *flags):
+    """Returns (the document as the browser leaves it, what its console said)."""
+    done = subprocess.run([browser, '--headless=new', '--no-sandbox', '--disable-gpu', f'--user-data-dir={profile}',
+                           '--enable-logging=stderr', '--virtual-time-budget=3000', '--dump-dom', *flags,
+                           path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if 'CONSOLE' in line]
+
+
+@pytest.mark.parametrize('flags', [(), ('--blink-settings=preferredColorScheme=0', '--window-size=500,900')])
+def test_a_browser_draws_every_plot_and_complains_of_nothing(browser, swept, tmp_path, flags):
+    out = tmp_path / 'report.html'
+    assert report(swept, '--html', out) == 0
+    document, console = opened(browser, out, tmp_path / 'profile', *flags)
+    assert console == []
+    assert document.count('<canvas') == 2
+    assert 'data-drawn="2"' in document
+
+
+ACTIONS = """<script>
+const figure = document.querySelector('figure[data-plot=losses]'), seen = document.body.dataset;
+const set = (name, key, value) => {
+  const control = figure.querySelector(`[name=${name}]`);
+  control[key] = value;
+  control.dispatchEvent(new Event('input'));
+};
+figure.drawn.setCursor({ left: 300, top: 100 });
+seen.hovered = figure.querySelector('.u-legend').innerText.replace(/\\s+/g, ' ');
+set('logx', 'checked', false);
+set('logy', 'checked', true);
+set('axis', 'value', 'seconds');
+figure.drawn.setSeries(1, { show: false });
+seen.hidden = figure.drawn.series.map((series) => +series.show).join('');
+figure.querySelector('button').click();
+seen.ended = figure.drawn.axes[0].label;
+</script></body>"""
+
+
+def test_the_controls_of_a_plot_work(browser, swept, tmp_path):
+    out = tmp_path / 'report.html'
+    assert report(swept, '--html', out) == 0
+    out.write_text(out.read_text().replace('</body>', ACTIONS))
+    document, console = opened(browser, out, tmp_path / 'profile')
+    assert console == []
+    assert re.search(r'data-hovered="tokens:? ?\S+ ?baseline:? ?[\d.]+ ?position=Alibi:? ?[\d.]+', document)
+    assert 'data-hidden="1000111111"' in document
+    assert 'data-ended="seconds of training"' in document
+
+
+def test_a_single_run_has_the_same_page(browser, tmp_path):
+    run = simulated.write(tmp_path / 'run', {}, 3.0)
+    out = tmp_path / 'report.html'
+    assert report(run, '--html', out) == 0
+    document, console = opened(browser, out, tmp_path / 'profile')
+    assert console == []
+    assert document.count('<canvas') == 2
+    assert 'nothing can be concluded from one seed' in document
+
+
+@pytest.mark.long
+def test_a_real_run_is_reported_with_its_sample(tmp_path, capsys):
+    options = ['steps=20', 'log_every=5', 'eval_every=10', 'eval_batches=1', 'save_every=0']
+    assert cli.main(['train', 'experiments/tiny.py', f'--workdir={tmp_path / "run"}', f'--cache={tmp_path / "cache"}',
+                     *options]) == 0
+    assert report(tmp_path / 'run', '--html', tmp_path / 'report.html') == 0
+    text = (tmp_path / 'report.html').read_text()
+    assert html.escape((tmp_path / 'run' / 'sample.txt').read_text()[:200]) in text
+    about = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    assert (about['device'], about['devices']) == ('cpu', 8)
