@@ -24,6 +24,7 @@ VERBS = {
     'config': 'lm.config.show',
     'bench': 'lm.bench',
     'plan': 'lm.plan.show',
+    'sweep': 'lm.sweep.worker',
 }
 WITHOUT_JAX = ('data', 'config')
 TOGETHER = ('train', 'eval', 'generate', 'bench')  # verbs that several processes run as one

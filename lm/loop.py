@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lm import config, evaluate, generate, hosts, runs, sharding, train, trees
+from lm import config, evaluate, generate, hosts, metrics, runs, sharding, train, trees
 from lm.data import baselines, loader
 from lm.data.cache import home, root
 
@@ -172,7 +172,7 @@ def main(experiment: str, *overrides: str, workdir: str = '', cache: str = ''):
 
 def train_in(settings, run, cache, mesh=None):
     """Trains to the end, on `mesh` if given instead of the settings' own, and says how it ended or had ended before."""
-    if settings.steps in hosts.decide(run.store.steps):
+    if hosts.decide(lambda: settings.steps in run.store.steps() and _scored(settings, run.directory)):
         print(f'{run.directory} is finished: {settings.steps} steps.')
         return
     run.stop.heed()
@@ -187,6 +187,12 @@ def train_in(settings, run, cache, mesh=None):
           f'mesh {dict(built.mesh.shape)} of {jax.devices()[0].device_kind}, run {run.directory}', flush=True)
     state = fit(settings, built, (stream, valid), run)
     summarise(settings, built, state, (stream, valid), run)
+
+
+def _scored(settings, directory):
+    """Returns whether the last validation is on record, which a run may have been killed before."""
+    return not settings.data.valid or any('valid/loss' in record for record in metrics.read(directory)
+                                          if record['step'] == settings.steps)
 
 
 def _check_vocabulary(model, encoder):

@@ -1,0 +1,165 @@
+"""Sweeps: what they list, that each trial is trained once, and that it is the run that `lm train` would make."""
+import dataclasses
+import json
+import re
+import shutil
+
+import pytest
+
+from lm import cli, config, metrics, runs
+from lm.sweep import chain, grid, sample, trials, worker, zipped
+
+FILE = '''
+from lm import data, optim, train
+from lm.models.decoder import Decoder
+
+TEXT = data.Synthetic(count=20, length=400)
+
+
+def config():
+    return train.Config(
+        model=Decoder(vocab=258, depth=1, heads=2, width=16),
+        data=data.Corpus(train=data.Pick(TEXT, 0, 0.8), valid=data.Pick(TEXT, 0.8, 1), tokenizer=data.Bytes(),
+                         context=16, batch=8),
+        optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2)),
+        steps=6, mesh={'data': 1}, log_every=1, save_every=2, eval_every=2, sample='A')
+'''
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Gives every trial one of the 8 devices, whatever mesh it asks for."""
+    from lm import sharding
+    make, devices = sharding.make_mesh, __import__('jax').devices()
+    monkeypatch.setattr(sharding, 'make_mesh', lambda sizes, given=None: make(sizes, given or devices[:1]))
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / 'small.py'
+    path.write_text(FILE)
+    return path
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp('cache')
+
+
+def listed(file, directory, overrides, **given):
+    return trials.plan(config.load(file, given), directory, overrides)
+
+
+def losses(directory):
+    return {each['step']: each['loss'] for each in metrics.read(directory) if 'loss' in each}
+
+
+def test_grids_combine_every_value_and_every_trial_of_a_list():
+    assert grid({'a': [1, 2], 'b': [3, 4]}) == [{'a': 1, 'b': 3}, {'a': 1, 'b': 4}, {'a': 2, 'b': 3}, {'a': 2, 'b': 4}]
+    assert grid(zipped({'a': [1, 2], 'b': [3, 4]}), {'c': [5]}) == [{'a': 1, 'b': 3, 'c': 5}, {'a': 2, 'b': 4, 'c': 5}]
+    assert grid() == [{}] and chain([{'a': 1}], grid({'b': [2]})) == [{'a': 1}, {'b': 2}]
+
+
+def test_samples_are_log_uniform_and_repeat():
+    drawn = [each['a'] for each in sample({'a': (1e-4, 1.0)}, 400)]
+    shares = [sum(low <= value < 10 * low for value in drawn) / 400 for low in (1e-4, 1e-3, 1e-2, 1e-1)]
+    assert all(0.17 < share < 0.33 for share in shares)
+    assert sample({'a': (1, 2), 'b': ['x', 'y']}, 5) == sample({'a': (1, 2), 'b': ['x', 'y']}, 9)[:5]
+    assert sample({'a': (1, 2)}, 3) != sample({'a': (1, 2)}, 3, seed=1)
+
+
+@pytest.mark.parametrize('make, message', [
+    (lambda: grid({'a': [1]}, [{'a': 2}]), 'two axes of a grid set a'),
+    (lambda: zipped({'a': [1], 'b': [1, 2]}), 'not as many: a has 1, b has 2'),
+    (lambda: sample({'a': (0, 1)}, 2), r'a=\(0, 1\) is no range'),
+])
+def test_combinators_refuse_what_does_not_combine(make, message):
+    with pytest.raises(config.Error, match=message):
+        make()
+
+
+def test_the_shell_names_values_components_and_seeds(file, tmp_path):
+    swept = listed(file, tmp_path / 'a', grid(*trials.axes(
+        ('optimizer.peak=1e-3,1e-2', 'model.position=rope,Alibi()', 'optimizer=Lion(b1=0.8,b2=0.9)'), 2)))
+    assert len({trial.id for trial in swept.trials}) == 8
+    first = swept.trials[0]
+    assert {type(trial.settings.model.position).__name__ for trial in swept.trials} == {'Rope', 'Alibi'}
+    assert first.settings.optimizer.peak == 1e-3 and first.settings.optimizer.b2 == 0.9
+    assert [(trial.settings.seed, trial.settings.data.seed) for trial in swept.trials[:2]] == [(0, 0), (1, 1)]
+    assert [trial.settings for trial in trials.open_sweep(tmp_path / 'a').trials] == [t.settings for t in swept.trials]
+    for text in ('model.depth', 'model.depth=1,,2'):
+        with pytest.raises(config.Error, match='is no list of values'):
+            trials.axes((text,), 0)
+
+
+def test_identity_is_of_values_not_of_files_or_of_what_changes_nothing(file, tmp_path):
+    moved = shutil.copy(file, tmp_path / 'renamed.py')
+    base = trials.identity(config.load(file).config)
+    assert trials.identity(config.load(moved).config) == base
+    assert trials.identity(config.load(file, ['log_every=5', 'save_every=0']).config) == base
+    assert trials.identity(config.load(file, ['seed=1']).config) != base
+
+
+def test_mistakes_in_a_sweep_are_one_line(file, tmp_path):
+    with pytest.raises(config.Error, match='trials 0 and 2 of the sweep are one: seed=1'):
+        listed(file, tmp_path / 'a', [{'seed': 1}, {'seed': 2}, {'seed': 1}])
+    with pytest.raises(config.Error, match="no field 'optimizer.paek'; did you mean 'optimizer.peak'"):
+        listed(file, tmp_path / 'a', [{'optimizer.paek': 1}])
+    with pytest.raises(config.Error, match='holds no sweep'):
+        trials.open_sweep(tmp_path / 'a')
+    listed(file, tmp_path / 'a', [{'seed': 1}])
+    with pytest.raises(config.Error, match=r'is the sweep of another experiment: steps \(6 there, 7 here\)'):
+        listed(file, tmp_path / 'a', [{'seed': 1}], steps=7)
+    (tmp_path / 'b').write_text('')
+    with pytest.raises(config.Error, match='cannot write to .*b: '):
+        listed(file, tmp_path / 'b', [{'seed': 1}])
+
+
+def test_every_trial_is_the_run_that_lm_train_makes_and_is_trained_once(file, tmp_path, cache, capsys):
+    where = ('--workdir', str(tmp_path / 'sweep'), '--cache', str(cache))
+    assert cli.main(['sweep', str(file), '--over', 'optimizer.peak=1e-3,1e-2', *where]) == 0
+    assert re.search(r'2 finished\n', capsys.readouterr().out)
+    about = json.loads((tmp_path / 'sweep' / 'sweep.json').read_text())
+    assert about['experiment'] == str(file) and len(about['trials']) == 2
+    (trial,) = [id for id, overrides in about['trials'].items() if overrides == {'optimizer.peak': 0.001}]
+    cli.main(['train', str(file), 'optimizer.peak=1e-3', '--workdir', str(tmp_path / 'run'), '--cache', str(cache)])
+    assert losses(tmp_path / 'sweep' / trial) == losses(tmp_path / 'run')
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'sweep').rglob('metrics.jsonl')}
+    assert cli.main(['sweep', str(file), '--over', 'optimizer.peak=1e-3,1e-2,2e-2', *where]) == 0
+    assert '3 finished' in capsys.readouterr().out
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / 'sweep').rglob('metrics.jsonl')}
+    assert len(after) == 3 and before.items() <= after.items()
+    assert cli.main(['sweep', '--worker', str(tmp_path / 'sweep'), '--cache', str(cache)]) == 0
+    assert cli.main(['sweep', '--watch', str(tmp_path / 'sweep')]) == 0
+    assert capsys.readouterr().out.count('optimizer.peak=0.02') == 2
+
+
+def test_a_failed_trial_is_recorded_and_stops_no_other(file, tmp_path, cache):
+    sweep = listed(file, tmp_path / 'a', [{'model.vocab': 300}, {'seed': 1}])
+    assert worker.work(sweep, cache) == 1
+    assert list(trials.states(sweep)[0].values()) == ['failed', 'finished']
+    told = json.loads((sweep.trials[0].directory / 'failed.json').read_text())['error']
+    assert told.startswith('model.vocab=300 and the tokenizer has 258 tokens')
+
+
+def test_a_trial_killed_before_its_last_validation_is_validated(file, tmp_path, cache):
+    sweep = listed(file, tmp_path / 'a', [{'seed': 1}])
+    worker.work(sweep, cache)
+    (trial,) = sweep.trials
+    whole = metrics.read(trial.directory)
+    lines = (trial.directory / 'metrics.jsonl').read_text().splitlines(keepends=True)
+    (trial.directory / 'metrics.jsonl').write_text(''.join(line for line in lines[:-1]))
+    assert trials.states(sweep)[0] == {trial.id: 'begun'}
+    worker.work(sweep, cache)
+    assert metrics.read(trial.directory)[-1] == whole[-1]
+
+
+def test_a_directory_in_use_is_left_alone(file, tmp_path, cache, monkeypatch):
+    sweep = listed(file, tmp_path / 'a', [{'seed': 1}])
+    (trial,) = sweep.trials
+    run = runs.Run(trial.directory, config.Experiment(trial.settings, {}, file))
+    monkeypatch.setattr(worker.claims, 'PERIOD', 0)
+    worker._train(sweep, [trial], cache)
+    run.close()
+    assert trials.states(sweep)[0] == {trial.id: 'new'}
+    assert dataclasses.asdict(runs.read(trial.directory)) == dataclasses.asdict(trial.settings)
