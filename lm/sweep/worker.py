@@ -107,7 +107,7 @@ def _train(sweep, chosen, cache):
     """Trains the chosen trials as far as they go, and returns the ids of those that must go on alone."""
     try:
         if len(chosen) > 1:
-            return together.train(sweep, chosen, cache)
+            return together.train(sweep, chosen, cache, lags)
         _train_one(sweep, chosen[0], cache)
     except runs.Busy as busy:
         print(f'lm: {busy}', flush=True)
