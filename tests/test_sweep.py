@@ -1,37 +1,12 @@
 """Sweeps: what they list, that each trial is trained once, and that it is the run that `lm train` would make."""
-import dataclasses
 import json
-import re
 import shutil
 
 import pytest
+from sweeps import FILE
 
 from lm import cli, config, metrics, runs
 from lm.sweep import chain, grid, sample, trials, worker, zipped
-
-FILE = '''
-from lm import data, optim, train
-from lm.models.decoder import Decoder
-
-TEXT = data.Synthetic(count=20, length=400)
-
-
-def config():
-    return train.Config(
-        model=Decoder(vocab=258, depth=1, heads=2, width=16),
-        data=data.Corpus(train=data.Pick(TEXT, 0, 0.8), valid=data.Pick(TEXT, 0.8, 1), tokenizer=data.Bytes(),
-                         context=16, batch=8),
-        optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2)),
-        steps=6, mesh={'data': 1}, log_every=1, save_every=2, eval_every=2, sample='A')
-'''
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """Gives every trial one of the 8 devices, whatever mesh it asks for."""
-    from lm import sharding
-    make, devices = sharding.make_mesh, __import__('jax').devices()
-    monkeypatch.setattr(sharding, 'make_mesh', lambda sizes, given=None: make(sizes, given or devices[:1]))
 
 
 @pytest.fixture
@@ -115,43 +90,63 @@ def test_mistakes_in_a_sweep_are_one_line(file, tmp_path):
         listed(file, tmp_path / 'b', [{'seed': 1}])
 
 
-def test_every_trial_is_the_run_that_lm_train_makes_and_is_trained_once(file, tmp_path, cache, capsys):
-    where = ('--workdir', str(tmp_path / 'sweep'), '--cache', str(cache))
-    assert cli.main(['sweep', str(file), '--over', 'optimizer.peak=1e-3,1e-2', *where]) == 0
-    assert re.search(r'2 finished\n', capsys.readouterr().out)
-    about = json.loads((tmp_path / 'sweep' / 'sweep.json').read_text())
-    assert about['experiment'] == str(file) and len(about['trials']) == 2
+@pytest.fixture(scope='module')
+def done(tmp_path_factory, cache):
+    """Returns a directory with an experiment file and the sweep of two learning rates that the shell made of it."""
+    folder = tmp_path_factory.mktemp('done')
+    (folder / 'small.py').write_text(FILE)
+    assert shell(folder, cache, '--over', 'optimizer.peak=1e-3,1e-2') == 0
+    return folder
+
+
+def shell(folder, cache, *words):
+    where = ('--workdir', str(folder / 'sweep'), '--cache', str(cache))
+    return cli.main(['sweep', str(folder / 'small.py'), *where, *words])
+
+
+def touched(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob('metrics.jsonl')}
+
+
+def test_every_trial_is_the_run_that_lm_train_makes(done, tmp_path, cache):
+    about = json.loads((done / 'sweep' / 'sweep.json').read_text())
+    assert about['experiment'] == str(done / 'small.py') and len(about['trials']) == 2
     (trial,) = [id for id, overrides in about['trials'].items() if overrides == {'optimizer.peak': 0.001}]
-    cli.main(['train', str(file), 'optimizer.peak=1e-3', '--workdir', str(tmp_path / 'run'), '--cache', str(cache)])
-    assert losses(tmp_path / 'sweep' / trial) == losses(tmp_path / 'run')
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / 'sweep').rglob('metrics.jsonl')}
-    assert cli.main(['sweep', str(file), '--over', 'optimizer.peak=1e-3,1e-2,2e-2', *where]) == 0
+    where = ('--workdir', str(tmp_path), '--cache', str(cache))
+    cli.main(['train', str(done / 'small.py'), 'optimizer.peak=1e-3', *where])
+    assert losses(done / 'sweep' / trial) == losses(tmp_path) and len(losses(tmp_path)) == 6
+
+
+def test_only_what_is_missing_is_trained(done, cache, capsys):
+    before = touched(done)
+    assert shell(done, cache, '--over', 'optimizer.peak=1e-3,1e-2') == 0 and touched(done) == before
+    assert shell(done, cache, '--over', 'optimizer.peak=1e-2,2e-2') == 0
+    assert len(touched(done)) == 3 and before.items() <= touched(done).items()
     assert '3 finished' in capsys.readouterr().out
-    after = {path: path.stat().st_mtime_ns for path in (tmp_path / 'sweep').rglob('metrics.jsonl')}
-    assert len(after) == 3 and before.items() <= after.items()
-    assert cli.main(['sweep', '--worker', str(tmp_path / 'sweep'), '--cache', str(cache)]) == 0
-    assert cli.main(['sweep', '--watch', str(tmp_path / 'sweep')]) == 0
+    assert cli.main(['sweep', '--worker', str(done / 'sweep'), '--cache', str(cache)]) == 0
+    assert cli.main(['sweep', '--watch', str(done / 'sweep')]) == 0
     assert capsys.readouterr().out.count('optimizer.peak=0.02') == 2
 
 
-def test_a_failed_trial_is_recorded_and_stops_no_other(file, tmp_path, cache):
-    sweep = listed(file, tmp_path / 'a', [{'model.vocab': 300}, {'seed': 1}])
+def test_a_trial_killed_before_its_last_validation_is_validated(done, tmp_path, cache):
+    shutil.copytree(done / 'sweep', tmp_path / 'copy')
+    sweep = trials.open_sweep(tmp_path / 'copy')
+    record = sweep.trials[0].directory / 'metrics.jsonl'
+    whole = metrics.read(record.parent)
+    record.write_text(''.join(record.read_text().splitlines(keepends=True)[:-1]))
+    assert trials.states(sweep)[0][sweep.trials[0].id] == 'begun'
+    assert worker.work(sweep, cache) == 0
+    assert metrics.read(record.parent)[-1] == whole[-1]
+
+
+def test_a_failed_trial_is_recorded_and_stops_no_other(done, cache):
+    shell(done, cache, '--over', 'optimizer.peak=1e-2')
+    base = config.load(done / 'small.py')
+    sweep = trials.plan(base, done / 'sweep', [{'model.vocab': 300}, {'optimizer.peak': 1e-2}])
     assert worker.work(sweep, cache) == 1
-    assert list(trials.states(sweep)[0].values()) == ['failed', 'finished']
-    told = json.loads((sweep.trials[0].directory / 'failed.json').read_text())['error']
+    assert trials.states(sweep)[0][trials.identity(config.override(base.config, {'model.vocab': 300}))] == 'failed'
+    (told,) = (json.loads(path.read_text())['error'] for path in (done / 'sweep').rglob('failed.json'))
     assert told.startswith('model.vocab=300 and the tokenizer has 258 tokens')
-
-
-def test_a_trial_killed_before_its_last_validation_is_validated(file, tmp_path, cache):
-    sweep = listed(file, tmp_path / 'a', [{'seed': 1}])
-    worker.work(sweep, cache)
-    (trial,) = sweep.trials
-    whole = metrics.read(trial.directory)
-    lines = (trial.directory / 'metrics.jsonl').read_text().splitlines(keepends=True)
-    (trial.directory / 'metrics.jsonl').write_text(''.join(line for line in lines[:-1]))
-    assert trials.states(sweep)[0] == {trial.id: 'begun'}
-    worker.work(sweep, cache)
-    assert metrics.read(trial.directory)[-1] == whole[-1]
 
 
 def test_a_directory_in_use_is_left_alone(file, tmp_path, cache, monkeypatch):
@@ -162,4 +157,4 @@ def test_a_directory_in_use_is_left_alone(file, tmp_path, cache, monkeypatch):
     worker._train(sweep, [trial], cache)
     run.close()
     assert trials.states(sweep)[0] == {trial.id: 'new'}
-    assert dataclasses.asdict(runs.read(trial.directory)) == dataclasses.asdict(trial.settings)
+    assert runs.read(trial.directory) == trial.settings

@@ -1,19 +1,18 @@
 """Trials as one program: equal to one by one, with the same files; and what a number decides makes two programs."""
 
+import dataclasses
+import json
+
+import jax
 import numpy as np
 import pytest
+from sweeps import SETTINGS, begin
 
-from lm import checkpoint, config, data, metrics, optim, train
-from lm.models.decoder import Decoder
-from lm.sweep import together, trials, worker
+from lm import checkpoint, loop, metrics, optim, train
+from lm.sweep import claims, together, worker
+from lm.sweep.rules import Halving
+from lm.sweep.trials import states
 
-TEXT = data.Synthetic(count=20, length=400)
-SETTINGS = train.Config(
-    model=Decoder(vocab=258, depth=1, heads=2, width=16),
-    data=data.Corpus(train=data.Pick(TEXT, 0, 0.8), valid=data.Pick(TEXT, 0.8, 1), tokenizer=data.Bytes(), context=16,
-                     batch=8),
-    optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2), ema=0.9),
-    steps=8, mesh={'data': 1}, log_every=2, save_every=3, eval_every=4, eval_batches=2, sample='A')
 FOUR = [{'seed': 0, 'data.seed': 0, 'optimizer.peak': 1e-2, 'optimizer.weight_decay': 0.0},
         {'seed': 1, 'data.seed': 0, 'optimizer.peak': 1e-3, 'optimizer.weight_decay': 0.5},
         {'seed': 1, 'data.seed': 3, 'optimizer.peak': 1e-2, 'optimizer.b2': 0.99},
@@ -25,27 +24,11 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp('cache')
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """Gives every trial on its own one of the 8 devices."""
-    from lm import sharding
-    make, devices = sharding.make_mesh, together.jax.devices()
-    monkeypatch.setattr(sharding, 'make_mesh', lambda sizes, given=None: make(sizes, given or devices[:1]))
-
-
-def begin(directory, overrides, settings=SETTINGS, rule=None):
-    directory.mkdir()
-    file = directory / 'file.py'
-    file.write_text('')
-    return trials.plan(config.Experiment(settings, {}, file), directory, overrides, rule)
-
-
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory, cache):
-    with pytest.MonkeyPatch.context() as patch:
-        one_device.__wrapped__(patch) if hasattr(one_device, '__wrapped__') else None
-        sweep = begin(tmp_path_factory.mktemp('alone') / 'sweep', FOUR)
-        worker.work(sweep, cache)
+    """Returns the sweep of FOUR, trained one by one."""
+    sweep = begin(tmp_path_factory.mktemp('alone') / 'sweep', FOUR)
+    assert worker.work(sweep, cache) == 0
     return sweep
 
 
@@ -62,7 +45,7 @@ def compare(one, other):
         abstract = train.program(a.settings).abstract
         first, second = (checkpoint.Store(trial.directory / 'checkpoints').restore(abstract) for trial in (a, b))
         assert first[1] == second[1]
-        together.jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), first[0], second[0])
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), first[0], second[0])
 
 
 def test_together_is_one_by_one_within_rounding_with_the_same_files(alone, tmp_path, cache):
@@ -72,3 +55,40 @@ def test_together_is_one_by_one_within_rounding_with_the_same_files(alone, tmp_p
     compare(alone, sweep)
     losses = [metrics.read(trial.directory)[-1]['valid/loss'] for trial in sweep.trials]
     assert len(set(losses)) == 4
+
+
+def test_a_group_that_is_stopped_goes_on_together_as_if_it_never_was(alone, tmp_path, cache, monkeypatch):
+    sweep = begin(tmp_path / 'sweep', FOUR)
+    monkeypatch.setattr(together.hosts.Stop, 'reached', lambda self, step: step == 5)
+    assert worker.work(sweep, cache, 4) == loop.STOPPED
+    monkeypatch.undo()
+    assert {together.saved(trial) for trial in sweep.trials} == {5}
+    assert worker.work(sweep, cache, 4) == 0
+    compare(alone, sweep)
+
+
+def test_what_python_branches_on_makes_another_program(tmp_path):
+    sweep = begin(tmp_path / 'sweep', [{}, {'optimizer.clip': 0.0}, {'optimizer.b1': 0.8}, {'model.depth': 2},
+                                       {'optimizer': optim.Lion()}, {'data.context': 8}, {'seed': 3}])
+    assert [together.akin(sweep.trials[0], other) for other in sweep.trials] == [True, False, True, False, False, False,
+                                                                                 True]
+
+
+def test_halving_leaves_the_same_trials_whether_together_or_not(tmp_path, cache):
+    settings = dataclasses.replace(SETTINGS, eval_every=2)
+    four = [{'optimizer.peak': peak} for peak in (1e-5, 1e-4, 1e-3, 1e-2)]
+    sweep = begin(tmp_path / 'sweep', four, settings, Halving(first=2, factor=2))
+    assert worker.work(sweep, cache, 4) == 0
+    found, progress = states(sweep)
+    assert list(found.values()) == ['stopped', 'stopped', 'stopped', 'finished']
+    assert [max(progress[trial.id][1]) for trial in sweep.trials] == [2, 2, 4, 8]
+    assert worker.choose(sweep, claims.Claims(sweep.directory)) == ([], False)
+
+
+def test_a_trial_that_is_not_finite_leaves_the_others_alone(tmp_path, cache):
+    settings = dataclasses.replace(SETTINGS, patience=2, optimizer=optim.SGD(clip=0.0, schedule=optim.Constant()))
+    sweep = begin(tmp_path / 'sweep', [{'optimizer.peak': 0.1}, {'optimizer.peak': 1e30}], settings)
+    assert worker.work(sweep, cache, 2) == 1
+    assert list(states(sweep)[0].values()) == ['finished', 'failed']
+    told = json.loads((sweep.trials[1].directory / 'failed.json').read_text())['error']
+    assert 'the loss is not finite' in told

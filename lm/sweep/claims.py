@@ -3,6 +3,7 @@
 The claim on a trial is the file claims/<trial>.<n> of the highest n. Who takes over a claim without a living owner
 creates the file of n + 1, which only one can, so that nothing needs a lock, a server or clocks that agree.
 """
+import contextlib
 import json
 import os
 import socket
@@ -93,7 +94,7 @@ class Claims:
 
     def _beat(self):
         while not self.ended.wait(PERIOD):
-            with self.lock:
+            with self.lock, contextlib.suppress(OSError):
                 for trial, number in self.held.items():
                     if self._path(trial, number + 1).exists():
                         _leave(trial)

@@ -20,12 +20,13 @@ _known = {}
 def akin(a, b):
     """Returns whether two trials can be one program: they differ in seeds and in numbers that the step can trace."""
     changed = config.diff(a.settings, b.settings)
-    return _saved(a) == _saved(b) and all(
+    return saved(a) == saved(b) and all(
         key in ('seed', 'data.seed') or (type(x) is type(y) is float and traceable(a.settings, key))
         for key, (x, y) in changed.items())
 
 
-def _saved(trial):
+def saved(trial):
+    """Returns the last saved step of a trial, 0 where there is none."""
     folder = trial.directory / 'checkpoints'
     names = os.listdir(folder) if folder.exists() else []
     return max((int(name) for name in names if name.isdigit()), default=0)
@@ -124,10 +125,10 @@ class Lane:
         self.open = False
 
 
-def train(sweep, chosen, cache, lags):
+def train(sweep, chosen, cache, lagging):
     """Trains akin trials as one program as far as they go, and returns the ids of those that must go on alone.
 
-    `lags(sweep, trial, step)` says which stop. Raises loop.Stopped when asked to stop, after saving.
+    `lagging(sweep, trials, step)` are the ids of those that stop. Raises loop.Stopped when asked to stop, after saving.
     """
     print(f'{len(chosen)} trials as one program: {", ".join(trial.id for trial in chosen)}', flush=True)
     with contextlib.ExitStack() as stack:
@@ -137,7 +138,7 @@ def train(sweep, chosen, cache, lags):
         stack.callback(stop.forget)
         lanes, busy = _lanes(sweep, chosen, cache, stack)
         if lanes:
-            group = Group(sweep, lanes, cache, lags)
+            group = Group(sweep, lanes, cache, lagging)
             group.train(stop)
             return busy | {lane.trial.id for lane in lanes if lane.log.bad >= lane.trial.settings.patience}
     return busy
@@ -163,8 +164,8 @@ def _lanes(sweep, chosen, cache, stack):
 class Group:
     """The loop over one program of several trials."""
 
-    def __init__(self, sweep, lanes, cache, lags):
-        self.sweep, self.lanes, self.lags = sweep, lanes, lags
+    def __init__(self, sweep, lanes, cache, lagging):
+        self.sweep, self.lanes, self.lagging = sweep, lanes, lagging
         self.settings = lanes[0].trial.settings
         loop.check_vocabulary(self.settings.model, lanes[0].stream.encoder)
         self.valid = self.settings.data.open(cache, 'valid') if self.settings.data.valid else None
@@ -199,7 +200,8 @@ class Group:
                 states, measured = self.program.step(self.program.numbers, states, batch)
                 self.record(pending)
                 pending, done = (step + 1, measured), step + 1
-                lagging = [lane for lane in self.open if self.lags(self.sweep, lane.trial, step)]
+                slow = self.lagging(self.sweep, [lane.trial for lane in self.open], step)
+                lagging = [lane for lane in self.open if lane.trial.id in slow]
                 stopping, last = stop.reached(done), done == settings.steps
                 if stopping or last or lagging or _due(done, settings.save_every) or _due(done, settings.eval_every):
                     pending = self.record(pending)

@@ -80,7 +80,9 @@ def plan(experiment, directory, overrides, rule=None):
     if (directory / RECORD).exists():
         begun = open_sweep(directory)
         _check_same(begun, base)
+        rule = rule or begun.rule
         trials = [*begun.trials, *(trial for trial in trials if trial.id not in {old.id for old in begun.trials})]
+    _check_rule(base, rule)
     sweep = Sweep(directory, base, rule, tuple(trials))
     _write(sweep, experiment.file)
     return sweep
@@ -102,6 +104,18 @@ def _check_same(begun, base):
         told = ', '.join(f'{key} ({old} there, {new} here)' for key, (old, new) in changed.items())
         raise config.Error(f'{begun.directory} is the sweep of another experiment: {told}; give another --workdir, '
                            'or the values it was begun with.')
+
+
+def judged_every(settings):
+    """Returns every how many steps there is a loss to judge a trial by; 0 for only at the end."""
+    return settings.eval_every if settings.data.valid else settings.log_every
+
+
+def _check_rule(base, rule):
+    every = judged_every(base)
+    if rule and (not every or rule.first % every):
+        raise config.Error(f'{rule} judges at step {rule.first} and eval_every={every} has no loss there; '
+                           f'try eval_every={rule.first}.')
 
 
 def _write(sweep, file):

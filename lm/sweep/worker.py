@@ -7,7 +7,20 @@ from pathlib import Path
 from lm import config, hosts, loop, runs
 from lm.data.cache import root
 from lm.sweep import claims, grid, together, view
-from lm.sweep.trials import FAILED, SETTLED, axes, open_sweep, plan, progress, replace, rule_of, shown, state, states
+from lm.sweep.trials import (
+    FAILED,
+    SETTLED,
+    axes,
+    judged_every,
+    open_sweep,
+    plan,
+    progress,
+    replace,
+    rule_of,
+    shown,
+    state,
+    states,
+)
 
 
 def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0, workdir: str = '', cache: str = '',
@@ -90,24 +103,24 @@ class Judged(hosts.Stop):
 
     def reached(self, step):
         """Returns whether the run stops after `step`."""
-        self.lags = lags(self.sweep, self.trial, step - 1)
+        self.lags = self.trial.id in lagging(self.sweep, [self.trial], step - 1)
         return super().reached(step) or self.lags
 
 
-def lags(sweep, trial, step):
-    """Returns whether the sweep's rule stops a trial by its loss at `step`, as the files are now."""
-    settings = trial.settings
-    every = settings.eval_every if settings.data.valid else settings.log_every
-    if not sweep.rule or not every or step % every or not sweep.rule.judges(step):
-        return False
-    return states(sweep)[0][trial.id] == 'stopped'
+def lagging(sweep, some, step):
+    """Returns the ids of those of some trials that the sweep's rule stops by their losses at `step`, as files are now.
+    """
+    if not sweep.rule or step % judged_every(sweep.base) or not sweep.rule.judges(step):
+        return set()
+    found, _ = states(sweep)
+    return {trial.id for trial in some if found[trial.id] == 'stopped'}
 
 
 def _train(sweep, chosen, cache):
     """Trains the chosen trials as far as they go, and returns the ids of those that must go on alone."""
     try:
         if len(chosen) > 1:
-            return together.train(sweep, chosen, cache, lags)
+            return together.train(sweep, chosen, cache, lagging)
         _train_one(sweep, chosen[0], cache)
     except runs.Busy as busy:
         print(f'lm: {busy}', flush=True)
