@@ -90,7 +90,7 @@ class Optimizer(abc.ABC):
             grads = updates.clip(trees.select(grads, plan.trained), self.clip)
             direction, moments = self.direction(plan.layout).update(grads, updates.widened(state.direction), live)
             now = rate(state.step)
-            moves = jax.tree.map(lambda d, p, decay, multiplier: -now * multiplier * (d if off(decay) else d + decay * p),
+            moves = jax.tree.map(lambda d, p, decay, factor: -now * factor * (d if off(decay) else d + decay * p),
                                  direction, live, plan.decays, plan.multipliers)
             moves, kept = average.update(moves, state.average, live)
             # x + -0.0 is x bit for bit, also where x is -0.0

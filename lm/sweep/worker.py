@@ -6,7 +6,8 @@ from pathlib import Path
 
 from lm import config, hosts, loop, runs
 from lm.data.cache import root
-from lm.sweep import claims, grid, together, view
+from lm.sweep import claims, grid, vectors, view
+from lm.sweep import together as groups
 from lm.sweep.trials import (
     FAILED,
     SETTLED,
@@ -83,7 +84,7 @@ def choose(sweep, desk, width=1, alone=()):
     ready.sort(key=lambda trial: -progressed[trial.id][0])
     for trial in ready:
         if chosen and (len(chosen) == width or {trial.id, chosen[0].id} & set(alone)
-                       or not together.akin(chosen[0], trial)):
+                       or not vectors.akin(chosen[0], trial)):
             continue
         if not desk.take(trial.id):
             waiting = True
@@ -120,7 +121,7 @@ def _train(sweep, chosen, cache):
     """Trains the chosen trials as far as they go, and returns the ids of those that must go on alone."""
     try:
         if len(chosen) > 1:
-            return together.train(sweep, chosen, cache, lagging)
+            return groups.train(sweep, chosen, cache, lagging)
         _train_one(sweep, chosen[0], cache)
     except runs.Busy as busy:
         print(f'lm: {busy}', flush=True)
