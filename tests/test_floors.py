@@ -18,13 +18,8 @@ FLOORS = {
     'lm/train.py': 3, 'lm/loop.py': 3, 'lm/runs.py': 3, 'lm/checkpoint.py': 3, 'lm/metrics.py': 3,
     'lm/generate.py': 3, 'lm/evaluate.py': 3,
     'lm/bench.py': 4, 'lm/tasks/': 4, 'lm/convert/': 4, 'lm/compress/': 4, 'lm/interpret/': 4,
-<<<<<<< HEAD
     'lm/federated.py': 4, 'lm/plan/': 4,
-    'lm/sweep.py': 5, 'lm/report.py': 5, 'lm/serve.py': 5,
-=======
-    'lm/federated.py': 4, 'lm/plan.py': 4,
     'lm/sweep/': 5, 'lm/report.py': 5, 'lm/serve.py': 5,
->>>>>>> b62c7fe (Sweep: list the trials of an experiment, and train each once, whoever comes)
     'lm/cli.py': 6, 'lm/__main__.py': 6,
 }
 FILES = sorted(path.relative_to(ROOT).as_posix() for room in ('lm', 'experiments', 'launch')
