@@ -1,4 +1,7 @@
 """A sweep of runs of a second, for tests, each on one of the 8 devices."""
+import jax
+import pytest
+
 from lm import config, data, optim, train
 from lm.models.decoder import Decoder
 from lm.sweep import trials
@@ -25,6 +28,15 @@ SETTINGS = train.Config(
                      batch=8),
     optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2), ema=0.9),
     steps=8, log_every=2, save_every=3, eval_every=4, eval_batches=2, sample='A')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+    """Gives every program one of the 8 devices, which compiles in half the time."""
+    devices = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, 'devices', lambda: devices)
+        yield
 
 
 def begin(directory, overrides, settings=SETTINGS, rule=None):

@@ -1,12 +1,14 @@
 """Sweeps: what they list, that each trial is trained once, and that it is the run that `lm train` would make."""
+import io
 import json
 import shutil
 
 import pytest
-from sweeps import FILE
+import rich.console
+from sweeps import FILE, one_device  # noqa: F401
 
 from lm import cli, config, metrics, runs
-from lm.sweep import chain, grid, sample, trials, worker, zipped
+from lm.sweep import chain, claims, grid, sample, trials, view, worker, zipped
 
 
 @pytest.fixture
@@ -126,6 +128,31 @@ def test_only_what_is_missing_is_trained(done, cache, capsys):
     assert cli.main(['sweep', '--worker', str(done / 'sweep'), '--cache', str(cache)]) == 0
     assert cli.main(['sweep', '--watch', str(done / 'sweep')]) == 0
     assert capsys.readouterr().out.count('optimizer.peak=0.02') == 2
+
+
+def test_the_view_shows_states_and_the_best(done, monkeypatch):
+    sweep = trials.open_sweep(done / 'sweep')
+    with claims.Claims(sweep.directory) as desk:
+        now = view.look(sweep, desk)
+        assert set(now['states'].values()) == {'finished'} and now['seconds'] is None
+        (sweep.trials[0].directory / 'checkpoints' / '6').rename(sweep.trials[0].directory / 'checkpoints' / 'gone')
+        assert desk.take(sweep.trials[0].id)
+        now = view.look(sweep, desk)
+        (sweep.trials[0].directory / 'checkpoints' / 'gone').rename(sweep.trials[0].directory / 'checkpoints' / '6')
+    assert now['states'][sweep.trials[0].id] == 'running' and now['seconds'] == 0
+    console = rich.console.Console(width=120, record=True, file=io.StringIO())
+    console.print(view._table(sweep, now))
+    text = console.export_text()
+    assert f'best {view.best(now, view.ranked(sweep, now)[0]):.4f}: optimizer.peak=' in text and '1 running' in text
+
+
+def test_two_workers_never_choose_the_same(file, tmp_path):
+    sweep = listed(file, tmp_path / 'a', [{'seed': seed} for seed in range(5)])
+    first, second = claims.Claims(sweep.directory), claims.Claims(sweep.directory)
+    one, _ = worker.choose(sweep, first, 2)
+    two, _ = worker.choose(sweep, second, 8)
+    assert [len(one), len(two)] == [2, 3] and not {t.id for t in one} & {t.id for t in two}
+    assert worker.choose(sweep, claims.Claims(sweep.directory)) == ([], True)
 
 
 def test_a_trial_killed_before_its_last_validation_is_validated(done, tmp_path, cache):

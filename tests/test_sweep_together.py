@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from sweeps import SETTINGS, begin
+from sweeps import SETTINGS, begin, one_device  # noqa: F401
 
 from lm import checkpoint, loop, metrics, optim, train
 from lm.sweep import claims, together, vectors, worker
@@ -25,16 +25,7 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def one_device():
-    """Gives every program one of the 8 devices."""
-    devices = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, 'devices', lambda: devices)
-        yield
-
-
-@pytest.fixture(scope='module')
-def alone(tmp_path_factory, cache, one_device):
+def alone(tmp_path_factory, cache):
     """Returns the sweep of the first and the last of FOUR, trained one by one."""
     sweep = begin(tmp_path_factory.mktemp('alone') / 'sweep', [FOUR[0], FOUR[3]])
     assert worker.work(sweep, cache) == 0
@@ -42,7 +33,7 @@ def alone(tmp_path_factory, cache, one_device):
 
 
 @pytest.fixture(scope='module')
-def group(tmp_path_factory, cache, one_device):
+def group(tmp_path_factory, cache):
     """Returns the sweep of FOUR, trained as one program."""
     sweep = begin(tmp_path_factory.mktemp('group') / 'sweep', FOUR)
     assert all(vectors.akin(sweep.trials[0], other) for other in sweep.trials[1:])

@@ -49,6 +49,8 @@ def axes(over, seeds):
         if not equals or not all(split(values)):
             raise config.Error(f'--over {text} is no list of values; write it as {key or "model.depth"}=1,2.')
         found.append([{key: Text(value)} for value in split(values)])
+    if seeds < 0:
+        raise config.Error(f'--seeds={seeds} is negative; try --seeds=5.')
     if seeds:
         found.append(zipped({'seed': range(seeds), 'data.seed': range(seeds)}))
     return found

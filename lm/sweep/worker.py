@@ -15,11 +15,9 @@ from lm.sweep.trials import (
     judged_every,
     open_sweep,
     plan,
-    progress,
     replace,
     rule_of,
     shown,
-    state,
     states,
 )
 
@@ -78,21 +76,22 @@ def work(sweep, cache, width=1):
 def choose(sweep, desk, width=1, alone=()):
     """Returns the trials to train next, claimed, and whether others have trials that may yet be left to this worker."""
     found, progressed = states(sweep)
-    losses = [scores for _, scores in progressed.values()]
-    chosen, waiting = [], False
+    taken, waiting = [], False
     ready = [trial for trial in sweep.trials if found[trial.id] not in SETTLED]
     ready.sort(key=lambda trial: -progressed[trial.id][0])
     for trial in ready:
-        if chosen and (len(chosen) == width or {trial.id, chosen[0].id} & set(alone)
-                       or not vectors.akin(chosen[0], trial)):
+        if taken and (len(taken) == width or {trial.id, taken[0].id} & set(alone)
+                      or not vectors.akin(taken[0], trial)):
             continue
-        if not desk.take(trial.id):
-            waiting = True
-        elif state(sweep, trial, progress(trial), losses) in SETTLED:
-            desk.release(trial.id)
+        if desk.take(trial.id):
+            taken.append(trial)
         else:
-            chosen.append(trial)
-    return chosen, waiting
+            waiting = True
+    found = states(sweep)[0] if taken else {}  # others may have ended them just before
+    settled = [trial for trial in taken if found[trial.id] in SETTLED]
+    for trial in settled:
+        desk.release(trial.id)
+    return [trial for trial in taken if trial not in settled], waiting or bool(settled)
 
 
 class Judged(hosts.Stop):
