@@ -25,6 +25,7 @@ VERBS = {
     'bench': 'lm.bench',
     'plan': 'lm.plan.show',
     'report': 'lm.report.show',
+    'sweep': 'lm.sweep.worker',
 }
 WITHOUT_JAX = ('data', 'config', 'report')
 TOGETHER = ('train', 'eval', 'generate', 'bench')  # verbs that several processes run as one

@@ -1,7 +1,6 @@
 """How well a model predicts text: loss, perplexity, bits per byte, by source; and `lm eval`."""
 import json
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,26 +20,33 @@ def score(model, params, stream, mesh, batches=0):
     count = min(batches, stream.batches) if batches else stream.batches
     with jax.set_mesh(mesh):
         rows = sharding.rows(stream.batch, mesh)
-        sums = []
+        found = []
         for i in range(count):
             batch = sharding.put(stream.batch_at(i, rows), mesh, stream.batch)
-            jax.block_until_ready(sums[-1:])  # on CPU, hosts would run batches at once in another order, and lock
-            sums.append(_sums(model, len(stream.sources), params, batch))
-    nll, tokens = np.sum(jax.device_get(sums), axis=0, dtype=np.float64).T
+            jax.block_until_ready(found[-1:])  # on CPU, hosts would run batches at once in another order, and lock
+            found.append(_sums(model, len(stream.sources), params, batch))
+    return scores(np.sum(jax.device_get(found), axis=0, dtype=np.float64), stream)
+
+
+def scores(sums, stream):
+    """Returns what `score` does of the [sources 2] sums of losses and of weights over a stream's batches."""
+    nll, tokens = sums.T
     loss = nll.sum() / max(tokens.sum(), 1)
-    scores = {'loss': loss, 'perplexity': math.exp(min(loss, 700)),
-              'bits_per_byte': loss / math.log(2) * stream.tokens_per_byte, 'tokens': int(tokens.sum())}
+    found = {'loss': loss, 'perplexity': math.exp(min(loss, 700)),
+             'bits_per_byte': loss / math.log(2) * stream.tokens_per_byte, 'tokens': int(tokens.sum())}
     if len(stream.sources) > 1:
-        scores |= {f'loss/{name}': nll[i] / max(tokens[i], 1) for i, name in enumerate(stream.sources)}
-    return {name: value if isinstance(value, int) else float(value) for name, value in scores.items()}
+        found |= {f'loss/{name}': nll[i] / max(tokens[i], 1) for i, name in enumerate(stream.sources)}
+    return {name: value if isinstance(value, int) else float(value) for name, value in found.items()}
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _sums(model, sources, params, batch):
+def sums(model, sources, params, batch):
     """Returns [sources 2]: the sum of losses in nats, and of weights, of the rows of each source."""
     nll, _ = model.token_losses(params, batch)
     rows = jnp.stack([jnp.sum(nll * batch['weights'], -1), jnp.sum(batch['weights'], -1)], -1)
     return sharding.constrain(jax.ops.segment_sum(rows, batch['source'], sources), None, None)
+
+
+_sums = jax.jit(sums, static_argnums=(0, 1))
 
 
 def main(run: str, *, split: str = 'valid', step: int = 0, stride: int = 0, cache: str = ''):

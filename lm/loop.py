@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lm import config, evaluate, generate, hosts, runs, sharding, train, trees
+from lm import config, evaluate, generate, hosts, metrics, runs, sharding, train, trees
 from lm.data import baselines, loader
 from lm.data.cache import home, root
 
@@ -51,12 +51,17 @@ def _restore(program, store, stream):
     if found is None:
         with jax.set_mesh(program.mesh):
             return program.init(), fresh
-    for name in sorted({*found[1]['data'], *fresh['data']}):
-        was, now = (data.get(name) for data in (found[1]['data'], fresh['data']))
-        if was != now:
-            raise config.Error(f'the checkpoint was trained on other data: {name} was {was} and is {now}; '
-                               'restore what it was, or give another --workdir.')
+    check_data(found[1], fresh)
     return found
+
+
+def check_data(was, now):
+    """Raises config.Error unless the data of a checkpoint's meta are those of another."""
+    for name in sorted({*was['data'], *now['data']}):
+        before, after = (meta['data'].get(name) for meta in (was, now))
+        if before != after:
+            raise config.Error(f'the checkpoint was trained on other data: {name} was {before} and is {after}; '
+                               'restore what it was, or give another --workdir.')
 
 
 def _advance(settings, program, streams, run, begun):
@@ -65,7 +70,7 @@ def _advance(settings, program, streams, run, begun):
     state, meta = begun
     start = int(state.step)
     serve = partial(_serve, stream, program.mesh, meta['offset'])
-    log = _Log(settings, run.writer)
+    log = Log(settings, run.writer)
     with jax.set_mesh(program.mesh), contextlib.closing(loader.prefetch(serve, start)) as batches:
         for step, batch in batches:
             state, measured = program.step(state, batch)
@@ -105,7 +110,7 @@ def validate(settings, program, state, valid, run):
     return scores
 
 
-class _Log:
+class Log:
     """Reads the metrics of a step once the next is dispatched, so that the device never waits for the host."""
 
     def __init__(self, settings, writer):
@@ -114,6 +119,7 @@ class _Log:
         self.mark, self.bad, self.own, self.left = None, 0, 0.0, None
 
     def push(self, step, measured):
+        """Takes the metrics of a step, and reads those of the step before."""
         if self.left:
             self.own += time.monotonic() - self.left
         pending, self.pending = self.pending, (step, measured)
@@ -121,11 +127,13 @@ class _Log:
         self.left = time.monotonic()
 
     def flush(self):
+        """Reads what is still to be read."""
         pending, self.pending = self.pending, None
         self.read(pending)
         self.left = None
 
     def read(self, pending):
+        """Records (step, metrics) where that is due; raises NotFinite after `patience` bad steps."""
         if pending is None:
             return
         step, measured = pending
@@ -172,7 +180,7 @@ def main(experiment: str, *overrides: str, workdir: str = '', cache: str = ''):
 
 def train_in(settings, run, cache, mesh=None):
     """Trains to the end, on `mesh` if given instead of the settings' own, and says how it ended or had ended before."""
-    if settings.steps in hosts.decide(run.store.steps):
+    if hosts.decide(lambda: settings.steps in run.store.steps() and _scored(settings, run.directory)):
         print(f'{run.directory} is finished: {settings.steps} steps.')
         return
     run.stop.heed()
@@ -181,7 +189,7 @@ def train_in(settings, run, cache, mesh=None):
     hosts.agree(stream.fingerprint)
     hosts.decide(lambda: runs.keep_tokenizer(run.directory, home(data.train, data.tokenizer, cache)))
     valid = data.open(cache, 'valid') if data.valid else None
-    _check_vocabulary(settings.model, stream.encoder)
+    check_vocabulary(settings.model, stream.encoder)
     built = train.program(settings, mesh)
     print(f'{trees.count(built.abstract.params):,} parameters, {stream.rows:,} rows of {data.context} tokens, '
           f'mesh {dict(built.mesh.shape)} of {jax.devices()[0].device_kind}, run {run.directory}', flush=True)
@@ -189,7 +197,14 @@ def train_in(settings, run, cache, mesh=None):
     summarise(settings, built, state, (stream, valid), run)
 
 
-def _check_vocabulary(model, encoder):
+def _scored(settings, directory):
+    """Returns whether the last validation is on record, which a run may have been killed before."""
+    return not settings.data.valid or any('valid/loss' in record for record in metrics.read(directory)
+                                          if record['step'] == settings.steps)
+
+
+def check_vocabulary(model, encoder):
+    """Raises config.Error unless the model has as many tokens as the tokenizer."""
     if model.vocab != encoder.size:
         raise config.Error(f'model.vocab={model.vocab} and the tokenizer has {encoder.size} tokens; '
                            f'try model.vocab={encoder.size}.')

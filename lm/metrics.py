@@ -56,7 +56,7 @@ class Writer:
             self.bar.print(f'step {step}  {text}') if 'valid/' in text else self.bar.update(0, said=text)
         else:
             left = (time.monotonic() - self.began) / max(step - self.start, 1) * (self.steps - step)
-            print(f'step {step}/{self.steps}  {text}  eta {_clock(left)}', flush=True)
+            print(f'step {step}/{self.steps}  {text}  eta {clock(left)}', flush=True)
 
     def advance(self, step):
         """Moves the progress bar to `step`."""
@@ -112,7 +112,8 @@ def _short(value):
     return f'{value:,}' if isinstance(value, int) else f'{value:.4g}'
 
 
-def _clock(seconds):
+def clock(seconds):
+    """Returns seconds as hours:minutes:seconds."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours}:{minutes:02}:{seconds:02}'

@@ -20,6 +20,10 @@ FREE = ('mesh', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep',
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sentencepiece')
 
 
+class Busy(config.Error):
+    """Another process is training in the directory."""
+
+
 class Run:
     """A directory in which one run trains, of one process or several: its checkpoints, its record, when it stops."""
 
@@ -71,8 +75,7 @@ def _claim(directory, locks):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         lock.close()
-        raise config.Error(f'another process is training in {directory}; wait for it, or give another --workdir.') \
-            from error
+        raise Busy(f'another process is training in {directory}; wait for it, or give another --workdir.') from error
     locks.append(lock)
     mark = f'{socket.gethostname()} {os.getpid()} {time.time()}'
     lock.write(mark)

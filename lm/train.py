@@ -114,6 +114,17 @@ def accumulated(loss, parts):
     return sweep
 
 
+def functions(settings):
+    """Returns the pure functions init() -> State and step(state, batch) -> (State, metrics) of a Config."""
+    model = settings.model
+    tx = settings.optimizer.make(settings.steps, model.axes())
+
+    def init():
+        params = model.init(jax.random.key(settings.seed))
+        return State(jnp.int32(0), params, tx.init(params), jnp.int32(0))
+    return init, make_step(model.loss, tx, settings.seed, settings.accumulate, model.adjusted)
+
+
 class Program(NamedTuple):
     """A Config made executable on a mesh: init() -> state, step(state, batch) -> (state, metrics), state's shapes."""
 
@@ -130,18 +141,13 @@ def program(settings, mesh=None):
     """
     mesh = sharding.make_mesh(settings.mesh) if mesh is None else mesh
     sharding.check_rows(settings.data.batch // settings.accumulate, mesh)
-    model, axes = settings.model, settings.model.axes()
-    tx = settings.optimizer.make(settings.steps, axes)
-
-    def init():
-        params = model.init(jax.random.key(settings.seed))
-        return State(jnp.int32(0), params, tx.init(params), jnp.int32(0))
+    axes = settings.model.axes()
+    init, step = functions(settings)
     shapes = jax.eval_shape(init)
     sharding.check(shapes.params, axes, mesh)
     placed = sharding.mirror(shapes, axes, mesh)
     if settings.zero:
         placed = placed._replace(optimizer=sharding.mirror(shapes.optimizer, axes, mesh, sharding.ZERO))
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
-    step = jax.jit(make_step(model.loss, tx, settings.seed, settings.accumulate, model.adjusted), donate_argnums=0,
-                   out_shardings=(placed, None))
+    step = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
     return Program(mesh, jax.jit(init, out_shardings=placed), step, abstract)

@@ -1,0 +1,198 @@
+"""The directory of a sweep: sweep.json lists its trials, and each trial's folder is the directory of a run."""
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm import config, metrics, runs
+from lm.config.overrides import branches
+from lm.config.values import Text, fit
+from lm.sweep import zipped
+from lm.sweep.rules import Rule
+
+RECORD, FAILED = 'sweep.json', 'failed.json'
+SETTLED = ('finished', 'failed', 'stopped')  # states in which nothing is left to do
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep: its identity, what it overrides of the sweep's base, and all its settings."""
+
+    id: str
+    overrides: dict
+    settings: Any
+    directory: Path
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A directory in which trials of one experiment are trained, each at most once; `rule` stops those that lag."""
+
+    directory: Path
+    base: Any
+    rule: Rule | None
+    trials: tuple[Trial, ...]
+
+
+def identity(settings):
+    """Returns 16 hex digits of what a run computes: of its settings without those that do not change it."""
+    return config.fingerprint({name: value for name, value in vars(settings).items() if name not in runs.FREE})
+
+
+def axes(over, seeds):
+    """Returns the axes of a grid that the texts 'key=value,value' and a number of seeds ask for."""
+    found = []
+    for text in over:
+        key, equals, values = text.partition('=')
+        if not equals or not all(split(values)):
+            raise config.Error(f'--over {text} is no list of values; write it as {key or "model.depth"}=1,2.')
+        found.append([{key: Text(value)} for value in split(values)])
+    if seeds < 0:
+        raise config.Error(f'--seeds={seeds} is negative; try --seeds=5.')
+    if seeds:
+        found.append(zipped({'seed': range(seeds), 'data.seed': range(seeds)}))
+    return found
+
+
+def split(text):
+    """Returns the parts of a text between commas, those inside brackets not counted: 'a(1,2),b' -> ['a(1,2)', 'b']."""
+    parts, depth = [''], 0
+    for letter in text:
+        depth += (letter in '([{') - (letter in ')]}')
+        if letter == ',' and not depth:
+            parts.append('')
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def plan(experiment, directory, overrides, rule=None):
+    """Returns the Sweep of a loaded experiment with a trial for each of `overrides`, beside those already listed there.
+
+    Writes sweep.json. Raises config.Error where two of them are one, none fits, or the directory is another sweep's.
+    """
+    directory, base = Path(directory), experiment.config
+    trials, listed = _trials(directory, base, overrides), {}
+    for number, trial in enumerate(trials):
+        first = listed.setdefault(trial.id, number)
+        if first != number:
+            raise config.Error(f'trials {first} and {number} of the sweep are one: {shown(trial)}; remove one of them.')
+    if (directory / RECORD).exists():
+        begun = open_sweep(directory)
+        _check_same(begun, base)
+        rule = rule or begun.rule
+        trials = [*begun.trials, *(trial for trial in trials if trial.id not in {old.id for old in begun.trials})]
+    _check_rule(base, rule)
+    sweep = Sweep(directory, base, rule, tuple(trials))
+    _write(sweep, experiment.file)
+    return sweep
+
+
+def _trials(directory, base, overrides):
+    trials = []
+    for changes in overrides:
+        settings = config.override(base, changes)
+        values = dict(branches(settings))
+        trial = identity(settings)
+        trials.append(Trial(trial, {key: values[key] for key in changes}, settings, directory / trial))
+    return trials
+
+
+def _check_same(begun, base):
+    changed = {key: pair for key, pair in config.diff(begun.base, base).items() if key.split('.')[0] not in runs.FREE}
+    if changed:
+        told = ', '.join(f'{key} ({old} there, {new} here)' for key, (old, new) in changed.items())
+        raise config.Error(f'{begun.directory} is the sweep of another experiment: {told}; give another --workdir, '
+                           'or the values it was begun with.')
+
+
+def judged_every(settings):
+    """Returns every how many steps there is a loss to judge a trial by; 0 for only at the end."""
+    return settings.eval_every if settings.data.valid else settings.log_every
+
+
+def _check_rule(base, rule):
+    every = judged_every(base)
+    if rule and (not every or rule.first % every):
+        raise config.Error(f'{rule} judges at step {rule.first} and eval_every={every} has no loss there; '
+                           f'try eval_every={rule.first}.')
+
+
+def _write(sweep, file):
+    about = {'experiment': str(file), 'config': config.dump(sweep.base), 'rule': config.dump(sweep.rule),
+             'trials': {trial.id: {key: config.dump(value) for key, value in trial.overrides.items()}
+                        for trial in sweep.trials}}
+    try:
+        sweep.directory.mkdir(parents=True, exist_ok=True)
+        replace(sweep.directory / RECORD, json.dumps(about, indent=1) + '\n')
+        if Path(file).resolve() != (sweep.directory / 'experiment.py').resolve():
+            shutil.copyfile(file, sweep.directory / 'experiment.py')
+    except OSError as error:
+        raise config.Error(f'cannot write to {sweep.directory}: {error.strerror}; give another --workdir, '
+                           'or free some space.') from error
+
+
+def replace(path, text):
+    """Writes a text file whole: who reads it sees the text before or this one."""
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def open_sweep(directory):
+    """Returns the Sweep that a directory lists."""
+    directory = Path(directory)
+    if not (directory / RECORD).exists():
+        raise config.Error(f'{directory} holds no sweep; begin one with lm sweep EXPERIMENT --workdir={directory}.')
+    about, file = json.loads((directory / RECORD).read_text()), directory / 'experiment.py'
+    base = config.build(about['config'], file)
+    trials = []
+    for trial, overrides in about['trials'].items():
+        values = {key: config.build(value, file) for key, value in overrides.items()}
+        trials.append(Trial(trial, values, config.override(base, values), directory / trial))
+    return Sweep(directory, base, config.build(about['rule'], file), tuple(trials))
+
+
+def progress(trial):
+    """Returns the last step on record and {step: loss}: the validation loss, or the training loss if none is held out.
+
+    A loss that is not finite is None.
+    """
+    records = metrics.read(trial.directory)
+    name = 'valid/loss' if trial.settings.data.valid else 'loss'
+    scores = {record['step']: record[name] for record in records if name in record}
+    return max((record['step'] for record in records), default=0), scores
+
+
+def state(sweep, trial, found, others):
+    """Returns what a trial has come to, by its files: 'new', 'begun', or one of SETTLED.
+
+    `found` is its progress and `others` are the {step: loss} of all trials, by which the sweep's rule stops this one.
+    """
+    step, scores = found
+    if (trial.directory / FAILED).exists():
+        return 'failed'
+    if trial.settings.steps in scores and (trial.directory / 'checkpoints' / str(trial.settings.steps)).exists():
+        return 'failed' if scores[trial.settings.steps] is None else 'finished'
+    if sweep.rule and not sweep.rule.allows(scores, others):
+        return 'stopped'
+    return 'begun' if step else 'new'
+
+
+def states(sweep):
+    """Returns {trial id: state} and {trial id: (last step, {step: loss})}, by the files as they are now."""
+    found = {trial.id: progress(trial) for trial in sweep.trials}
+    losses = [scores for _, scores in found.values()]
+    return {trial.id: state(sweep, trial, found[trial.id], losses) for trial in sweep.trials}, found
+
+
+def shown(trial):
+    """Returns a trial's overrides in one line, as one would write them."""
+    return ' '.join(f'{key}={value}' for key, value in trial.overrides.items()) or 'no overrides'
+
+
+def rule_of(text):
+    """Returns the Rule that a text names, such as 'Halving(first=100)'; None of an empty one."""
+    return fit(Text(text), Rule, '--stop') if text else None

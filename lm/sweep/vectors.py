@@ -1,0 +1,106 @@
+"""Trials that differ only in numbers as one program: vmap of the pure step over an axis C of trials."""
+import copy
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lm import config, evaluate, train
+
+_known = {}
+
+
+def akin(a, b):
+    """Returns whether two trials can be one program: they differ in seeds and in numbers that the step can trace."""
+    changed = config.diff(a.settings, b.settings)
+    return saved(a) == saved(b) and all(
+        key in ('seed', 'data.seed') or (type(x) is type(y) is float and traceable(a.settings, key))
+        for key, (x, y) in changed.items())
+
+
+def saved(trial):
+    """Returns the last saved step of a trial, 0 where there is none."""
+    folder = trial.directory / 'checkpoints'
+    names = os.listdir(folder) if folder.exists() else []
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def traceable(settings, key):
+    """Returns whether a step can be made without knowing the number at a dotted key, as jax finds by trying.
+
+    It cannot where Python branches on it: a clip of 0.0 is another program than any other.
+    """
+    def run(number):
+        init, step = train.functions(planted(settings, {key: number}))
+        state = init()
+        return state, step(state, settings.data.example())[0]
+    known = type(settings.model), type(settings.optimizer), type(settings.optimizer.schedule), key
+    if known not in _known:
+        try:
+            before, after = jax.eval_shape(run, jax.ShapeDtypeStruct((), jnp.float32))
+            _known[known] = jax.tree.map(lambda x: x.dtype, before) == jax.tree.map(lambda x: x.dtype, after)
+        except (TypeError, ValueError, AttributeError):
+            _known[known] = False
+    return _known[known]
+
+
+def planted(value, changes):
+    """Returns a component with values put in at dotted keys, unchecked: a number being traced has no value to check."""
+    groups = {}
+    for key, change in changes.items():
+        name, _, rest = key.partition('.')
+        groups.setdefault(name, {})[rest] = change
+    new = copy.copy(value)
+    for name, group in groups.items():
+        object.__setattr__(new, name, group[''] if '' in group else planted(getattr(value, name), group))
+    return new
+
+
+class Program(NamedTuple):
+    """C trials made executable: `numbers` [C] by key, and functions of them with C leading all that they take and give.
+
+    init(numbers) -> states, step(numbers, states, batches) -> (states, metrics), sums(numbers, states, batch) -> [C
+    sources 2] of one batch for all. `place` says on which devices they are.
+    """
+
+    numbers: dict
+    init: Any
+    step: Any
+    sums: Any
+    place: jax.sharding.NamedSharding
+
+
+def program(trials, sources=1):
+    """Returns the Program of akin trials, spread over as many devices as divide their number."""
+    lead = trials[0].settings
+    keys = {key for trial in trials for key in config.diff(lead, trial.settings)} - {'seed', 'data.seed'}
+    leaves = [config.flatten(trial.settings) for trial in trials]
+    numbers = {key: np.array([each[key] for each in leaves], np.float32) for key in sorted(keys)}
+    numbers['seed'] = np.array([trial.settings.seed for trial in trials], np.int32)
+    count = max(n for n in range(1, len(jax.devices()) + 1) if len(trials) % n == 0)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ('trials',))
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('trials'))
+
+    def init(numbers):
+        return train.functions(planted(lead, numbers))[0]()
+
+    def step(numbers, state, batch):
+        return train.functions(planted(lead, numbers))[1](state, batch)
+
+    def sums(numbers, state, batch):
+        settings = planted(lead, numbers)
+        params = settings.optimizer.averaged(state.optimizer, state.params)
+        return evaluate.sums(settings.model, sources, params, batch)
+    return Program(jax.device_put(numbers, place), jax.jit(jax.vmap(init), out_shardings=place),
+                   jax.jit(_each(step, count), donate_argnums=1, out_shardings=(place, place)),
+                   jax.jit(jax.vmap(sums, (0, 0, None))), place)
+
+
+def _each(step, devices):
+    """Returns the step of all trials: vmap, but on one CPU in turn, which keeps each trial's activations in its caches.
+    """
+    if devices == 1 and jax.default_backend() == 'cpu':
+        return lambda *given: jax.lax.map(lambda one: step(*one), given)
+    return jax.vmap(step)

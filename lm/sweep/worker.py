@@ -1,0 +1,167 @@
+"""`lm sweep`: plans the trials of an experiment and trains those that nobody has trained or is training."""
+import json
+import time
+import traceback
+from pathlib import Path
+
+from lm import config, hosts, loop, runs
+from lm.data.cache import root
+from lm.sweep import claims, grid, vectors, view
+from lm.sweep import together as groups
+from lm.sweep.trials import (
+    FAILED,
+    SETTLED,
+    axes,
+    judged_every,
+    open_sweep,
+    plan,
+    replace,
+    rule_of,
+    shown,
+    states,
+)
+
+
+def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0, workdir: str = '', cache: str = '',
+         together: int = 1, stop: str = '', worker: bool = False, watch: bool = False):
+    """Trains every variant of an experiment, each once; the same line again, anywhere, helps or goes on.
+
+    Args:
+        place: the experiment file, whose sweep() yields dicts of overrides if it has one; or, for --worker and
+            --watch, the directory of a sweep
+        overrides: values to set in all trials, e.g. steps=500
+        over: values to vary, e.g. optimizer.peak=1e-4,1e-3 or model.position=Rope,Alibi; every combination is a trial
+        seeds: how many seeds, each also an order of the data, every variant is trained with
+        workdir: directory of the sweep, by default runs/<name of the experiment>_sweep
+        cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
+        together: how many trials that differ only in numbers to train as one program
+        stop: stop trials that lag, e.g. 'Halving(first=100)' or 'Median(first=100)'; judged by validation loss
+        worker: take trials of the sweep in a directory until none is left
+        watch: show the sweep in a directory
+    """
+    if watch:
+        return view.main(place)
+    directory = Path(place if worker else workdir or f'runs/{Path(place).stem}_sweep')
+    if not worker:
+        loaded = config.load(place, overrides)
+        swept = config.sweep(place) if hasattr(config.open_file(place), 'sweep') else [{}]
+        plan(loaded, directory, grid(swept, *axes(over, seeds)), rule_of(stop))
+    return work(open_sweep(directory), root(cache), together)
+
+
+def work(sweep, cache, width=1):
+    """Trains trials, up to `width` as one program, until none of the sweep is left; returns the exit code."""
+    print(f'{len(sweep.trials)} trials in {sweep.directory}', flush=True)
+    with claims.Claims(sweep.directory) as desk:
+        alone = set()
+        while True:
+            chosen, waiting = choose(sweep, desk, width, alone)
+            if not chosen and not waiting:
+                break
+            if not chosen:
+                time.sleep(claims.PERIOD)
+                continue
+            try:
+                alone |= _train(sweep, chosen, cache)
+            except loop.Stopped:
+                print(f'stopped and saved in {sweep.directory}; the same line goes on.')
+                return loop.STOPPED
+            finally:
+                for trial in chosen:
+                    desk.release(trial.id)
+    view.show(sweep)
+    return int('failed' in states(sweep)[0].values())
+
+
+def choose(sweep, desk, width=1, alone=()):
+    """Returns the trials to train next, claimed, and whether others have trials that may yet be left to this worker."""
+    found, progressed = states(sweep)
+    taken, waiting = [], False
+    ready = [trial for trial in sweep.trials if found[trial.id] not in SETTLED]
+    ready.sort(key=lambda trial: -progressed[trial.id][0])
+    for trial in ready:
+        if taken and (len(taken) == width or {trial.id, taken[0].id} & set(alone)
+                      or not vectors.akin(taken[0], trial)):
+            continue
+        if desk.take(trial.id):
+            taken.append(trial)
+        else:
+            waiting = True
+    found = states(sweep)[0] if taken else {}  # others may have ended them just before
+    settled = [trial for trial in taken if found[trial.id] in SETTLED]
+    for trial in settled:
+        desk.release(trial.id)
+    return [trial for trial in taken if trial not in settled], waiting or bool(settled)
+
+
+class Judged(hosts.Stop):
+    """Whether a trial's run stops: asked to, or by the sweep's rule, which is heard one step after each validation."""
+
+    def __init__(self, sweep, trial):
+        super().__init__()
+        self.sweep, self.trial, self.lags = sweep, trial, False
+
+    def reached(self, step):
+        """Returns whether the run stops after `step`."""
+        self.lags = self.trial.id in lagging(self.sweep, [self.trial], step - 1)
+        return super().reached(step) or self.lags
+
+
+def lagging(sweep, some, step):
+    """Returns the ids of those of some trials that the sweep's rule stops by their losses at `step`, as files are now.
+    """
+    if not sweep.rule or step % judged_every(sweep.base) or not sweep.rule.judges(step):
+        return set()
+    found, _ = states(sweep)
+    return {trial.id for trial in some if found[trial.id] == 'stopped'}
+
+
+def _train(sweep, chosen, cache):
+    """Trains the chosen trials as far as they go, and returns the ids of those that must go on alone."""
+    try:
+        if len(chosen) > 1:
+            return groups.train(sweep, chosen, cache, lagging)
+        _train_one(sweep, chosen[0], cache)
+    except runs.Busy as busy:
+        print(f'lm: {busy}', flush=True)
+        time.sleep(claims.PERIOD)
+    except (loop.Stopped, KeyboardInterrupt):
+        raise
+    except Exception as fault:
+        if len(chosen) > 1:
+            print(f'{len(chosen)} trials fail as one program ({first_line(fault)}); each goes on alone.', flush=True)
+            return {trial.id for trial in chosen}
+        fail(chosen[0], fault)
+    return set()
+
+
+def _train_one(sweep, trial, cache):
+    print(f'trial {trial.id}: {shown(trial)}', flush=True)
+    run = runs.Run(trial.directory, config.Experiment(trial.settings, {}, sweep.directory / 'experiment.py'))
+    run.stop = Judged(sweep, trial)
+    try:
+        loop.train_in(trial.settings, run, cache)
+    except loop.Stopped:
+        if run.stop.asked:
+            raise
+        print(f"trial {trial.id} is stopped: its loss lags behind the others'.", flush=True)
+    finally:
+        run.close()
+
+
+def fail(trial, fault):
+    """Records why a trial failed, so that it is not tried again, and says it."""
+    print(f'trial {trial.id} failed: {first_line(fault)}', flush=True)
+    if not isinstance(fault, config.Error):
+        traceback.print_exception(fault)
+    try:
+        trial.directory.mkdir(parents=True, exist_ok=True)
+        replace(trial.directory / FAILED, json.dumps({'error': first_line(fault)}) + '\n')
+    except OSError as error:
+        raise config.Error(f'cannot write to {trial.directory}: {error.strerror}; free some space and '
+                           'start again.') from fault
+
+
+def first_line(fault):
+    """Returns the first line of what an exception says."""
+    return (str(fault).strip() or type(fault).__name__).splitlines()[0]

@@ -1,0 +1,79 @@
+"""Sweeps for tests: of a model of pairs that compiles in a second, and of a decoder; each on one of the 8 devices."""
+import jax
+import pytest
+
+from lm import config, data, optim, train
+from lm.models.decoder import Decoder
+from lm.sweep import trials
+
+FILE = '''
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from lm import data, losses, optim, positions, train
+
+TEXT = data.Synthetic(count=20, length=400)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bigram:
+    vocab: int = 258
+    position: positions.Position = positions.Rope()
+
+    def init(self, key):
+        return {'table': 0.02 * jax.random.normal(key, (self.vocab, self.vocab))}
+
+    def axes(self):
+        return {'table': ('vocab', 'embed')}
+
+    def token_losses(self, params, batch):
+        return losses.cross_entropy(params['table'][batch['inputs']], batch['targets'], self.vocab)
+
+    def loss(self, params, batch, key=None):
+        loss = jnp.mean(self.token_losses(params, batch)[0])
+        return loss, {'loss': loss, 'weight': jnp.float32(batch['inputs'].size)}
+
+    def adjusted(self, params, measured):
+        return params, measured
+
+    def prefill(self, params, tokens, lengths, slots):
+        return params['table'][tokens[jnp.arange(len(tokens)), lengths - 1]], {'length': lengths}
+
+    def decode(self, params, tokens, cache):
+        return params['table'][tokens], {'length': cache['length'] + 1}
+
+
+def config():
+    return train.Config(
+        model=Bigram(),
+        data=data.Corpus(train=data.Pick(TEXT, 0, 0.8), valid=data.Pick(TEXT, 0.8, 1), tokenizer=data.Bytes(),
+                         context=16, batch=8),
+        optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2)),
+        steps=6, log_every=1, save_every=2, eval_every=2, eval_batches=2, sample='A')
+'''
+TEXT = data.Synthetic(count=20, length=400)
+SETTINGS = train.Config(
+    model=Decoder(vocab=258, depth=1, heads=2, width=16),
+    data=data.Corpus(train=data.Pick(TEXT, 0, 0.8), valid=data.Pick(TEXT, 0.8, 1), tokenizer=data.Bytes(), context=16,
+                     batch=8),
+    optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2), ema=0.9),
+    steps=8, log_every=2, save_every=3, eval_every=4, eval_batches=2, sample='A')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_device():
+    """Gives every program one of the 8 devices, which compiles in half the time."""
+    devices = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, 'devices', lambda: devices)
+        yield
+
+
+def begin(directory, overrides, settings=SETTINGS, rule=None):
+    """Returns the sweep of some overrides of settings that no file holds."""
+    directory.mkdir()
+    file = directory / 'file.py'
+    file.write_text('')
+    return trials.plan(config.Experiment(settings, {}, file), directory, overrides, rule)

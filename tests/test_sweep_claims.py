@@ -1,0 +1,104 @@
+"""Claims: one owner at a time, whoever asks; taken over from the dead, kept from the living; and the rules."""
+import concurrent.futures
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lm import config
+from lm.sweep import claims
+from lm.sweep.rules import Halving, Median
+
+
+def test_of_many_workers_one_gets_a_trial(tmp_path):
+    desks = [claims.Claims(tmp_path) for _ in range(16)]
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        for trial in map(str, range(20)):
+            assert sum(pool.map(lambda desk, trial=trial: desk.take(trial), desks)) == 1
+
+
+def test_a_released_trial_is_free_at_once(tmp_path):
+    first, second = claims.Claims(tmp_path), claims.Claims(tmp_path)
+    assert first.take('a') and not second.take('a')
+    first.release('a')
+    assert second.take('a') and not first.take('a')
+
+
+def test_a_dead_process_of_this_host_loses_its_claim_at_once(tmp_path):
+    code = f'from lm.sweep import claims; print(claims.Claims({str(tmp_path)!r}).take("a"))'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == 'True'
+    desks = [claims.Claims(tmp_path) for _ in range(4)]
+    assert [desk.take('a') for desk in desks] == [True, False, False, False]
+
+
+def test_another_host_is_dead_when_its_beat_stays_the_same_and_only_then(tmp_path, monkeypatch):
+    desk, now = claims.Claims(tmp_path), [1000.0]
+    monkeypatch.setattr(claims.time, 'monotonic', lambda: now[0])
+    claim = tmp_path / 'claims' / 'a.3'
+    for beat in range(5):
+        claim.write_text(json.dumps({'host': 'elsewhere', 'pid': 1, 'beat': beat, 'time': 0}))
+        assert not desk.take('a')
+        now[0] += claims.DEAD - 1
+    assert not desk.take('a')
+    now[0] += 2
+    assert desk.take('a') and desk.newest() == {'a': 4}
+
+
+def test_a_claim_cut_short_is_watched_like_any_other(tmp_path, monkeypatch):
+    desk, now = claims.Claims(tmp_path), [0.0]
+    monkeypatch.setattr(claims.time, 'monotonic', lambda: now[0])
+    (tmp_path / 'claims' / 'a.1').write_text('')
+    assert not desk.take('a')
+    now[0] += claims.DEAD
+    assert desk.take('a')
+
+
+def test_a_worker_beats_and_ends_when_it_was_taken_for_dead(tmp_path, monkeypatch):
+    left = []
+    monkeypatch.setattr(claims, 'PERIOD', 0.01)
+    monkeypatch.setattr(claims, '_leave', left.append)
+    with claims.Claims(tmp_path) as desk:
+        assert desk.take('a')
+        before = desk.count
+        while desk.count < before + 3:
+            pass
+        assert not left
+        (tmp_path / 'claims' / 'a.2').write_text('{}')
+        while not left:
+            pass
+    assert set(left) == {'a'}
+
+
+def test_halving_lets_the_best_share_of_each_rung_go_on():
+    rule = Halving(first=10, factor=3)
+    assert [step for step in range(100) if rule.judges(step)] == [10, 30, 90]
+    at_first = [{10: float(loss)} for loss in range(9)]
+    assert [rule.allows(each, at_first) for each in at_first] == [True] * 3 + [False] * 6
+    later = [{10: 0.0, 30: 5.0}, {10: 1.0, 30: None}, {10: 2.0, 20: 1.0, 30: 4.0}, *at_first[3:]]
+    assert [rule.allows(each, later) for each in later] == [False, False, True] + [False] * 6
+    assert rule.allows({5: 9.0}, at_first) and rule.allows({10: 3.0}, [{10: 3.0}])
+
+
+def test_a_trial_halted_goes_on_when_others_turn_out_worse():
+    rule, mine = Halving(first=1, factor=2), {1: 1.0}
+    assert not rule.allows(mine, [mine, {1: 0.0}])
+    assert rule.allows(mine, [mine, {1: 0.0}, {1: 2.0}, {1: 3.0}])
+
+
+def test_median_stops_what_is_worse_than_half_the_others_have_been():
+    rule = Median(first=4, least=2)
+    good, fair = {2: 3.0, 4: 1.0, 6: 0.5}, {2: 4.0, 4: 2.0}
+    assert rule.allows({2: 4.0, 4: 2.4}, [good, fair]) and not rule.allows({2: 4.0, 4: 2.6}, [good, fair])
+    assert rule.allows({2: 9.0}, [good, fair]) and rule.allows({2: 9.0, 4: 9.0}, [good])
+    assert not rule.allows({2: 9.0, 4: None}, [good, fair])
+
+
+@pytest.mark.parametrize('make, message', [
+    (lambda: Halving(first=0), 'first=0 is not a step'),
+    (lambda: Halving(first=1, factor=1), 'factor=1 halves nothing'),
+])
+def test_rules_refuse_numbers_that_judge_nothing(make, message):
+    with pytest.raises(config.Error, match=message):
+        make()

@@ -1,0 +1,113 @@
+"""Trials as one program: equal to one by one, with the same files; and what a number decides makes two programs."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from sweeps import SETTINGS, begin, one_device  # noqa: F401
+
+from lm import checkpoint, loop, metrics, optim, train
+from lm.sweep import claims, together, vectors, worker
+from lm.sweep.rules import Halving
+from lm.sweep.trials import states
+
+FOUR = [{'seed': 0, 'data.seed': 0, 'optimizer.peak': 1e-2, 'optimizer.weight_decay': 0.0},
+        {'seed': 1, 'data.seed': 0, 'optimizer.peak': 1e-3, 'optimizer.weight_decay': 0.5},
+        {'seed': 1, 'data.seed': 3, 'optimizer.peak': 1e-2, 'optimizer.b2': 0.99},
+        {'seed': 1, 'data.seed': 3, 'optimizer.peak': 3e-2, 'optimizer.schedule.end': 0.5}]
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory, cache):
+    """Returns the sweep of the first and the last of FOUR, trained one by one."""
+    sweep = begin(tmp_path_factory.mktemp('alone') / 'sweep', [FOUR[0], FOUR[3]])
+    assert worker.work(sweep, cache) == 0
+    return sweep
+
+
+@pytest.fixture(scope='module')
+def group(tmp_path_factory, cache):
+    """Returns the sweep of FOUR, trained as one program."""
+    sweep = begin(tmp_path_factory.mktemp('group') / 'sweep', FOUR)
+    assert all(vectors.akin(sweep.trials[0], other) for other in sweep.trials[1:])
+    assert worker.work(sweep, cache, 4) == 0
+    return sweep
+
+
+def compare(one, other):
+    """Asserts that the trials of one sweep have the same records and last state in another, within 0.02%."""
+    for a, b in [(a, b) for a in one.trials for b in other.trials if a.id == b.id]:
+        left, right = (metrics.read(trial.directory) for trial in (a, b))
+        assert [each.keys() - {'tokens_per_second'} for each in left] == [
+            each.keys() - {'tokens_per_second'} for each in right]
+        for x, y in zip(left, right, strict=True):
+            for name in x.keys() - {'tokens_per_second'}:
+                np.testing.assert_allclose(x[name], y[name], rtol=2e-4, err_msg=f'{a.overrides} {name}')
+        assert sorted(path.name for path in a.directory.iterdir()) == sorted(p.name for p in b.directory.iterdir())
+        abstract = train.program(a.settings).abstract
+        first, second = (checkpoint.Store(trial.directory / 'checkpoints').restore(abstract) for trial in (a, b))
+        assert first[1] == second[1]
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-4), first[0], second[0])
+
+
+def test_together_is_one_by_one_within_rounding_with_the_same_files(alone, group):
+    assert {trial.id for trial in alone.trials} < {trial.id for trial in group.trials}
+    compare(alone, group)
+    assert len({metrics.read(trial.directory)[-1]['valid/loss'] for trial in group.trials}) == 4
+
+
+@pytest.mark.long
+def test_a_group_that_is_stopped_goes_on_together_as_if_it_never_was(group, tmp_path, cache, monkeypatch):
+    sweep = begin(tmp_path / 'sweep', FOUR)
+    monkeypatch.setattr(together.hosts.Stop, 'reached', lambda self, step: step == 5)
+    assert worker.work(sweep, cache, 4) == loop.STOPPED
+    monkeypatch.undo()
+    assert {vectors.saved(trial) for trial in sweep.trials} == {5}
+    assert worker.work(sweep, cache, 4) == 0
+    compare(group, sweep)
+
+
+@pytest.mark.long
+def test_spread_over_devices_is_the_same_within_rounding(group, tmp_path, cache, monkeypatch):
+    devices = jax.local_devices()
+    monkeypatch.setattr(jax, 'devices', lambda: devices)
+    sweep = begin(tmp_path / 'sweep', FOUR)
+    assert vectors.program(sweep.trials).place.num_devices == 4
+    assert worker.work(sweep, cache, 4) == 0
+    compare(group, sweep)
+
+
+def test_what_python_branches_on_makes_another_program(tmp_path):
+    sweep = begin(tmp_path / 'sweep', [{}, {'optimizer.clip': 0.0}, {'optimizer.b1': 0.8}, {'model.depth': 2},
+                                       {'optimizer': optim.Lion()}, {'data.context': 8}, {'seed': 3}])
+    assert [vectors.akin(sweep.trials[0], other) for other in sweep.trials] == [True, False, True, False, False, False,
+                                                                                 True]
+
+
+@pytest.mark.long
+def test_halving_leaves_the_best_of_each_rung(tmp_path, cache):
+    settings = dataclasses.replace(SETTINGS, eval_every=2)
+    four = [{'optimizer.peak': peak} for peak in (1e-5, 1e-4, 1e-3, 1e-2)]
+    sweep = begin(tmp_path / 'sweep', four, settings, Halving(first=2, factor=2))
+    assert worker.work(sweep, cache, 4) == 0
+    found, progress = states(sweep)
+    assert list(found.values()) == ['stopped', 'stopped', 'stopped', 'finished']
+    assert [max(progress[trial.id][1]) for trial in sweep.trials] == [2, 2, 4, 8]
+    assert worker.choose(sweep, claims.Claims(sweep.directory)) == ([], False)
+
+
+@pytest.mark.long
+def test_a_trial_that_is_not_finite_leaves_the_others_alone(tmp_path, cache):
+    settings = dataclasses.replace(SETTINGS, patience=2, optimizer=optim.SGD(clip=0.0, schedule=optim.Constant()))
+    sweep = begin(tmp_path / 'sweep', [{'optimizer.peak': 0.1}, {'optimizer.peak': 1e30}], settings)
+    assert worker.work(sweep, cache, 2) == 1
+    assert list(states(sweep)[0].values()) == ['finished', 'failed']
+    told = json.loads((sweep.trials[1].directory / 'failed.json').read_text())['error']
+    assert 'the loss is not finite' in told
