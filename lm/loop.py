@@ -1,5 +1,6 @@
 """The loop: runs the step over the data, saves, validates and records; and `lm train`."""
 import contextlib
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -224,12 +225,17 @@ def summarise(settings, built, state, streams, run):
     params = settings.optimizer.averaged(state.optimizer, state.params)
     print('sample:')
     with jax.set_mesh(built.mesh):
-        drawn = generate.generate(settings.model, params, stream.encoder, [settings.sample],
-                                  sampler=generate.Sampler(temperature=0.8))
-        text = generate.stream(settings.sample, drawn)
-    if hosts.first():
-        (run.directory / 'sample.txt').write_text(text, encoding='utf-8')
+        sample(settings, params, stream.encoder, run.directory, sys.stdout)
     print(f'run: {run.directory}')
+
+
+def sample(settings, params, encoder, directory, out):
+    """Writes a sample to `out` as it grows, and to sample.txt in a run's directory."""
+    drawn = generate.generate(settings.model, params, encoder, [settings.sample],
+                              sampler=generate.Sampler(temperature=0.8))
+    text = generate.stream(settings.sample, drawn, out)
+    if hosts.first():
+        (directory / 'sample.txt').write_text(text, encoding='utf-8')
 
 
 def _baselines(data):

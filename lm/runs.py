@@ -33,7 +33,8 @@ class Run:
         mark = hosts.decide(lambda: _claim(self.directory, self.locks))
         _check_shared(self.directory, mark)
         hosts.agree({'jax': jax.__version__, **_plain(config.flatten(experiment.config))})
-        hosts.decide(lambda: _record(self.directory, experiment))
+        devices = jax.devices()  # found by all processes together: one that asks alone waits for the others
+        hosts.decide(lambda: _record(self.directory, experiment, devices))
         self.store = checkpoint.Store(self.directory / 'checkpoints', experiment.config.keep)
         self.steps = experiment.config.steps
         self.writer = None
@@ -98,14 +99,14 @@ def _plain(values):
     return {key: repr(value) for key, value in values.items()}
 
 
-def _record(directory, experiment):
+def _record(directory, experiment, devices):
     """Writes what the run is made from, or checks that it is the same as when the directory was begun."""
     path = directory / 'config.json'
     if path.exists():
         _check_same(directory, read(directory), experiment.config)
     shutil.copyfile(experiment.file, directory / 'experiment.py')
     about = {'config': config.dump(experiment.config), 'file': str(experiment.file), 'command': sys.argv,
-             'device': jax.devices()[0].device_kind, 'devices': jax.device_count(),
+             'device': devices[0].device_kind, 'devices': len(devices),
              'commit': _commit(), 'versions': {'python': sys.version.split()[0], **_versions()}}
     temporary = path.with_suffix('.tmp')
     temporary.write_text(json.dumps(about, indent=1) + '\n')

@@ -1,7 +1,12 @@
 import os
 import pathlib
+import signal
 
 import pytest
+
+# A shell that starts the tests in the background has them ignore SIGINT, and so would all that they start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Read by JAX when it is first imported, here and in the processes that tests start.
 os.environ['JAX_PLATFORMS'] = 'cpu'

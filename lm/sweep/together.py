@@ -1,5 +1,6 @@
 """The loop over several trials in one program, which leaves of each what its own run would."""
 import contextlib
+import io
 import os
 from functools import partial
 
@@ -131,6 +132,14 @@ class Group:
                     break
         if self.valid and self.open:
             self.validate(settings.steps, states)
+        self.sample(jax.device_get(states))
+
+    def sample(self, states):
+        """Writes a sample into the directory of each lane that trained to the end."""
+        for lane in self.open:
+            settings, state = lane.trial.settings, jax.tree.map(partial(_part, lane.number), states)
+            params = settings.optimizer.averaged(state.optimizer, state.params)
+            loop.sample(settings, params, lane.stream.encoder, lane.run.directory, io.StringIO())
 
     def record(self, pending):
         """Writes the metrics of a step into each open lane's record; a lane that is not finite for long leaves."""
