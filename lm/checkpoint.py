@@ -54,6 +54,8 @@ class Store:
     def _guard(self, write):
         try:
             write()
+        except jax.errors.JaxRuntimeError:
+            raise  # no fault of the disk: another host was lost in the middle of it
         except (OSError, ValueError, RuntimeError) as error:
             kept = self.steps()[-1] if self.steps() else 'none'
             raise config.Error(f'saving to {self.directory} failed: {_first_line(error)}; the last good checkpoint is '
