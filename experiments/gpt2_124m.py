@@ -2,7 +2,8 @@
 
     lm train experiments/gpt2_124m.py data.train.pattern='train*.jsonl.zst' data.valid.pattern='valid*.jsonl.zst'
 
-Hardware: one GPU or TPU chip with 24 GB or more, in micro-batches of 32 rows. Not yet trained to the end.
+Hardware: one GPU or TPU chip with 32 GB or more, in micro-batches of 32 rows (22.8 GiB by `lm plan --on h100`). Not yet
+trained.
 """
 from lm import data, optim, train
 from lm.models.decoder import Decoder

@@ -58,8 +58,8 @@ class Store:
             raise  # no fault of the disk: another host was lost in the middle of it
         except (OSError, ValueError, RuntimeError) as error:
             kept = self.steps()[-1] if self.steps() else 'none'
-            raise config.Error(f'saving to {self.directory} failed: {_first_line(error)}; the last good checkpoint is '
-                               f'{kept}; free some space and run the same line again.') from error
+            raise config.Error(f'saving to {self.directory} failed: {config.first_line(error)[:300]}; the last good '
+                               f'checkpoint is {kept}; free some space and run the same line again.') from error
 
     def score(self, step, value):
         """Notes the validation loss of a saved step, so that the best is kept."""
@@ -109,7 +109,7 @@ class Store:
             state = ocp.PyTreeCheckpointHandler().restore(folder / STATE, args=given)
             return (state, ocp.JsonCheckpointHandler().restore(folder / META, args=ocp.args.JsonRestore())), None
         except Exception as error:  # orbax and tensorstore raise many kinds for a file that is broken
-            return None, _first_line(error)
+            return None, config.first_line(error)[:300]
 
     def _put_aside(self, step):
         aside = self.directory.parent / 'unreadable' / str(step)
@@ -132,7 +132,3 @@ def restore_some(store, params, regex, step=None):
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), chosen)
     (state, _) = store.restore({'params': abstract}, step)
     return trees.merge(params, state['params'])
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).split('\n')[0][:300]

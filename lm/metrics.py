@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 
 RECORD = 'metrics.jsonl'
+# Fields of an experiment that change neither what is computed nor its order: a run may go on with other values.
+FREE = ('mesh', 'zero', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep', 'sample', 'baselines')
+SEEDS = ('seed', 'data.seed')  # what two runs of one variant differ in
 
 
 def read(directory):

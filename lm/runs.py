@@ -15,8 +15,6 @@ import jax
 
 from lm import checkpoint, config, hosts, metrics, sharding, train
 
-# Fields that change neither what is computed nor its order: a run may go on with other values.
-FREE = ('mesh', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep', 'sample', 'baselines')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sentencepiece')
 
 
@@ -114,11 +112,16 @@ def _record(directory, experiment, devices):
 
 
 def _check_same(directory, was, now):
-    changed = {key: pair for key, pair in config.diff(was, now).items() if key.split('.')[0] not in FREE}
+    changed = differences(was, now)
     if changed:
-        shown = ', '.join(f'{key} ({old} there, {new} here)' for key, (old, new) in changed.items())
-        raise config.Error(f'{directory} belongs to another experiment: {shown}; '
+        raise config.Error(f'{directory} belongs to another experiment: {changed}; '
                            'give another --workdir, or the values it was begun with.')
+
+
+def differences(was, now):
+    """Returns in words where two experiments differ in what is computed, '' where they do not."""
+    changed = {key: pair for key, pair in config.diff(was, now).items() if key.split('.')[0] not in metrics.FREE}
+    return ', '.join(f'{key} ({old} there, {new} here)' for key, (old, new) in changed.items())
 
 
 def _commit():
@@ -174,8 +177,8 @@ def load(directory, step=0, devices=None):
     """
     settings = read(directory)
     devices = jax.devices() if devices is None else devices
-    program = train.program(settings, sharding.make_mesh({'data': -1}, devices))
-    wanted = program.abstract._asdict()
+    mesh = sharding.make_mesh({'data': -1}, devices)
+    wanted = train.placed(settings, mesh)._asdict()
     if settings.optimizer.averaged(wanted['optimizer'], wanted['params']) is wanted['params']:
         wanted = {'params': wanted['params'], 'step': wanted['step']}
     found = checkpoint.Store(Path(directory) / 'checkpoints').restore(wanted, step or None)
@@ -184,4 +187,4 @@ def load(directory, step=0, devices=None):
     state, _ = found
     params = settings.optimizer.averaged(state.get('optimizer'), state['params'])
     encoder = settings.data.tokenizer.fit((), Path(directory) / 'tokenizer').exact()
-    return Trained(settings, encoder, params, int(state['step']), program.mesh)
+    return Trained(settings, encoder, params, int(state['step']), mesh)

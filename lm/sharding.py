@@ -83,13 +83,15 @@ def spec(names, shape, mesh, rules=RULES):
     return P(*entries)
 
 
-def check_rows(rows, mesh):
-    """Raises config.Error where a batch of `rows` does not divide over the mesh axes that batches are split over."""
-    parts = math.prod(mesh.shape[axis] for axis in RULES['batch'] if axis in mesh.shape)
+def check_rows(batch, accumulate, mesh):
+    """Raises config.Error where micro-batches do not divide over the mesh axes that batches are split over."""
+    parts, rows = math.prod(mesh.shape[axis] for axis in RULES['batch'] if axis in mesh.shape), batch // accumulate
     if rows % parts:
-        near = max(1, round(rows / parts)) * parts
+        fewer = [n for n in range(1, accumulate) if batch % (n * parts) == 0]
+        near = max(1, round(rows / parts)) * parts * accumulate
         raise config.Error(f'{rows} rows at a time do not divide over {parts} devices '
-                           f'({" x ".join(a for a in RULES["batch"] if a in mesh.shape)}); try {near}.')
+                           f'({" x ".join(a for a in RULES["batch"] if a in mesh.shape)}); '
+                           f'try {f"accumulate={fewer[-1]}" if fewer else f"data.batch={near}"}.')
 
 
 def check(shapes, axes, mesh):

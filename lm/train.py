@@ -40,9 +40,7 @@ class Config:
     baselines: bool = False
 
     def __post_init__(self):
-        for name in ('steps', 'accumulate', 'log_every', 'keep', 'patience'):
-            if getattr(self, name) < 1:
-                raise config.Error(f'{name}={getattr(self, name)} is not positive; try {name}=1 or more.')
+        config.positive(self, 'steps', 'accumulate', 'log_every', 'keep', 'patience')
         if self.data.batch % self.accumulate:
             near = max(1, round(self.data.batch / self.accumulate)) * self.accumulate
             raise config.Error(f'data.batch={self.data.batch} is not a multiple of accumulate={self.accumulate}; '
@@ -134,20 +132,28 @@ class Program(NamedTuple):
     abstract: State
 
 
+def placed(settings, mesh):
+    """Returns the State of a Config on a mesh as ShapeDtypeStructs with shardings.
+
+    Raises config.Error where a size of the model does not divide over the mesh.
+    """
+    axes, shapes = settings.model.axes(), jax.eval_shape(functions(settings)[0])
+    sharding.check(shapes.params, axes, mesh)
+    places = sharding.mirror(shapes, axes, mesh)
+    if settings.zero:
+        places = places._replace(optimizer=sharding.mirror(shapes.optimizer, axes, mesh, sharding.ZERO))
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
+
+
 def program(settings, mesh=None):
     """Returns the Program of a Config on a mesh, by default its own over all devices; nothing is compiled yet.
 
     Raises config.Error where a micro-batch or a size of the model does not divide over the mesh.
     """
     mesh = sharding.make_mesh(settings.mesh) if mesh is None else mesh
-    sharding.check_rows(settings.data.batch // settings.accumulate, mesh)
-    axes = settings.model.axes()
+    sharding.check_rows(settings.data.batch, settings.accumulate, mesh)
     init, step = functions(settings)
-    shapes = jax.eval_shape(init)
-    sharding.check(shapes.params, axes, mesh)
-    placed = sharding.mirror(shapes, axes, mesh)
-    if settings.zero:
-        placed = placed._replace(optimizer=sharding.mirror(shapes.optimizer, axes, mesh, sharding.ZERO))
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
-    return Program(mesh, jax.jit(init, out_shardings=placed), step, abstract)
+    abstract = placed(settings, mesh)
+    places = jax.tree.map(lambda x: x.sharding, abstract)
+    step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+    return Program(mesh, jax.jit(init, out_shardings=places), step, abstract)

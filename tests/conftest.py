@@ -23,3 +23,11 @@ def shared():
     if not folder.is_dir():
         pytest.skip('the data sets of ../shared/data are not here')
     return folder
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """A baseline, a variant that is better by 0.1, and one that differs in nothing that matters; five seeds each."""
+    import simulated
+    return simulated.sweep(tmp_path / 'sweep', {
+        'a': ({}, 3.0), 'b': (simulated.BETTER, 2.9), 'c': (simulated.SAME, 3.0)})

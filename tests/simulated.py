@@ -4,6 +4,11 @@ import json
 
 import numpy as np
 
+from lm import cli
+
+BETTER = {'model.position': {'type': 'lm.positions:Alibi'}}
+SAME = {'optimizer.weight_decay': 0.2}
+
 CONFIG = {
     'type': 'lm.train:Config',
     'model': {'type': 'lm.models.decoder:Decoder', 'vocab': 258, 'depth': 2, 'width': 64, 'heads': 2,
@@ -64,3 +69,8 @@ def sweep(directory, variants, seeds=5, spread=0.01, generator=None):
             drawn = loss + spread * (shared[seed] + generator.normal()) / 2 ** 0.5
             write(directory / f'{name}-{seed}', changes, drawn, seed)
     return directory
+
+
+def report(*argv):
+    """Returns the exit code of `lm report`."""
+    return cli.main(['report', *map(str, argv)])

@@ -134,8 +134,8 @@ def test_the_bias_moves_against_the_load_by_its_rate_and_evens_it_out():
 
 
 @pytest.mark.parametrize('fields, words', [
-    ({'top': 9}, ['experts.top=9', 'experts.count=8', 'try experts.top=8']), ({'ff': 0}, ['experts.ff=0', 'try']),
-    ({'room': 0.5}, ['experts.room=0.5', 'try experts.room']),
+    ({'top': 9}, ['top=9', 'count=8', 'try top=8']), ({'ff': 0}, ['ff=0', 'try ff=1']),
+    ({'room': 0.5}, ['room=0.5', 'try room=1.5']),
 ])
 def test_bad_fields_are_one_clear_line(fields, words):
     with pytest.raises(config.Error) as caught:

@@ -195,6 +195,11 @@ def test_a_directory_in_use_or_not_writable_is_refused(tmp_path, cache):
         runs.Run(tmp_path / 'file' / 'b', config.Experiment(SETTINGS, {}, FILE))
 
 
+def test_a_run_can_be_read_on_devices_that_its_batch_does_not_divide_over(straight):
+    assert SETTINGS.data.batch % 3
+    assert runs.load(straight[0], devices=jax.devices()[:3]).mesh.size == 3
+
+
 def test_a_copied_run_can_be_read_without_its_data(straight, tmp_path):
     shutil.copytree(straight[0], tmp_path / 'copy')
     trained = runs.load(tmp_path / 'copy')

@@ -1,34 +1,18 @@
 """Runs on disk to verdicts, expectations and the page; their losses are drawn, not trained."""
-import html
 import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import simulated
+from simulated import BETTER, report
 
-from lm import cli, runs
 from lm.config import Error
-from lm.report import curves, expectations, page, provenance, study, trials, variants
-
-BETTER = {'model.position': {'type': 'lm.positions:Alibi'}}
-SAME = {'optimizer.weight_decay': 0.2}
-
-
-@pytest.fixture
-def swept(tmp_path):
-    """A baseline, a variant that is better by 0.1, and one that differs in nothing that matters; five seeds each."""
-    return simulated.sweep(tmp_path / 'sweep', {'a': ({}, 3.0), 'b': (BETTER, 2.9), 'c': (SAME, 3.0)})
+from lm.report import curves, expectations, provenance, study, trials, variants
 
 
 def verdicts(found, axis='tokens'):
     return {c.name: c.verdict for c in found.families[axis].compared}
-
-
-def report(*argv):
-    return cli.main(['report', *map(str, argv)])
 
 
 def test_a_variant_is_what_remains_without_seeds(swept):
@@ -51,8 +35,10 @@ def test_another_baseline_turns_the_verdict_round(swept):
     assert verdicts(found)['position=Rope'] == 'worse'
 
 
-def test_settings_that_only_say_how_to_run_make_no_variant():
-    assert trials.RUNNING == runs.FREE
+def test_settings_that_only_say_how_to_run_make_no_variant(tmp_path):
+    simulated.sweep(tmp_path, {'a': ({}, 3.0), 'b': ({'eval_every': 7, 'zero': True}, 3.0)}, seeds=2)
+    with pytest.raises(Error, match='have the same settings and seeds'):
+        variants.gather(trials.read([tmp_path]), 'optimizer.peak')
 
 
 def test_runs_alike_are_told_apart_by_their_directories(tmp_path):
@@ -68,7 +54,7 @@ def test_runs_alike_are_told_apart_by_their_directories(tmp_path):
 def test_the_baseline_of_a_sweep_is_the_trial_that_changes_nothing(swept):
     listed = {f'c-{seed}': {'optimizer.weight_decay': 0.2, 'seed': seed} for seed in range(5)}
     listed |= {'b-0': {'seed': 0, 'data.seed': 0}, 'new': {}}
-    (swept / 'sweep.json').write_text(json.dumps({'experiment': 'x.py', 'rule': None, 'trials': listed}))
+    (swept / 'sweep.json').write_text(json.dumps({'experiment': 'x.py', 'given': [], 'rule': None, 'trials': listed}))
     found = study.read([swept])
     assert found.variants[0].trials[0].name == 'b-0'
     assert ('new', 'not begun') in found.left
@@ -132,8 +118,8 @@ def test_an_unfinished_run_is_named_and_left_out(swept):
 
 def test_seeds_that_a_rule_left_over_win_nothing(swept):
     simulated.write(swept / 'b-9', BETTER, 5.0, 9, until=500)
-    (swept / 'sweep.json').write_text(json.dumps({'experiment': 'x.py', 'rule': {'type': 'lm.sweep.rules:Halving'},
-                                                  'trials': {'a-0': {}}}))
+    (swept / 'sweep.json').write_text(json.dumps({
+        'experiment': 'x.py', 'given': [], 'rule': {'type': 'lm.sweep.rules:Halving'}, 'trials': {'a-0': {}}}))
     c = study.read([swept]).families['tokens'].compared[0]
     assert c.verdict == 'undecided'
     assert 'no fair sample' in c.notes[0]
@@ -245,107 +231,9 @@ def test_a_thousand_trials_are_read_once(tmp_path):
 
 
 def test_the_line_that_makes_a_trial_again(swept):
-    (swept / 'sweep.json').write_text(json.dumps({'experiment': 'experiments/x.py', 'rule': None, 'trials': {'b-0': {
-        'model.position': {'type': 'lm.positions:Rope', 'base': 500.0}, 'seed': 3}}}))
-    path = swept / 'b-0' / 'config.json'
-    command = ['lm', 'sweep', 'x.py', 'steps=1000', '--over', 'seed=3,4', '--workdir=w', 'model.depth=2']
-    path.write_text(json.dumps(json.loads(path.read_text()) | {'command': command}))
+    (swept / 'sweep.json').write_text(json.dumps({
+        'experiment': 'experiments/x.py', 'given': ['steps=1000', 'model.depth=2'], 'rule': None, 'trials': {'b-0': {
+            'model.position': {'type': 'lm.positions:Rope', 'base': 500.0}, 'seed': 3}}}))
     trial = next(t for t in trials.read([swept]) if t.name == 'b-0')
     assert provenance.again(trial) == \
         "lm train experiments/x.py steps=1000 model.depth=2 'model.position=Rope(base=500.0)' seed=3"
-
-
-def test_a_page_holds_all_it_needs(swept, tmp_path):
-    (swept / 'a-0' / 'sample.txt').write_text('once </script> upon')
-    out = tmp_path / 'report.html'
-    assert report(swept, '--html', out) == 0
-    text = out.read_text()
-    assert len(text) < 5e6
-    assert not re.findall(r'(?:src|href)=["\'](?!data:)', text)
-    assert 'url(' not in text
-    for said in ('Does it help?', 'position=Alibi', 'better', '0123456789', 'lm train experiments/x.py',
-                 'once &lt;/script&gt; upon', 'model.position'):
-        assert said in text
-    assert text.count('</script>') == 3
-
-
-def test_numbers_in_scripts_cannot_end_them():
-    assert '<' not in page._json({'name': '</script>'})
-
-
-@pytest.fixture
-def browser():
-    found = shutil.which('chromium') or shutil.which('google-chrome')
-    if not found:
-        pytest.skip('no Chromium is installed')
-    return found
-
-
-def opened(browser, path, profile, *flags):
-    """Returns (the document as the browser leaves it, what its console said)."""
-    done = subprocess.run([browser, '--headless=new', '--no-sandbox', '--disable-gpu', f'--user-data-dir={profile}',
-                           '--enable-logging=stderr', '--virtual-time-budget=3000', '--dump-dom', *flags,
-                           path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if 'CONSOLE' in line]
-
-
-@pytest.mark.parametrize('flags', [(), ('--blink-settings=preferredColorScheme=0', '--window-size=500,900')])
-def test_a_browser_draws_every_plot_and_complains_of_nothing(browser, swept, tmp_path, flags):
-    out = tmp_path / 'report.html'
-    assert report(swept, '--html', out) == 0
-    document, console = opened(browser, out, tmp_path / 'profile', *flags)
-    assert console == []
-    assert document.count('<canvas') == 2
-    assert 'data-drawn="2"' in document
-
-
-ACTIONS = """<script>
-const figure = document.querySelector('figure[data-plot=losses]'), seen = document.body.dataset;
-const set = (name, key, value) => {
-  const control = figure.querySelector(`[name=${name}]`);
-  control[key] = value;
-  control.dispatchEvent(new Event('input'));
-};
-figure.drawn.setCursor({ left: 300, top: 100 });
-seen.hovered = figure.querySelector('.u-legend').innerText.replace(/\\s+/g, ' ');
-set('logx', 'checked', false);
-set('logy', 'checked', true);
-set('axis', 'value', 'seconds');
-figure.drawn.setSeries(1, { show: false });
-seen.hidden = figure.drawn.series.map((series) => +series.show).join('');
-figure.querySelector('button').click();
-seen.ended = figure.drawn.axes[0].label;
-</script></body>"""
-
-
-def test_the_controls_of_a_plot_work(browser, swept, tmp_path):
-    out = tmp_path / 'report.html'
-    assert report(swept, '--html', out) == 0
-    out.write_text(out.read_text().replace('</body>', ACTIONS))
-    document, console = opened(browser, out, tmp_path / 'profile')
-    assert console == []
-    assert re.search(r'data-hovered="tokens:? ?\S+ ?baseline:? ?[\d.]+ ?position=Alibi:? ?[\d.]+', document)
-    assert 'data-hidden="1000111111"' in document
-    assert 'data-ended="seconds of training"' in document
-
-
-def test_a_single_run_has_the_same_page(browser, tmp_path):
-    run = simulated.write(tmp_path / 'run', {}, 3.0)
-    out = tmp_path / 'report.html'
-    assert report(run, '--html', out) == 0
-    document, console = opened(browser, out, tmp_path / 'profile')
-    assert console == []
-    assert document.count('<canvas') == 2
-    assert 'nothing can be concluded from one seed' in document
-
-
-@pytest.mark.long
-def test_a_real_run_is_reported_with_its_sample(tmp_path, capsys):
-    options = ['steps=20', 'log_every=5', 'eval_every=10', 'eval_batches=1', 'save_every=0']
-    assert cli.main(['train', 'experiments/tiny.py', f'--workdir={tmp_path / "run"}', f'--cache={tmp_path / "cache"}',
-                     *options]) == 0
-    assert report(tmp_path / 'run', '--html', tmp_path / 'report.html') == 0
-    text = (tmp_path / 'report.html').read_text()
-    assert html.escape((tmp_path / 'run' / 'sample.txt').read_text()[:200]) in text
-    about = json.loads((tmp_path / 'run' / 'config.json').read_text())
-    assert (about['device'], about['devices']) == ('cpu', 8)

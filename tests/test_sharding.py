@@ -122,9 +122,11 @@ def test_a_step_on_eight_devices_is_the_step_on_one(mesh):
 
 
 def test_rows_that_do_not_divide_are_refused_with_the_nearest_that_do(mesh):
-    sharding.check_rows(16, mesh)
-    with pytest.raises(config.Error, match=r'12 rows .* 8 devices \(data x fsdp\); try 16\.'):
-        sharding.check_rows(12, mesh)
+    sharding.check_rows(16, 2, mesh)
+    with pytest.raises(config.Error, match=r'12 rows .* 8 devices \(data x fsdp\); try data\.batch=48\.'):
+        sharding.check_rows(36, 3, mesh)
+    with pytest.raises(config.Error, match=r'4 rows .* try accumulate=4\.'):
+        sharding.check_rows(32, 8, mesh)
 
 
 @pytest.mark.parametrize('sizes, words', [

@@ -23,6 +23,18 @@ class Error(ValueError):
         super().__init__(' '.join(str(message).splitlines()))
 
 
+def positive(component, *names):
+    """Raises `Error` for the first of a component's fields that is less than 1."""
+    for name in names:
+        if getattr(component, name) < 1:
+            raise Error(f'{name}={getattr(component, name)} is not positive; try {name}=1 or more.')
+
+
+def first_line(fault):
+    """Returns the first line of what an exception says, or its type where it says nothing."""
+    return (str(fault).strip() or type(fault).__name__).splitlines()[0]
+
+
 def close(word, choices):
     """Returns those of `choices` that a typist may have meant by `word`, the nearest first."""
     by_lower = {str(choice).lower(): choice for choice in choices}

@@ -57,14 +57,12 @@ class Decoder:
     quantized: Literal['none', 'int8', 'fp8'] = 'none'
     loss_parts: int = 1
     remat: Literal['none', 'dots', 'full', 'offload'] = 'none'
-    unroll: int = 0  # all layers on a CPU, one elsewhere
+    unroll: int = 0  # the platform's choice
     kernel: attention.Kernel = 'auto'
     pipeline: Pipeline = field(default_factory=Pipeline)
 
     def __post_init__(self):
-        for name in ('vocab', 'depth', 'width', 'heads'):
-            if getattr(self, name) < 1:
-                raise config.Error(f'{name}={getattr(self, name)} is not positive; try {name}=1 or more.')
+        config.positive(self, 'vocab', 'depth', 'width', 'heads')
         for name in ('kv_heads', 'head_dim', 'ff'):
             if getattr(self, name) < 0:
                 raise config.Error(f'{name}={getattr(self, name)} is negative; try {name}=0 for the usual size.')

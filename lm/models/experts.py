@@ -35,14 +35,11 @@ class Experts:
     room: float = 0.0
 
     def __post_init__(self):
-        for name in ('count', 'top', 'ff'):
-            if getattr(self, name) < 1:
-                raise config.Error(f'experts.{name}={getattr(self, name)} is not positive; try experts.{name}=1.')
+        config.positive(self, 'count', 'top', 'ff')
         if self.top > self.count:
-            raise config.Error(f'experts.top={self.top} is more than experts.count={self.count}; '
-                               f'try experts.top={self.count}.')
+            raise config.Error(f'top={self.top} is more than count={self.count} experts; try top={self.count}.')
         if self.room and self.room < 1:
-            raise config.Error(f'experts.room={self.room} holds less than an even load; try experts.room=1.5.')
+            raise config.Error(f'room={self.room} holds less than an even load of experts; try room=1.5.')
 
 
 class Mixture(nn.Module):

@@ -4,8 +4,9 @@ import os
 
 from lm import config
 
+# Fields of a model that change nothing in its matrix products.
 FREE = ('position', 'dropout', 'z_loss', 'smoothing', 'norm', 'norm_place', 'norm_epsilon', 'qk_norm', 'dtype', 'remat',
-        'unroll', 'kernel', 'loss_parts')  # fields of a model that change nothing in its matrix products
+        'unroll', 'kernel', 'loss_parts', 'quantized', 'pipeline')
 MOST = 30  # models to count, at some tenths of a second each
 
 

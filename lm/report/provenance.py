@@ -61,14 +61,8 @@ def again(trial):
     if about is None:
         return shlex.join(['lm', *map(str, trial.about['command'][1:])])
     changes = about['trials'].get(trial.name) or {}
-    words = [*_given(trial.about['command']), *(f'{key}={spelled(value)}' for key, value in changes.items())]
+    words = [*about['given'], *(f'{key}={spelled(value)}' for key, value in changes.items())]
     return shlex.join(['lm', 'train', str(Path(about['experiment'])), *words])
-
-
-def _given(command):
-    """Returns the overrides of all trials among the words of an `lm sweep`."""
-    return [word for before, word in zip(command, command[1:]) if '=' in word and not word.startswith('-')
-            and ('=' in before or not before.startswith('-'))]
 
 
 def spelled(dumped):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lm import metrics
 from lm.config import Error
 from lm.report import comparisons, costs, curves, trials, variants
 
@@ -120,7 +121,7 @@ def _first(directories, rate):
         about = trials.sweep(directory)
         if about:
             listed = about['trials']
-            plain = [name for name, changes in listed.items() if not {*changes} - {*trials.SEEDS, rate}]
+            plain = [name for name, changes in listed.items() if not {*changes} - {*metrics.SEEDS, rate}]
             return next(iter(plain + list(listed)), None)
     return None
 

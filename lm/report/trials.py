@@ -10,9 +10,6 @@ import numpy as np
 from lm import metrics
 from lm.config import Error
 
-SEEDS = ('seed', 'data.seed')
-RUNNING = ('mesh', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep', 'sample', 'baselines')
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -92,7 +89,10 @@ def waiting(directories):
 
 
 def sweep(directory):
-    """Returns what the sweep.json of a directory says: experiment, rule and {trial: overrides}; None without one."""
+    """Returns what the sweep.json of a directory says, None where there is none.
+
+    These are the experiment, the overrides given for all trials, the rule, and {trial: overrides}.
+    """
     path = directory / 'sweep.json'
     return _listing(path, path.stat().st_mtime_ns) if path.exists() else None
 
@@ -101,7 +101,7 @@ def sweep(directory):
 def _listing(path, _):
     try:
         about = json.loads(path.read_text())
-        return {'experiment': about['experiment'], 'rule': about['rule'], 'trials': about['trials']}
+        return {name: about[name] for name in ('experiment', 'given', 'rule', 'trials')}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise Error(f'{path} is no record of a sweep ({error}); give the directories of its trials.') from error
 
@@ -116,9 +116,9 @@ def _open(directory, given):
     if missing:
         raise Error(f'{directory}/config.json lacks {", ".join(missing)}; it is no training run.')
     settings = {key: value for key, value in flat.items()
-                if key not in SEEDS and key.split('.')[0] not in RUNNING}
+                if key not in metrics.SEEDS and key.split('.')[0] not in metrics.FREE}
     records = metrics.read(directory)
-    seed = tuple(map(flat.get, SEEDS))
+    seed = tuple(map(flat.get, metrics.SEEDS))
     failure = directory / 'failed.json'
     state = _state(records, flat['steps'])
     if state[0] == 'unfinished' and (sweep(directory.parent) or {'rule': None})['rule']:

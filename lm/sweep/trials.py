@@ -38,7 +38,7 @@ class Sweep:
 
 def identity(settings):
     """Returns 16 hex digits of what a run computes: of its settings without those that do not change it."""
-    return config.fingerprint({name: value for name, value in vars(settings).items() if name not in runs.FREE})
+    return config.fingerprint({name: value for name, value in vars(settings).items() if name not in metrics.FREE})
 
 
 def axes(over, seeds):
@@ -52,7 +52,7 @@ def axes(over, seeds):
     if seeds < 0:
         raise config.Error(f'--seeds={seeds} is negative; try --seeds=5.')
     if seeds:
-        found.append(zipped({'seed': range(seeds), 'data.seed': range(seeds)}))
+        found.append(zipped(dict.fromkeys(metrics.SEEDS, range(seeds))))
     return found
 
 
@@ -68,10 +68,11 @@ def split(text):
     return [part.strip() for part in parts]
 
 
-def plan(experiment, directory, overrides, rule=None):
+def plan(experiment, directory, overrides, rule=None, given=()):
     """Returns the Sweep of a loaded experiment with a trial for each of `overrides`, beside those already listed there.
 
-    Writes sweep.json. Raises config.Error where two of them are one, none fits, or the directory is another sweep's.
+    Writes sweep.json, with the texts `given` that the experiment was loaded with. Raises config.Error where two trials
+    are one, none fits, or the directory is another sweep's.
     """
     directory, base = Path(directory), experiment.config
     trials, listed = _trials(directory, base, overrides), {}
@@ -86,7 +87,7 @@ def plan(experiment, directory, overrides, rule=None):
         trials = [*begun.trials, *(trial for trial in trials if trial.id not in {old.id for old in begun.trials})]
     _check_rule(base, rule)
     sweep = Sweep(directory, base, rule, tuple(trials))
-    _write(sweep, experiment.file)
+    _write(sweep, experiment.file, given)
     return sweep
 
 
@@ -101,10 +102,9 @@ def _trials(directory, base, overrides):
 
 
 def _check_same(begun, base):
-    changed = {key: pair for key, pair in config.diff(begun.base, base).items() if key.split('.')[0] not in runs.FREE}
+    changed = runs.differences(begun.base, base)
     if changed:
-        told = ', '.join(f'{key} ({old} there, {new} here)' for key, (old, new) in changed.items())
-        raise config.Error(f'{begun.directory} is the sweep of another experiment: {told}; give another --workdir, '
+        raise config.Error(f'{begun.directory} is the sweep of another experiment: {changed}; give another --workdir, '
                            'or the values it was begun with.')
 
 
@@ -120,8 +120,9 @@ def _check_rule(base, rule):
                            f'try eval_every={rule.first}.')
 
 
-def _write(sweep, file):
-    about = {'experiment': str(file), 'config': config.dump(sweep.base), 'rule': config.dump(sweep.rule),
+def _write(sweep, file, given):
+    about = {'experiment': str(file), 'given': list(given), 'config': config.dump(sweep.base),
+             'rule': config.dump(sweep.rule),
              'trials': {trial.id: {key: config.dump(value) for key, value in trial.overrides.items()}
                         for trial in sweep.trials}}
     try:

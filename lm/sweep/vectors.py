@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import config, evaluate, train
+from lm import config, evaluate, metrics, train
 
 _known = {}
 
@@ -16,7 +16,7 @@ def akin(a, b):
     """Returns whether two trials can be one program: they differ in seeds and in numbers that the step can trace."""
     changed = config.diff(a.settings, b.settings)
     return saved(a) == saved(b) and all(
-        key in ('seed', 'data.seed') or (type(x) is type(y) is float and traceable(a.settings, key))
+        key in metrics.SEEDS or (type(x) is type(y) is float and traceable(a.settings, key))
         for key, (x, y) in changed.items())
 
 

@@ -45,7 +45,7 @@ def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0
     if not worker:
         loaded = config.load(place, overrides)
         swept = config.sweep(place) if hasattr(config.open_file(place), 'sweep') else [{}]
-        plan(loaded, directory, grid(swept, *axes(over, seeds)), rule_of(stop))
+        plan(loaded, directory, grid(swept, *axes(over, seeds)), rule_of(stop), overrides)
     return work(open_sweep(directory), root(cache), together)
 
 
@@ -129,7 +129,8 @@ def _train(sweep, chosen, cache):
         raise
     except Exception as fault:
         if len(chosen) > 1:
-            print(f'{len(chosen)} trials fail as one program ({first_line(fault)}); each goes on alone.', flush=True)
+            said = config.first_line(fault)
+            print(f'{len(chosen)} trials fail as one program ({said}); each goes on alone.', flush=True)
             return {trial.id for trial in chosen}
         fail(chosen[0], fault)
     return set()
@@ -151,17 +152,12 @@ def _train_one(sweep, trial, cache):
 
 def fail(trial, fault):
     """Records why a trial failed, so that it is not tried again, and says it."""
-    print(f'trial {trial.id} failed: {first_line(fault)}', flush=True)
+    print(f'trial {trial.id} failed: {config.first_line(fault)}', flush=True)
     if not isinstance(fault, config.Error):
         traceback.print_exception(fault)
     try:
         trial.directory.mkdir(parents=True, exist_ok=True)
-        replace(trial.directory / FAILED, json.dumps({'error': first_line(fault)}) + '\n')
+        replace(trial.directory / FAILED, json.dumps({'error': config.first_line(fault)}) + '\n')
     except OSError as error:
         raise config.Error(f'cannot write to {trial.directory}: {error.strerror}; free some space and '
                            'start again.') from fault
-
-
-def first_line(fault):
-    """Returns the first line of what an exception says."""
-    return (str(fault).strip() or type(fault).__name__).splitlines()[0]

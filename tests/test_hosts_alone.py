@@ -1,0 +1,73 @@
+"""What a process knows of the others before it speaks to any: the environment, clocks, speeds."""
+import http.server
+import threading
+
+import pytest
+
+from lm import config, hosts, watch
+
+
+@pytest.mark.parametrize('environ, found', [
+    ({}, None),
+    ({'LM_COORDINATOR': 'a:1', 'LM_PROCESSES': '1', 'LM_PROCESS': '0'}, None),
+    ({'LM_COORDINATOR': 'a:1', 'LM_PROCESSES': '3', 'LM_PROCESS': '2'},
+     {'coordinator_address': 'a:1', 'num_processes': 3, 'process_id': 2, 'cluster_detection_method': 'deactivate'}),
+    ({'SLURM_STEP_NUM_TASKS': '1', 'SLURM_NTASKS': '4'}, None),
+    ({'SLURM_STEP_NUM_TASKS': '2'}, {'cluster_detection_method': 'slurm'}),
+    ({'SLURM_STEP_NUM_TASKS': '2', 'SLURM_STEP_TASKS_PER_NODE': '1(x2)', 'CUDA_VISIBLE_DEVICES': '0,1,2,3'},
+     {'cluster_detection_method': 'slurm', 'local_device_ids': [0, 1, 2, 3]}),
+    ({'SLURM_STEP_NUM_TASKS': '4', 'SLURM_STEP_TASKS_PER_NODE': '2(x2)', 'CUDA_VISIBLE_DEVICES': '1'},
+     {'cluster_detection_method': 'slurm', 'local_device_ids': [0]}),
+    ({'SLURM_STEP_NUM_TASKS': '4', 'SLURM_STEP_TASKS_PER_NODE': '2(x2)', 'CUDA_VISIBLE_DEVICES': '0,1'},
+     {'cluster_detection_method': 'slurm'}),
+])
+def test_the_environment_says_which_process_this_is(environ, found):
+    assert hosts.settings({'JAX_PLATFORMS': 'cpu', **environ}) == found
+
+
+@pytest.mark.parametrize('environ, words', [
+    ({'LM_PROCESSES': '2'}, 'LM_COORDINATOR is not set beside LM_PROCESSES'),
+    ({'LM_COORDINATOR': 'a:1', 'LM_PROCESSES': '2', 'LM_PROCESS': '2'}, 'LM_PROCESS=2 is not one of LM_PROCESSES=2'),
+    ({'LM_COORDINATOR': 'a', 'LM_PROCESSES': '2', 'LM_PROCESS': '0'}, 'LM_COORDINATOR=a is not host:port'),
+])
+def test_an_environment_that_says_half_is_refused(environ, words):
+    with pytest.raises(config.Error, match=words):
+        hosts.settings(environ)
+
+
+@pytest.mark.parametrize('environ, workers', [
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, 1), ({'TPU_WORKER_HOSTNAMES': 'a,b,c,d'}, 4),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b', 'MEGASCALE_NUM_SLICES': '2'}, 4), ({'JAX_PLATFORMS': 'cpu'}, 1),
+    ({}, 3), ({'TPU_SKIP_MDS_QUERY': '1'}, 1)])
+def test_a_tpu_slice_of_several_workers_is_told_by_its_environment_or_metadata(environ, workers, monkeypatch):
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.path.endswith('/instance/attributes/worker-network-endpoints')
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'a:0:10.0.0.1,b:1:10.0.0.2,c:2:10.0.0.3')
+
+        def log_message(self, *args):
+            pass
+    monkeypatch.setattr(hosts.importlib.util, 'find_spec', lambda name: True)
+    monkeypatch.setattr(hosts, 'glob', lambda pattern: ['/dev/accel0'])
+    with http.server.HTTPServer(('127.0.0.1', 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f'127.0.0.1:{server.server_address[1]}'
+        found = hosts.settings({'GCE_METADATA_IP': place, **environ})
+        server.shutdown()
+    assert found == ({} if workers > 1 else None)
+
+
+def test_clocks_apart_and_a_slow_host_are_named():
+    assert hosts.skewed(['a', 'b', 'c'], [100.0, 100.5, 99.0]) == []
+    assert hosts.skewed(['a', 'b', 'c'], [100.0, 107.5, 100.1]) == [
+        'the clock of host 1 (b) is 7.4 s ahead; set it by NTP.']
+    assert watch.slowest({0: 0.1, 1: 0.7, 2: 0.2}, 1.0) == 1
+    assert watch.slowest({0: 0.1, 1: 0.4, 2: 0.2}, 1.0) is None
+    assert watch.slowest({0: 0.6, 1: 0.7, 2: 0.6}, 1.0) is None
+
+
+def test_alone_everything_is_its_own_answer():
+    assert hosts.first() and hosts.gather({'a': 1}) == [{'a': 1}] and hosts.decide(lambda: 3) == 3
+    hosts.agree({'a': 'b'})

@@ -1,0 +1,109 @@
+"""The page of a report: whole in one file, and drawn by a real browser."""
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import simulated
+from simulated import report
+
+from lm import cli
+from lm.report import page
+
+
+def test_a_page_holds_all_it_needs(swept, tmp_path):
+    (swept / 'a-0' / 'sample.txt').write_text('once </script> upon')
+    out = tmp_path / 'report.html'
+    assert report(swept, '--html', out) == 0
+    text = out.read_text()
+    assert len(text) < 5e6
+    assert not re.findall(r'(?:src|href)=["\'](?!data:)', text)
+    assert 'url(' not in text
+    for said in ('Does it help?', 'position=Alibi', 'better', '0123456789', 'lm train experiments/x.py',
+                 'once &lt;/script&gt; upon', 'model.position'):
+        assert said in text
+    assert text.count('</script>') == 3
+
+
+def test_numbers_in_scripts_cannot_end_them():
+    assert '<' not in page._json({'name': '</script>'})
+
+
+@pytest.fixture
+def browser():
+    found = shutil.which('chromium') or shutil.which('google-chrome')
+    if not found:
+        pytest.skip('no Chromium is installed')
+    return found
+
+
+def opened(browser, path, profile, *flags):
+    """Returns (the document as the browser leaves it, what its console said)."""
+    done = subprocess.run([browser, '--headless=new', '--no-sandbox', '--disable-gpu', f'--user-data-dir={profile}',
+                           '--enable-logging=stderr', '--virtual-time-budget=3000', '--dump-dom', *flags,
+                           path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if 'CONSOLE' in line]
+
+
+@pytest.mark.parametrize('flags', [(), ('--blink-settings=preferredColorScheme=0', '--window-size=500,900')])
+def test_a_browser_draws_every_plot_and_complains_of_nothing(browser, swept, tmp_path, flags):
+    out = tmp_path / 'report.html'
+    assert report(swept, '--html', out) == 0
+    document, console = opened(browser, out, tmp_path / 'profile', *flags)
+    assert console == []
+    assert document.count('<canvas') == 2
+    assert 'data-drawn="2"' in document
+
+
+ACTIONS = """<script>
+const figure = document.querySelector('figure[data-plot=losses]'), seen = document.body.dataset;
+const set = (name, key, value) => {
+  const control = figure.querySelector(`[name=${name}]`);
+  control[key] = value;
+  control.dispatchEvent(new Event('input'));
+};
+figure.drawn.setCursor({ left: 300, top: 100 });
+seen.hovered = figure.querySelector('.u-legend').innerText.replace(/\\s+/g, ' ');
+set('logx', 'checked', false);
+set('logy', 'checked', true);
+set('axis', 'value', 'seconds');
+figure.drawn.setSeries(1, { show: false });
+seen.hidden = figure.drawn.series.map((series) => +series.show).join('');
+figure.querySelector('button').click();
+seen.ended = figure.drawn.axes[0].label;
+</script></body>"""
+
+
+def test_the_controls_of_a_plot_work(browser, swept, tmp_path):
+    out = tmp_path / 'report.html'
+    assert report(swept, '--html', out) == 0
+    out.write_text(out.read_text().replace('</body>', ACTIONS))
+    document, console = opened(browser, out, tmp_path / 'profile')
+    assert console == []
+    assert re.search(r'data-hovered="tokens:? ?\S+ ?baseline:? ?[\d.]+ ?position=Alibi:? ?[\d.]+', document)
+    assert 'data-hidden="1000111111"' in document
+    assert 'data-ended="seconds of training"' in document
+
+
+def test_a_single_run_has_the_same_page(browser, tmp_path):
+    run = simulated.write(tmp_path / 'run', {}, 3.0)
+    out = tmp_path / 'report.html'
+    assert report(run, '--html', out) == 0
+    document, console = opened(browser, out, tmp_path / 'profile')
+    assert console == []
+    assert document.count('<canvas') == 2
+    assert 'nothing can be concluded from one seed' in document
+
+
+@pytest.mark.long
+def test_a_real_run_is_reported_with_its_sample(tmp_path, capsys):
+    options = ['steps=20', 'log_every=5', 'eval_every=10', 'eval_batches=1', 'save_every=0']
+    assert cli.main(['train', 'experiments/tiny.py', f'--workdir={tmp_path / "run"}', f'--cache={tmp_path / "cache"}',
+                     *options]) == 0
+    assert report(tmp_path / 'run', '--html', tmp_path / 'report.html') == 0
+    text = (tmp_path / 'report.html').read_text()
+    assert html.escape((tmp_path / 'run' / 'sample.txt').read_text()[:200]) in text
+    about = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    assert (about['device'], about['devices']) == ('cpu', 8)
