@@ -26,7 +26,7 @@ class Guard:
     def __init__(self, client, index, names, address):
         self.client, self.index, self.names = client, index, names
         self.beat, self.heard, self.quiet, self.slow = {'count': 0}, {}, set(), set()
-        self.ended, self.reached = threading.Event(), time.monotonic()
+        self.ended, self.failing, self.reached = threading.Event(), threading.Event(), time.monotonic()
         self.keep = name_the_lost_coordinator(names[0], address)
         self.threads = [threading.Thread(target=work, name='watch', daemon=True) for work in (self._watch, self._judge)]
         for thread in self.threads:
@@ -56,6 +56,20 @@ class Guard:
         """Prints a line for the operator, on process 0 alone."""
         if self.index == 0:
             print(f'lm: {line}', file=sys.stderr, flush=True)
+
+    def clear(self, known):
+        """Returns once every other process was heard anew, within a few beats; where one is lost, ends this one.
+
+        What fails in a process because another is gone says so in many ways: a collective, a barrier, a late save.
+        A fault that is not `known` may also be the echo of one that another process tells, which then ends this one.
+        """
+        if known:
+            self.failing.set()
+        began, others = time.monotonic(), set(range(len(self.names))) - {self.index}
+        while time.monotonic() - began < DEAD + 3 * PERIOD:
+            if all(i in self.heard and (self.heard[i][1] > began or 'failed' in self.heard[i][0]) for i in others):
+                return
+            time.sleep(PERIOD / 10)
 
     def stop(self):
         """Ends the watch."""
@@ -90,7 +104,7 @@ class Guard:
             name, silence = f'host {i} ({self.names[i]})', now - self.heard[i][1]
             if i == self.index:
                 continue
-            if 'failed' in beat:
+            if 'failed' in beat and not self.failing.is_set():
                 self._leave(f'{name} failed: {beat["failed"]}')
             if silence > DEAD:
                 self._leave(f'{name} is lost: nothing was heard from it for {silence:.0f} s')
@@ -113,11 +127,11 @@ def slowest(own, step):
 def fail(guard, fault):
     """Says why this process failed, tells the others, and ends it without the goodbye that they could not answer."""
     known = isinstance(fault, config.Error)
-    if isinstance(fault, jax.errors.JaxRuntimeError) and guard and 'RESOURCE_EXHAUSTED' not in str(fault):
-        guard.threads[0].join(DEAD + 3 * PERIOD)  # a collective fails before the thread can name the lost host
+    if guard:
+        guard.clear(known)
     if not known and not isinstance(fault, KeyboardInterrupt):
         traceback.print_exception(fault)
-    reason = (str(fault).strip() or type(fault).__name__).splitlines()[0]
+    reason = config.first_line(fault)
     if guard:
         guard.ended.set()
         guard.note(failed=reason)

@@ -10,9 +10,11 @@ from lm import bench, config, data, sharding, train
 from lm.models.decoder import Decoder
 from lm.models.experts import Experts
 from lm.positions import Learned
+from lm.sweep import trials
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FILES = sorted((ROOT / 'experiments').glob('*.py'))
+FILES = sorted((ROOT / 'experiments').rglob('*.py'))
+SWEEPS = [file for file in FILES if 'def sweep' in file.read_text()]
 
 
 def toy(settings):
@@ -48,7 +50,15 @@ def test_every_experiment_runs_two_steps_at_toy_size(file):
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
 def test_every_experiment_says_how_it_is_run(file):
-    assert f'lm train experiments/{file.name}' in file.read_text()
+    verb = 'sweep' if file in SWEEPS else 'train'
+    assert f'lm {verb} {file.relative_to(ROOT)}' in file.read_text()
+
+
+@pytest.mark.parametrize('file', SWEEPS, ids=lambda file: file.stem)
+def test_every_sweep_can_be_begun(file, tmp_path):
+    overrides = config.sweep(file)
+    begun = trials.plan(config.load(file), tmp_path, overrides)
+    assert len({trial.id for trial in begun.trials}) == len(overrides) > 1
 
 
 @pytest.mark.parametrize('name,count', [('gpt2_124m', 124_373_760), ('llama_1b', 1_040_254_976)])
