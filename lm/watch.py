@@ -58,16 +58,21 @@ class Guard:
             print(f'lm: {line}', file=sys.stderr, flush=True)
 
     def clear(self, known):
-        """Returns once every other process was heard anew, within a few beats; where one is lost, ends this one.
+        """Returns once every other process has beaten anew, within seconds; where one is lost, ends this one.
 
         What fails in a process because another is gone says so in many ways: a collective, a barrier, a late save.
         A fault that is not `known` may also be the echo of one that another process tells, which then ends this one.
         """
         if known:
             self.failing.set()
-        began, others = time.monotonic(), set(range(len(self.names))) - {self.index}
+        began, told = time.monotonic(), {}
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            told = self._read()  # now: what is heard is older by up to a beat
+        others = set(range(len(self.names))) - {self.index}
         while time.monotonic() - began < DEAD + 3 * PERIOD:
-            if all(i in self.heard and (self.heard[i][1] > began or 'failed' in self.heard[i][0]) for i in others):
+            heard = {i: beat for i, (beat, _) in self.heard.items()}
+            if all(i in told and i in heard and ('failed' in heard[i] or heard[i]['count'] > told[i]['count'])
+                   for i in others):
                 return
             time.sleep(PERIOD / 10)
 
@@ -80,11 +85,11 @@ class Guard:
         while not self.ended.wait(PERIOD):
             try:
                 self.tell()
-                beats = self.client.key_value_dir_get(ROOM)
+                beats = self._read()
             except jax.errors.JaxRuntimeError:
                 continue  # the coordinator is gone or busy; if it is gone, jax aborts this process within seconds
             self.reached = time.monotonic()
-            self._hear({int(key.split('/')[-1]): json.loads(text) for key, text in beats}, self.reached)
+            self._hear(beats, self.reached)
 
     def _judge(self):
         """Ends the process when process 0, through which all speak, has not answered for too long."""
@@ -96,6 +101,9 @@ class Guard:
         """Sends a beat now."""
         self.beat = {**self.beat, 'count': self.beat['count'] + 1}
         self.client.key_value_set(f'{ROOM}/{self.index}', json.dumps(self.beat), allow_overwrite=True)
+
+    def _read(self):
+        return {int(key.split('/')[-1]): json.loads(text) for key, text in self.client.key_value_dir_get(ROOM)}
 
     def _hear(self, beats, now):
         for i, beat in beats.items():

@@ -71,3 +71,26 @@ def test_clocks_apart_and_a_slow_host_are_named():
 def test_alone_everything_is_its_own_answer():
     assert hosts.first() and hosts.gather({'a': 1}) == [{'a': 1}] and hosts.decide(lambda: 3) == 3
     hosts.agree({'a': 'b'})
+
+
+@pytest.mark.parametrize('dead', [0.3, 60])
+def test_a_fault_waits_to_hear_whether_another_is_lost(dead, monkeypatch):
+    class Told(dict):
+        def key_value_set(self, key, text, allow_overwrite):
+            self[key] = text
+
+        def key_value_dir_get(self, room):
+            return list(self.items())
+    ends, lives = [], dead == 60
+    for name, value in {'PERIOD': 0.05, 'DEAD': dead, '_end': lambda *said: ends.append(said),
+                        'name_the_lost_coordinator': lambda *_: None}.items():
+        monkeypatch.setattr(watch, name, value)
+    told = Told({f'{watch.ROOM}/1': '{"count": 7}'})  # written before the fault, whenever it is heard
+    guard = watch.Guard(told, 0, ['a', 'b'], 'a:1')
+    later = threading.Timer(0.3, told.update, [{f'{watch.ROOM}/1': '{"count": 8}'}])
+    if lives:
+        later.start()
+    guard.clear(known=True)
+    guard.stop()
+    assert told[f'{watch.ROOM}/1'] == f'{{"count": {8 if lives else 7}}}'
+    assert not ends if lives else ends[0][1] == watch.LOST and 'host 1 (b) is lost' in ends[0][0]

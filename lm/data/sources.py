@@ -154,18 +154,30 @@ class Mix(Source):
 
 
 @dataclasses.dataclass(frozen=True)
-class Cut(Source):
-    """The characters of each document from fraction `start` to fraction `stop`; adjoining cuts share no character."""
+class _Part(Source):
     source: Source
     start: float
     stop: float
 
     def __post_init__(self):
-        _check_range(self)
+        if not 0 <= self.start < self.stop <= 1:
+            raise config.Error(f'{type(self).__name__}(start={self.start}, stop={self.stop}) is not a part of [0, 1]; '
+                               'choose 0 <= start < stop <= 1, such as 0.0 and 0.9.')
 
     @property
     def label(self):
         return self.source.label
+
+    def fingerprint(self):
+        return config.fingerprint([type(self).__name__.lower(), self.source.fingerprint(), self.start, self.stop])
+
+    def parts(self):
+        return tuple((dataclasses.replace(self, source=leaf), weight) for leaf, weight in self.source.parts())
+
+
+@dataclasses.dataclass(frozen=True)
+class Cut(_Part):
+    """The characters of each document from fraction `start` to fraction `stop`; adjoining cuts share no character."""
 
     def records(self):
         for record in self.source.records():
@@ -177,38 +189,16 @@ class Cut(Source):
             else:
                 yield record
 
-    def fingerprint(self):
-        return config.fingerprint(['cut', self.source.fingerprint(), self.start, self.stop])
-
-    def parts(self):
-        return tuple((Cut(leaf, self.start, self.stop), weight) for leaf, weight in self.source.parts())
-
 
 @dataclasses.dataclass(frozen=True)
-class Pick(Source):
+class Pick(_Part):
     """The documents whose number, hashed to [0, 1), falls in [`start`, `stop`): whole documents, evenly spread."""
-    source: Source
-    start: float
-    stop: float
-
-    def __post_init__(self):
-        _check_range(self)
-
-    @property
-    def label(self):
-        return self.source.label
 
     def records(self):
         numbers = itertools.count()
         for record in self.source.records():
             if isinstance(record, Reject) or self.start <= spread(next(numbers)) < self.stop:
                 yield record
-
-    def fingerprint(self):
-        return config.fingerprint(['pick', self.source.fingerprint(), self.start, self.stop])
-
-    def parts(self):
-        return tuple((Pick(leaf, self.start, self.stop), weight) for leaf, weight in self.source.parts())
 
 
 def spread(number):
@@ -218,9 +208,3 @@ def spread(number):
     word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 & mask
     word = (word ^ word >> 27) * 0x94D049BB133111EB & mask
     return ((word ^ word >> 31) >> 11) / 2 ** 53
-
-
-def _check_range(part):
-    if not 0 <= part.start < part.stop <= 1:
-        raise config.Error(f'{type(part).__name__}(start={part.start}, stop={part.stop}) is not a part of [0, 1]; '
-                           'choose 0 <= start < stop <= 1, such as 0.0 and 0.9.')
