@@ -1,80 +1,17 @@
-"""Several real processes over loopback: one run, whatever befalls one of them."""
+"""Several real processes are one run, on any mesh, of any number, stopped and resumed."""
 import json
-import os
-import pathlib
 import signal
-import socket
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
-from lm import metrics, watch
-
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-RUN = ('model.depth=1', 'model.width=32', 'log_every=1', 'save_every=4', 'data.batch=8', 'data.context=16',
-       'eval_batches=2')
+from lm import metrics
+from tests.processes import RUN, finish, losses, same, start, train, wait_for
 
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
     return tmp_path_factory.mktemp('hosts')
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(('127.0.0.1', 0))
-        return found.getsockname()[1]
-
-
-def start(place, command, processes=2, devices=1):
-    """Starts a command on several processes with `devices` each, and returns them."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(('LM_', 'SLURM_'))}
-    environ |= {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', 'JAX_PLATFORMS': 'cpu',
-                'JAX_COMPILATION_CACHE_DIR': str(place / 'compiled'), 'LM_CACHE': str(place / 'cache'),
-                'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
-    address, started = f'127.0.0.1:{free_port()}', []
-    for i in range(processes):
-        joint = {'LM_COORDINATOR': address, 'LM_PROCESSES': str(processes), 'LM_PROCESS': str(i)}
-        started.append(subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-                                        env=environ | (joint if processes > 1 else {}), stderr=subprocess.PIPE))
-    return started
-
-
-def train(place, workdir, *overrides, processes=2, devices=1):
-    return start(place, ['-m', 'lm', 'train', 'experiments/tiny.py', f'--workdir={workdir}', *RUN, *overrides],
-                 processes, devices)
-
-
-def finish(started, *codes):
-    """Returns [(stdout, stderr)] of processes that end with these exit codes, or all with the one given."""
-    try:
-        said = [process.communicate(timeout=400) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    found = [process.returncode for process in started]
-    assert found == list(codes if len(codes) > 1 else codes * len(started)), said
-    return said
-
-
-def losses(workdir):
-    return {record['step']: record['loss'] for record in metrics.read(workdir) if 'loss' in record}
-
-
-def wait_for(workdir, step, started):
-    while max(losses(workdir), default=0) < step:
-        assert all(process.poll() is None for process in started), [p.communicate() for p in started]
-        time.sleep(0.05)
-
-
-def same(workdir, expected):
-    """Asserts the losses of another run within 2e-5 of each: sums over hosts are rounded in another order."""
-    found = losses(workdir)
-    assert list(found) == list(expected)
-    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=2e-5)
 
 
 @pytest.fixture(scope='module')
@@ -157,25 +94,6 @@ def test_a_signal_to_one_saves_on_both_at_one_step(place, number):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('lost', [0, 1])
-def test_a_killed_process_ends_the_other_by_name_within_a_minute_and_the_run_resumes(place, lost):
-    workdir = place / f'lost-{lost}'
-    started = train(place, workdir, 'steps=400')
-    wait_for(workdir, 6, started)
-    started[lost].kill()
-    began = time.monotonic()
-    said = finish(started, *(-9 if i == lost else watch.LOST for i in range(2)))
-    assert time.monotonic() - began < 60
-    assert f'lm: host {lost} ({socket.gethostname()}) is lost' in said[1 - lost][1]
-    assert 'the same command on all hosts resumes it' in said[1 - lost][1]
-    reached = max(losses(workdir))
-    again = train(place, workdir, 'steps=400')
-    wait_for(workdir, reached + 1, again)
-    again[0].send_signal(signal.SIGTERM)
-    finish(again, 75)
-
-
-@pytest.mark.long
 def test_a_broken_newest_checkpoint_falls_back_on_both(place, longer):
     workdir = place / 'broken'
     started = train(place, workdir, 'steps=60', "mesh={'fsdp': 2}")
@@ -202,29 +120,6 @@ def test_two_processes_score_and_sample_a_run(place, alone):
     (one, _), = finish(start(place, command, processes=1), 0)
     (out, _), _ = finish(start(place, command), 0)
     assert out.endswith(one) and one.startswith('Once')
-
-
-@pytest.mark.long
-def test_hosts_that_differ_are_told_in_what(place):
-    other = ['-c', 'import sys; from lm import cli; i = __import__("os").environ["LM_PROCESS"]; '
-             'sys.exit(cli.main(["train", "experiments/tiny.py", *sys.argv[1:], f"seed={i}"]))']
-    said = finish(start(place, [*other, f'--workdir={place / "differ"}', *RUN]), 2)
-    assert all('lm: seed is 0 on host 0 and 1 on host 1' in err for _, err in said)
-
-
-@pytest.mark.long
-def test_one_that_fails_ends_the_other_with_its_reason(place):
-    code = """
-import os
-from lm import config, hosts
-with hosts.joined():
-    if hosts.first():
-        raise config.Error('the disk is full; free some.')
-    hosts.gather(None)
-"""
-    (_, first), (_, second) = finish(start(place, ['-c', code]), 2, watch.LOST)
-    assert 'lm: the disk is full; free some.' in first
-    assert f'lm: host 0 ({socket.gethostname()}) failed: the disk is full' in second
 
 
 @pytest.mark.long
