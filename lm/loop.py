@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lm import config, evaluate, generate, hosts, metrics, runs, sharding, train, trees
+from lm import config, evaluate, generate, hosts, metrics, replay, runs, train, trees
 from lm.data import baselines, loader
 from lm.data.cache import home, root
 
@@ -29,6 +29,7 @@ def fit(settings, program, streams, run):
     `streams` are (training, validation or None). Raises Stopped, after saving, when `run.stop` says so.
     """
     (state, meta), setbacks = _restore(program, run.store, streams[0]), {}
+    run.note_offset(int(state.step), meta['offset'])
     while int(state.step) < settings.steps:
         try:
             state = _advance(settings, program, streams, run, (state, meta))
@@ -42,6 +43,7 @@ def fit(settings, program, streams, run):
                                    f'try optimizer.peak={settings.optimizer.peak / 3:.1g}.') from fault
             meta = {**meta, 'offset': batch - step}
             run.rewind(step)
+            run.note_offset(step, meta['offset'])
     return state
 
 
@@ -52,17 +54,8 @@ def _restore(program, store, stream):
     if found is None:
         with jax.set_mesh(program.mesh):
             return program.init(), fresh
-    check_data(found[1], fresh)
+    runs.check_data(found[1], fresh)
     return found
-
-
-def check_data(was, now):
-    """Raises config.Error unless the data of a checkpoint's meta are those of another."""
-    for name in sorted({*was['data'], *now['data']}):
-        before, after = (meta['data'].get(name) for meta in (was, now))
-        if before != after:
-            raise config.Error(f'the checkpoint was trained on other data: {name} was {before} and is {after}; '
-                               'restore what it was, or give another --workdir.')
 
 
 def _advance(settings, program, streams, run, begun):
@@ -70,7 +63,7 @@ def _advance(settings, program, streams, run, begun):
     stream, valid = streams
     state, meta = begun
     start = int(state.step)
-    serve = partial(_serve, stream, program.mesh, meta['offset'])
+    serve = partial(replay.serve, stream, program.mesh, meta['offset'])
     log = Log(settings, run.writer)
     with jax.set_mesh(program.mesh), contextlib.closing(loader.prefetch(serve, start)) as batches:
         for step, batch in batches:
@@ -90,10 +83,6 @@ def _advance(settings, program, streams, run, begun):
                 break
     run.store.wait()
     return state
-
-
-def _serve(stream, mesh, offset, step):
-    return sharding.put(stream.batch_at(step + offset, sharding.rows(stream.batch, mesh)), mesh, stream.batch)
 
 
 def _due(step, every):

@@ -25,6 +25,17 @@ def read(directory):
     return [record for record in records if isinstance(record, dict)]
 
 
+def offset(records, step):
+    """Returns by how many batches the data is ahead of step `step` (from 0): a run goes round what is not finite."""
+    known = [record['offset'] for record in records if 'offset' in record and record['step'] <= step]
+    return known[-1] if known else 0
+
+
+def finite(values):
+    """Returns {name: number} with None for numbers that are not finite, of which JSON has none."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
 def rewind(directory, step):
     """Drops the records of steps after `step`: what a resumed run will write again. Atomic."""
     kept = [record for record in read(directory) if record['step'] <= step]
@@ -45,8 +56,8 @@ class Writer:
         self.steps, self.start, self.began = steps, start, time.monotonic()
 
     def write(self, step, values):
-        """Records {name: number} at `step`; a number that is not finite becomes null, as JSON has none."""
-        values = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        """Records {name: number} at `step`; a number that is not finite becomes null."""
+        values = finite(values)
         self.file.write(json.dumps({'step': step, **values}) + '\n')
         if self.board:
             for name, value in values.items():

@@ -69,9 +69,10 @@ def make_step(loss, tx, seed=0, accumulate=1, adjusted=unadjusted):
     (params, metrics)` comes after the optimizer, for what learns without a gradient. An update whose loss or gradient
     is not finite leaves parameters and optimizer as they were.
     """
+    gradient = gradients(loss, seed, accumulate)
+
     def step(state, batch):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, measured = accumulated(loss, accumulate)(state.params, batch, key)
+        grads, measured = gradient(state, batch)
         norm = trees.norm(grads)
         finite = jnp.isfinite(measured['loss']) & jnp.isfinite(norm)
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
@@ -81,6 +82,14 @@ def make_step(loss, tx, seed=0, accumulate=1, adjusted=unadjusted):
         bad = jnp.where(finite, 0, state.bad + 1)
         return State(state.step + 1, params, optimizer, bad), {**measured, 'grad_norm': norm, 'bad': bad}
     return step
+
+
+def gradients(loss, seed=0, accumulate=1):
+    """Returns gradient(state, batch) -> (gradient, metrics): what a step takes it from, by `make_step`'s arguments."""
+    def gradient(state, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        return accumulated(loss, accumulate)(state.params, batch, key)
+    return gradient
 
 
 def accumulated(loss, parts):

@@ -27,7 +27,7 @@ class Lane:
         found = self.run.store.restore(abstract)
         if found is None:
             return None
-        loop.check_data(found[1], self.meta)
+        runs.check_data(found[1], self.meta)
         state, self.meta = found
         return state
 

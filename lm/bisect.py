@@ -1,0 +1,268 @@
+"""`lm bisect`: where two runs that should be equal part, by their records and by computing their steps again."""
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lm import config, metrics, replay, runs, sharding, trees
+from lm.data.cache import root
+
+MADE = ('commit', 'device', 'devices')
+
+
+def main(a: str, b: str, *, cache: str = ''):
+    """Says where two runs that should be equal part: the first step, and the first tensor of it, that differ.
+
+    Args:
+        a: the --workdir of an `lm train`
+        b: another one; the exit code is 1 where the two differ, 0 where they are equal
+        cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
+    """
+    sides = [Side(name, directory) for name, directory in (('A', a), ('B', b))]
+    for line in told(*sides):
+        print(line, flush=True)
+    last, first = parted(*(side.records for side in sides))
+    for line in records_told(sides, last, first):
+        print(line, flush=True)
+    pair = [replay.Past(side.directory, side.settings, root(cache), mesh)
+            for side, mesh in zip(sides, meshes(sides), strict=True)]
+    first = first or unlike_at(pair)
+    if first is None:
+        print('equal.')
+        return 0
+    search(sides, pair, first)
+    return 1
+
+
+class Side:
+    """One of the two runs: its name, directory, settings, record, and what config.json says it was made by."""
+
+    def __init__(self, name, directory):
+        self.name, self.directory, self.settings = name, Path(directory), runs.read(directory)
+        self.about = json.loads((self.directory / 'config.json').read_text())
+        self.records = losses(directory)
+        if not self.records:
+            raise config.Error(f'{directory} has no record of a loss yet; wait until the run has logged a step.')
+
+
+def losses(directory):
+    """Returns {step: {name: number}} of what the steps of a run measured."""
+    return {record['step']: replay.stable(record) for record in metrics.read(directory) if 'loss' in record}
+
+
+def told(a, b):
+    """Returns the lines that say in what two runs were made differently, not counting where and when."""
+    lines = [f'A = {a.directory}, B = {b.directory}']
+    changed = config.diff(a.settings, b.settings)
+    for kind, keys in (('settings', [key for key in changed if not free(key)]),
+                       ('settings that should change no result but rounding', list(filter(free, changed)))):
+        if keys:
+            lines.append(f'{kind}: ' + ', '.join(f'{key} ({changed[key][0]} in A, {changed[key][1]} in B)'
+                                                 for key in keys))
+    pairs = {name: (a.about.get(name), b.about.get(name)) for name in MADE}
+    versions = a.about['versions'], b.about['versions']
+    pairs |= {name: tuple(each.get(name, 'absent') for each in versions) for name in {**versions[0], **versions[1]}}
+    differing = [f'{name} ({was} in A, {now} in B)' for name, (was, now) in pairs.items() if was != now]
+    lines.append(f'made by: {", ".join(differing)}' if differing else
+                 f'made by: the same versions and commit, on {a.about["devices"]} x {a.about["device"]}')
+    edited = [side.name for side in (a, b) if side.about['commit'].endswith('+')]
+    if edited:
+        lines.append(f'files differed from the commit in {" and ".join(edited)}: the code need not be the same.')
+    return lines
+
+
+def free(key):
+    """Returns whether a dotted key is one of those that change no result."""
+    return key.split('.')[0] in metrics.FREE
+
+
+def parted(a, b):
+    """Returns (the last step up to which two records agree, the first at which they do not or None)."""
+    last = 0
+    for step in sorted(a.keys() & b.keys()):
+        if a[step] != b[step]:
+            return last, step
+        last = step
+    return last, None
+
+
+def records_told(sides, last, first):
+    """Returns the lines that say how far two records agree."""
+    a, b = (side.records for side in sides)
+    common = sorted(a.keys() & b.keys())
+    if not common:
+        return ['records: no step is in both.']
+    if first is None:
+        longer = [f'; {side.name} goes on to step {max(side.records)}' for side in sides
+                  if max(side.records) > common[-1]]
+        return [f'records: equal at all {len(common)} steps that are in both, up to step {last}{"".join(longer)}.']
+    name = next(name for name in replay.STABLE if a[first][name] != b[first][name])
+    return [f'records: equal at {sum(step <= last for step in common)} of {len(common)} steps that are in both; '
+            f'the first that differs is step {first}: {name} {a[first][name]} in A, {b[first][name]} in B.']
+
+
+def meshes(sides):
+    """Returns the mesh that each of two runs was trained on, or for both that of one device where there are too few."""
+    devices, counts = jax.devices(), [side.about['devices'] for side in sides]
+    if max(counts) <= len(devices):
+        return [sharding.make_mesh(side.settings.mesh, devices[:n]) for side, n in zip(sides, counts, strict=True)]
+    print(f'here are {len(devices)} devices, not {max(counts)}: what follows is computed on one, for both.')
+    return [sharding.make_mesh({'data': 1}, devices[:1])] * 2
+
+
+def unlike_at(pair):
+    """Returns the newest step saved by both runs if the states there differ, else None."""
+    common = saved_by_both(pair)
+    if not common:
+        print('checkpoints: no step was saved by both.')
+        return None
+    unlike = differing(*([past.restore(common[-1]) for past in pair]))
+    print(f'checkpoints: {"not " if unlike else ""}equal at step {common[-1]}, the newest that both saved.')
+    return common[-1] if unlike else None
+
+
+def saved_by_both(pair):
+    """Returns the steps, ascending, of which both runs have a checkpoint."""
+    return sorted(set(pair[0].store.steps()) & set(pair[1].store.steps()))
+
+
+def differing(a, b):
+    """Returns the names of the leaves of two trees that are not equal bit for bit, or that only one of them has."""
+    sums = [jax.device_get(jax.jit(trees.checksums)(trees.flatten(tree))) for tree in (a, b)]
+    return [name for name in sums[0] | sums[1] if sums[0].get(name) != sums[1].get(name)]
+
+
+def lost(side, past):
+    """Returns the line that says what data a run was trained on that is not there now, in a list, or an empty list."""
+    try:
+        past.check()
+    except config.Error as error:
+        return [f'first difference: the data. {side.name}: {error}']
+    return []
+
+
+def search(sides, pair, first):
+    """Says where two runs part that are known to differ at step `first`, by computing both again."""
+    gone = [line for side, past in zip(sides, pair, strict=True) for line in lost(side, past)]
+    if gone:
+        print('\n'.join(gone))
+        return
+    start, states = begin(pair, first - 1)
+    if differing(*states):
+        params = [state.params for state in states]
+        words = named(pair[0], params if differing(*params) else states)
+        print(f'first difference: before step 1, the initial {words}')
+        return
+    print(f'computing both again from {f"checkpoint {start}" if start else "the start"} to step {first}.', flush=True)
+    off = {}
+    for step in range(start + 1, first + 1):
+        kept = [trees.copy(state) for state in states]
+        states, measured = zip(*(past.step(state, step) for past, state in zip(pair, states, strict=True)), strict=True)
+        for side, values in zip(sides, measured, strict=True):
+            if side.records.get(step) not in (None, replay.stable(values)):
+                off.setdefault(side.name, (step, values['loss'], side.records[step]['loss']))
+        if differing(*states) or measured[0] != measured[1]:
+            print(f'first difference: step {step}, {explain(pair, kept, states, step)}')
+            if not any(config.diff(side.settings, sides[0].settings) for side in sides):
+                print(unexplained(*(past.program.mesh for past in pair)))
+            return
+    agreed(sides, off, start, first)
+    for saved in [saved for saved in saved_by_both(pair) if saved > start]:
+        params = [past.restore(saved).params for past in pair]
+        if differing(*params):
+            print(f'The first saved parameters that differ are of step {saved}, {named(pair[0], params)}')
+            return
+
+
+def unexplained(one, other):
+    """Returns the words for two runs on these meshes that computed again differ, though their settings do not."""
+    if one == other:
+        return 'Their settings are equal, so this machine does not compute the same twice.'
+    return f'Their settings are equal; {one.size} and {other.size} devices add in another order, and round otherwise.'
+
+
+def begin(pair, step):
+    """Returns (start, states): the last step up to `step` at which both runs' states are known and equal, else 0."""
+    *common, first = sorted(set(pair[0].starts(step)) & set(pair[1].starts(step)), reverse=True)
+    for start in common:
+        states = [past.restore(start) for past in pair]
+        if not differing(*states):
+            return start, states
+    return first, [past.restore(first) for past in pair]
+
+
+def explain(pair, before, after, step):
+    """Returns the words for the first tensor in which a step of two runs differs that began with equal States."""
+    batches = [past.batch(step) for past in pair]
+    if differing(*batches):
+        return f'the batch: {named(pair[0], batches)} {origins(pair, batches, step)}'
+    grads = [past.gradient(state, batch) for past, state, batch in zip(pair, before, batches, strict=True)]
+    kinds = {'gradient': grads, 'optimizer state': [state.optimizer for state in after],
+             'parameter': [state.params for state in after]}
+    for i, (kind, found) in enumerate(kinds.items()):
+        if differing(*found):
+            return f'{kind} {named(pair[0], found)} Equal before it: {", ".join(["batch", *kinds][:i + 1])}.'
+    return 'its loss, though no tensor differs.'
+
+
+def origins(pair, batches, step):
+    """Returns the words for where the first row comes from that two batches do not share."""
+    rows = [np.asarray(batch['inputs']) for batch in batches]
+    row = next((row for row, (x, y) in enumerate(zip(*rows)) if not np.array_equal(x, y)), 0)
+    found = [next(each for each in past.stream.passages(past.number(step)) if each.row == row) for past in pair]
+    places = [f'token {each.start} of document {each.document} of {each.source}' for each in found]
+    return f'Row {row} begins at {places[0]} in A, {places[1]} in B.'
+
+
+def named(past, found):
+    """Returns the words for the first leaf in which two trees differ, in the order that the model reads parameters."""
+    order, stacked = reading(past)
+    a, b = (trees.flatten(tree) for tree in found)
+    places = []
+    for name in differing(a, b):
+        key = max((other for other in order if f'/{name}'.endswith(f'/{other}')), key=len, default=None)
+        rank = order.index(key) if key else len(order)
+        pair = jax.device_get((a.get(name), b.get(name)))
+        if key in stacked and np.shape(pair[0]) == np.shape(pair[1]):
+            layer = next(i for i, (x, y) in enumerate(zip(*pair, strict=True)) if x.tobytes() != y.tobytes())
+            places.append((order.index(stacked[0]), layer, rank, f'{name}, layer {layer}', pair[0][layer],
+                           pair[1][layer]))
+        else:
+            places.append((rank, 0, 0, name, *pair))
+    *_, name, x, y = min(places, key=lambda each: each[:4])
+    return f'{name}: {size(x, y)}'
+
+
+def reading(past):
+    """Returns the names of a model's parameters in the order it reads them, and of those that hold all layers."""
+    model = past.settings.model
+    with jax.set_mesh(past.program.mesh):
+        order = trees.by_use(model.loss, past.program.abstract.params, past.settings.data.example())
+    axes = jax.tree.leaves(model.axes(), is_leaf=lambda node: isinstance(node, tuple))
+    named = zip(trees.flatten(past.program.abstract.params), axes, strict=True)
+    layered = {name for name, names in named if names[:1] == ('layers',)}
+    return order, [name for name in order if name in layered]
+
+
+def size(x, y):
+    """Returns the words for how two arrays differ, of which one may be None."""
+    if x is None or y is None or x.shape != y.shape:
+        a, b = ('absent' if each is None else f'of shape {list(each.shape)}' for each in (x, y))
+        return f'{a} in A, {b} in B.'
+    unlike, x, y = x != y, np.asarray(x, np.float64), np.asarray(y, np.float64)
+    return (f'{unlike.sum():,} of {unlike.size:,} values differ, by at most {np.max(np.abs(x - y)):.3g}; '
+            f'the largest is {np.max(np.abs(x)):.3g}.')
+
+
+def agreed(sides, off, start, first):
+    """Says what it means that two runs computed again are equal up to the step at which their records differ."""
+    print(f'computed here, both are equal up to step {first}: neither settings nor data make the difference, but the '
+          'code, versions or machines they ran on.')
+    for side in sides:
+        if side.name in off:
+            step, here, there = off[side.name]
+            print(f'{side.name} is not what it was: at step {step} the loss is {here} here and {there} on record.')
+        else:
+            known = sum(start < step <= first for step in side.records)
+            print(f'{side.name} is computed again to the last bit, at all {known} steps on record from {start + 1} on.')
