@@ -217,7 +217,7 @@ def origins(pair, batches, step):
 
 def named(past, found):
     """Returns the words for the first leaf in which two trees differ, in the order that the model reads parameters."""
-    order, stacked = reading(past)
+    order, stacked = replay.reading(past.settings, past.program)
     a, b = (trees.flatten(tree) for tree in found)
     places = []
     for name in differing(a, b):
@@ -232,17 +232,6 @@ def named(past, found):
             places.append((rank, 0, 0, name, *pair))
     *_, name, x, y = min(places, key=lambda each: each[:4])
     return f'{name}: {size(x, y)}'
-
-
-def reading(past):
-    """Returns the names of a model's parameters in the order it reads them, and of those that hold all layers."""
-    model = past.settings.model
-    with jax.set_mesh(past.program.mesh):
-        order = trees.by_use(model.loss, past.program.abstract.params, past.settings.data.example())
-    axes = jax.tree.leaves(model.axes(), is_leaf=lambda node: isinstance(node, tuple))
-    named = zip(trees.flatten(past.program.abstract.params), axes, strict=True)
-    layered = {name for name, names in named if names[:1] == ('layers',)}
-    return order, [name for name in order if name in layered]
 
 
 def size(x, y):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 RECORD = 'metrics.jsonl'
 # Fields of an experiment that change neither what is computed nor its order: a run may go on with other values.
-FREE = ('mesh', 'zero', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep', 'sample', 'baselines')
+FREE = ('mesh', 'zero', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep', 'sample', 'baselines',
+        'spike')
 SEEDS = ('seed', 'data.seed')  # what two runs of one variant differ in
 
 
@@ -32,8 +33,9 @@ def offset(records, step):
 
 
 def finite(values):
-    """Returns {name: number} with None for numbers that are not finite, of which JSON has none."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+    """Returns {name: value} with None for floats that are not finite, of which JSON has none."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()}
 
 
 def rewind(directory, step):
@@ -72,6 +74,13 @@ class Writer:
             left = (time.monotonic() - self.began) / max(step - self.start, 1) * (self.steps - step)
             print(f'step {step}/{self.steps}  {text}  eta {clock(left)}', flush=True)
 
+    def tell(self, text):
+        """Prints a line, above the progress bar where there is one."""
+        if self.bar:
+            self.bar.print(text)
+        else:
+            print(text, flush=True)
+
     def advance(self, step):
         """Moves the progress bar to `step`."""
         if self.bar:
@@ -91,6 +100,9 @@ class Mute:
 
     def write(self, step, values):
         """Writes nothing."""
+
+    def tell(self, text):
+        """Prints nothing."""
 
     def advance(self, step):
         """Moves nothing."""

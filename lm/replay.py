@@ -1,10 +1,11 @@
 """Steps of a run computed again, from the checkpoint nearest before them."""
+import math
 from functools import cached_property
 from pathlib import Path
 
 import jax
 
-from lm import checkpoint, config, metrics, runs, sharding, train
+from lm import checkpoint, config, metrics, runs, sharding, train, trees
 
 STABLE = ('loss', 'grad_norm', 'weight', 'bad')  # what a step measures the same each time
 
@@ -60,6 +61,14 @@ class Past:
         if metas:
             runs.check_data(metas[0], {'data': dict(self.stream.fingerprint)})
 
+    def follow(self, offset):
+        """Takes the course of the run when its data was ahead by `offset`, from which it has gone back since."""
+        offsets = [record for record in self.records if 'offset' in record]
+        if metrics.offset(self.records, math.inf) != offset:
+            while offsets and offsets[-1]['offset'] != offset:
+                offsets.pop()
+            self.records = offsets
+
     def number(self, step):
         """Returns the number of the batch that a step took."""
         return step - 1 + metrics.offset(self.records, step - 1)
@@ -80,6 +89,16 @@ class Past:
         settings = self.settings
         with jax.set_mesh(self.program.mesh):
             return jax.jit(train.gradients(settings.model.loss, settings.seed, settings.accumulate))(state, batch)[0]
+
+
+def reading(settings, program):
+    """Returns the names of a model's parameters in the order it reads them, and of those that hold all layers."""
+    params = program.abstract.params
+    with jax.set_mesh(program.mesh):
+        order = trees.by_use(settings.model.loss, params, settings.data.example())
+    axes = jax.tree.leaves(settings.model.axes(), is_leaf=lambda node: isinstance(node, tuple))
+    layered = {name for name, names in zip(trees.flatten(params), axes, strict=True) if names[:1] == ('layers',)}
+    return order, [name for name in order if name in layered]
 
 
 def matching(settings, directory):
