@@ -30,7 +30,7 @@ class Watch:
 
     def __init__(self, settings, run, stream, patient=True):
         self.settings, self.run, self.stream = settings, run, stream
-        self.left = max(settings.steps // SHARE, settings.save_every) if patient else 0
+        self.left = max(settings.steps // SHARE, settings.save_every + 1) if patient else 0
         self.looked, self.layers = set(), {}
         self.begin({'losses': [], 'offset': 0})
 

@@ -151,7 +151,7 @@ def mark(stream, steps):
 
 def go_fragile(directory, cache, steps):
     fields = {field.name: getattr(SETTINGS.model, field.name) for field in dataclasses.fields(Decoder)}
-    settings = dataclasses.replace(SETTINGS, model=Fragile(**fields), patience=3, eval_every=0)
+    settings = dataclasses.replace(SETTINGS, model=Fragile(**fields), patience=3, eval_every=0, keep=9)
     run = runs.Run(directory, config.Experiment(settings, {}, FILE))
     stream = mark(settings.data.open(cache, 'train'), steps)
     try:
