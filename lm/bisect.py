@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lm import config, metrics, replay, runs, sharding, trees
+from lm import config, metrics, replay, runs, sharding, spikes, trees
 from lm.data.cache import root
 
 MADE = ('commit', 'device', 'devices')
@@ -160,8 +160,11 @@ def search(sides, pair, first):
         kept = [trees.copy(state) for state in states]
         states, measured = zip(*(past.step(state, step) for past, state in zip(pair, states, strict=True)), strict=True)
         for side, values in zip(sides, measured, strict=True):
-            if side.records.get(step) not in (None, replay.stable(values)):
-                off.setdefault(side.name, (step, values['loss'], side.records[step]['loss']))
+            known = side.records.get(step, values)
+            unlike = [name for name in replay.STABLE if known[name] != values[name]]
+            if unlike:
+                off.setdefault(side.name, f'{unlike[0]} of step {step} is {values[unlike[0]]} here and '
+                                          f'{known[unlike[0]]} on record')
         if differing(*states) or measured[0] != measured[1]:
             print(f'first difference: step {step}, {explain(pair, kept, states, step)}')
             if not any(config.diff(side.settings, sides[0].settings) for side in sides):
@@ -172,7 +175,20 @@ def search(sides, pair, first):
         params = [past.restore(saved).params for past in pair]
         if differing(*params):
             print(f'The first saved parameters that differ are of step {saved}, {named(pair[0], params)}')
-            return
+            break
+    print(by_their_own(sides, max(start, 1, parted(*(side.records for side in sides))[0])))
+
+
+def by_their_own(sides, step):
+    """Returns the words for what differs where each run's own code computed a step again, or how to have it do so."""
+    folders = [side.directory / 'spikes' for side in sides]
+    both = sorted(int(file.stem) for file in folders[0].glob('*.json') if (folders[1] / file.name).exists())
+    for known in both:
+        found = [spikes.read(side.directory, known) for side in sides]
+        if all(each['layers'] for each in found) and (words := spikes.unlike(*found)):
+            return f'first difference, by the code of each, of the steps that both replayed: step {known}, {words}'
+    return ("To see what each one's own code, versions and machine compute, replay a step there by `lm train ... "
+            f'--replay={step}`, and run this again.')
 
 
 def unexplained(one, other):
@@ -250,8 +266,7 @@ def agreed(sides, off, start, first):
           'code, versions or machines they ran on.')
     for side in sides:
         if side.name in off:
-            step, here, there = off[side.name]
-            print(f'{side.name} is not what it was: at step {step} the loss is {here} here and {there} on record.')
+            print(f'{side.name} does not come out as it was: {off[side.name]}.')
         else:
             known = sum(start < step <= first for step in side.records)
             print(f'{side.name} is computed again to the last bit, at all {known} steps on record from {start + 1} on.')

@@ -133,21 +133,23 @@ def write(directory, found):
 def anatomy(settings, program, state, batch):
     """Returns what a step does to each layer's tensors, from the State before it, which stays as it is.
 
-    A list of {'name', 'layer', 'gradient', 'weight', 'update', 'ratio'} in the order in which the model reads them:
-    norms of the gradient before clipping, of the parameters and of what is added to them, and the last over the second.
-    A tensor that all layers share the array of has one row a layer; 'layer' is null for others.
+    A list of {'name', 'layer', 'gradient', 'weight', 'update', 'ratio', 'bits'} in the order in which the model reads
+    them: norms of the gradient before clipping, of the parameters and of what is added to them, the last over the
+    second, and the checksums of all three. An array that holds all layers has one row a layer; 'layer' is null for
+    others.
     """
     order, stacked = replay.reading(settings, program)
     tx = settings.optimizer.make(settings.steps, settings.model.axes())
 
-    def norm(name, x):
-        axes = tuple(range(int(name in stacked), x.ndim))
-        return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)), axes))
+    def sized(name, x):
+        def one(x):
+            return jnp.sqrt(jnp.sum(jnp.square(x.astype(jnp.float32)))), trees.checksums(x)
+        return jax.vmap(one)(x) if name in stacked else one(x)
 
     def measure(state, batch):
         grads, _ = train.gradients(settings.model.loss, settings.seed, settings.accumulate)(state, batch)
         updates, _ = tx.update(grads, state.optimizer, state.params)
-        return [{name: norm(name, x) for name, x in trees.flatten(tree).items()}
+        return [{name: sized(name, x) for name, x in trees.flatten(tree).items()}
                 for tree in (grads, state.params, updates)]
     whole = jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec())
     with jax.set_mesh(program.mesh):
@@ -155,17 +157,17 @@ def anatomy(settings, program, state, batch):
     rows = []
     for name in order:
         if name not in stacked:
-            rows.append(_row(name, None, *(norms[name] for norms in found)))
+            rows.append(_row(name, None, [each[name] for each in found]))
         elif name == stacked[0]:
-            rows += [_row(other, layer, *(norms[other][layer] for norms in found))
-                     for layer in range(len(found[0][name])) for other in stacked]
+            rows += [_row(other, layer, [(each[other][0][layer], each[other][1][layer]) for each in found])
+                     for layer in range(len(found[0][name][0])) for other in stacked]
     return rows
 
 
-def _row(name, layer, *norms):
-    gradient, weight, update = map(float, norms)
+def _row(name, layer, found):
+    gradient, weight, update = (float(norm) for norm, _ in found)
     return {'name': name, 'layer': layer, 'gradient': gradient, 'weight': weight, 'update': update,
-            'ratio': update / weight if weight else None}
+            'ratio': update / weight if weight else None, 'bits': [int(bits) for _, bits in found]}
 
 
 def again(settings, directory, cache, step):
@@ -222,11 +224,25 @@ def compared(passed, expected):
 
 def striking(layers):
     """Returns the lines that name the tensors with the largest gradient and with the largest update over weight."""
-    def name(row):
-        return row['name'] if row['layer'] is None else f'{row["name"]}, layer {row["layer"]}'
     lines = []
     for what, key in (('largest gradient', 'gradient'), ('largest update over weight', 'ratio')):
         bad = [row for row in layers if row[key] is not None and not math.isfinite(row[key])]
         row = bad[0] if bad else max((row for row in layers if row[key] is not None), key=lambda row: row[key])
-        lines.append(f'{what}: {row[key]:.4g} in {name(row)}')
+        lines.append(f'{what}: {row[key]:.4g} in {titled(row)}')
     return lines
+
+
+def titled(row):
+    """Returns the name of a row of `anatomy`."""
+    return row['name'] if row['layer'] is None else f'{row["name"]}, layer {row["layer"]}'
+
+
+def unlike(a, b):
+    """Returns the words for the first tensor in which two records of one step, by any code, differ, or None."""
+    if a['passages'] != b['passages']:
+        return 'the batch'
+    for place, what in ((1, 'weight'), (0, 'gradient'), (2, 'update')):
+        for x, y in zip(a['layers'], b['layers']):
+            if (x['name'], x['bits'][place]) != (y['name'], y['bits'][place]):
+                return f'{what} {titled(x)}: of norm {x[what]:.9g} in A, {y[what]:.9g} in B'
+    return None

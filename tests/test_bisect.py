@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lm import bisect, checkpoint, config, data, loop, metrics, optim, runs, sharding, train
+from lm import bisect, checkpoint, config, data, loop, metrics, optim, runs, sharding, spikes, train
 from lm.models.decoder import Decoder
 
 FILE = pathlib.Path(__file__)
@@ -106,7 +106,7 @@ def test_the_search_starts_at_the_last_checkpoint_that_is_equal(trained, tmp_pat
     assert code == 1 and 'the first that differs is step 6: loss' in out
     assert 'computing both again from checkpoint 4 to step 6' in out
     assert 'A is computed again to the last bit, at all 2 steps on record from 5 on.' in out
-    assert 'B is not what it was: at step 6 the loss is' in out
+    assert 'B does not come out as it was: loss of step 6 is' in out and 'lm train ... --replay=5`' in out
 
 
 def test_a_checkpoint_that_differs_is_told_and_not_begun_from(trained, tmp_path, cache, capsys):
@@ -122,6 +122,17 @@ def test_a_checkpoint_that_differs_is_told_and_not_begun_from(trained, tmp_path,
     code, out = told(capsys, trained, other, cache)
     assert code == 1 and 'from checkpoint 2 to step 5' in out
     assert 'The first saved parameters that differ are of step 4, blocks/attention/query, layer 0' in out
+
+
+def test_what_other_code_computed_is_compared_by_its_own_replay(trained, tmp_path, cache, capsys):
+    sides = [twin(trained, tmp_path / 'a'), twin(trained, tmp_path / 'b', 6)]
+    rows = [{'name': 'tokens', 'layer': None, 'gradient': 1.0, 'weight': 2.0, 'update': 0.1, 'bits': [1, 2, 3]},
+            {'name': 'up', 'layer': 1, 'gradient': 1.0, 'weight': 2.0, 'update': 0.1, 'bits': [4, 5, 6]}]
+    for side, gradient in zip(sides, (1.0, 1.5), strict=True):
+        layers = [rows[0], {**rows[1], 'gradient': gradient, 'bits': [int(4 * gradient), 5, int(6 * gradient)]}]
+        spikes.write(side, {'step': 5, 'passages': [], 'layers': layers})
+    _, out = told(capsys, *sides, cache)
+    assert 'of the steps that both replayed: step 5, gradient up, layer 1: of norm 1 in A, 1.5 in B' in out
 
 
 def test_data_that_changed_on_disk_is_named(trained, tmp_path, cache, capsys, monkeypatch):
