@@ -1,4 +1,5 @@
 """Steps at which the loss jumps, with what their batch was and what it did to each layer; and `lm train --replay`."""
+import bisect
 import collections
 import json
 import math
@@ -24,8 +25,8 @@ class Watch:
     """Tells where a run's loss jumps, and leaves spikes/STEP.json there.
 
     A loss is high that is not finite, or above the median of the last WINDOW by more than `settings.spike` deviations:
-    1.4826 times the median distance from that median, as a normal distribution's would be. It jumps where it is high
-    and the one before was not. `losses` are the last ones, from which a resumed run goes on.
+    the distance between their quartiles over 1.349, as a normal distribution's would be. It jumps where it is high and
+    the one before was not. `losses` are the last ones, from which a resumed run goes on.
     """
 
     def __init__(self, settings, run, stream, patient=True):
@@ -36,14 +37,16 @@ class Watch:
 
     def begin(self, meta):
         """Starts anew from what is kept with a checkpoint."""
-        self.losses, self.offset, self.high = collections.deque(meta['losses'], WINDOW), meta['offset'], False
+        self.losses, self.ordered = collections.deque(meta['losses']), sorted(meta['losses'])
+        self.offset, self.high = meta['offset'], False
 
     def level(self):
         """Returns (median, deviation) of the last losses, or None while they are too few."""
-        if len(self.losses) < ENOUGH:
+        count = len(self.ordered)
+        if count < ENOUGH:
             return None
-        middle = _median(self.losses)
-        return middle, max(1.4826 * _median(abs(loss - middle) for loss in self.losses), LEAST * abs(middle))
+        low, middle, high = (self.ordered[count * quarter // 4] for quarter in (1, 2, 3))
+        return middle, max((high - low) / 1.349, LEAST * abs(middle))
 
     def jumps(self, loss):
         """Returns whether the loss jumps at the next step, and takes it among the last."""
@@ -52,6 +55,9 @@ class Watch:
         self.high = bool(self.settings.spike) and (not math.isfinite(loss) or loss > limit)
         if math.isfinite(loss):
             self.losses.append(loss)
+            bisect.insort(self.ordered, loss)
+        if len(self.losses) > WINDOW:
+            del self.ordered[bisect.bisect_left(self.ordered, self.losses.popleft())]
         return self.high and not before
 
     def see(self, step, values):
@@ -101,11 +107,6 @@ def keep(directory, found, back):
     then = ('' if found['layers'] else '; going back to the last checkpoint to measure its layers' if back else
             f'; the same line with --replay={found["step"]} measures its layers')
     return f'{what}: see {path(directory, found["step"])}{then}.'
-
-
-def _median(values):
-    values = sorted(values)
-    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
 
 
 def path(directory, step):
