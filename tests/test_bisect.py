@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lm import bisect, checkpoint, config, data, loop, metrics, optim, runs, sharding, spikes, train
+from lm import checkpoint, config, data, loop, metrics, optim, runs, sharding, spikes, train
+from lm.bisect import search
 from lm.models.decoder import Decoder
 
 FILE = pathlib.Path(__file__)
@@ -67,7 +68,7 @@ def twin(trained, directory, differs_from=None, **changes):
 
 def told(capsys, trained, other, cache):
     """Returns the exit code of `lm bisect` and what it prints."""
-    code = bisect.main(str(trained), str(other), cache=str(cache))
+    code = search.main(str(trained), str(other), cache=str(cache))
     return code, capsys.readouterr().out
 
 
@@ -85,7 +86,8 @@ def test_what_is_logged_more_rarely_is_still_equal(trained, tmp_path, cache, cap
 
 @pytest.mark.parametrize('changes, first', [
     ({'seed': 1}, 'before step 1, the initial tokens: 6,144 of 6,144 values differ'),
-    ({'data': dataclasses.replace(SETTINGS.data, seed=1)}, 'step 1, the batch: inputs'),
+    pytest.param({'data': dataclasses.replace(SETTINGS.data, seed=1)}, 'step 1, the batch: inputs',
+                 marks=pytest.mark.long),
     pytest.param({'data': dataclasses.replace(SETTINGS.data, batch=4)},
                  'step 1, the batch: inputs: of shape [8, 16] in A, of shape', marks=pytest.mark.long),
     pytest.param({'model': dataclasses.replace(SETTINGS.model, width=32)},
@@ -109,6 +111,7 @@ def test_the_search_starts_at_the_last_checkpoint_that_is_equal(trained, tmp_pat
     assert 'B does not come out as it was: loss of step 6 is' in out and 'lm train ... --replay=5`' in out
 
 
+@pytest.mark.long
 def test_a_checkpoint_that_differs_is_told_and_not_begun_from(trained, tmp_path, cache, capsys):
     other = twin(trained, tmp_path / 'b', 5)
     shutil.rmtree(other / 'checkpoints' / '4')
@@ -144,8 +147,11 @@ def test_data_that_changed_on_disk_is_named(trained, tmp_path, cache, capsys, mo
 
 def test_a_directory_without_a_run_or_a_record_is_refused(trained, tmp_path, cache):
     with pytest.raises(config.Error, match='holds no run'):
-        bisect.main(str(trained), str(tmp_path))
+        search.main(str(trained), str(tmp_path))
     other = twin(trained, tmp_path / 'b')
+    (other / 'metrics.jsonl').write_text('{"step": 99, "loss": 1.0}')
+    with pytest.raises(config.Error, match='have no step on record in common'):
+        search.main(str(trained), str(other))
     (other / 'metrics.jsonl').write_text('')
     with pytest.raises(config.Error, match='no record of a loss yet'):
-        bisect.main(str(trained), str(other))
+        search.main(str(trained), str(other))

@@ -1,14 +1,12 @@
 """`lm bisect`: where two runs that should be equal part, by their records and by computing their steps again."""
-import json
-from pathlib import Path
-
 import jax
 import numpy as np
 
-from lm import config, metrics, replay, runs, sharding, spikes, trees
+from lm import config, replay, sharding, spikes, trees
+from lm.bisect.sides import Side, free, parted, records_told, told
 from lm.data.cache import root
 
-MADE = ('commit', 'device', 'devices')
+checksums = jax.jit(trees.checksums)
 
 
 def main(a: str, b: str, *, cache: str = ''):
@@ -25,81 +23,13 @@ def main(a: str, b: str, *, cache: str = ''):
     last, first = parted(*(side.records for side in sides))
     for line in records_told(sides, last, first):
         print(line, flush=True)
-    pair = [replay.Past(side.directory, side.settings, root(cache), mesh)
-            for side, mesh in zip(sides, meshes(sides), strict=True)]
+    pair = pasts(sides, root(cache))
     first = first or unlike_at(pair)
     if first is None:
         print('equal.')
         return 0
     search(sides, pair, first)
     return 1
-
-
-class Side:
-    """One of the two runs: its name, directory, settings, record, and what config.json says it was made by."""
-
-    def __init__(self, name, directory):
-        self.name, self.directory, self.settings = name, Path(directory), runs.read(directory)
-        self.about = json.loads((self.directory / 'config.json').read_text())
-        self.records = losses(directory)
-        if not self.records:
-            raise config.Error(f'{directory} has no record of a loss yet; wait until the run has logged a step.')
-
-
-def losses(directory):
-    """Returns {step: {name: number}} of what the steps of a run measured."""
-    return {record['step']: replay.stable(record) for record in metrics.read(directory) if 'loss' in record}
-
-
-def told(a, b):
-    """Returns the lines that say in what two runs were made differently, not counting where and when."""
-    lines = [f'A = {a.directory}, B = {b.directory}']
-    changed = config.diff(a.settings, b.settings)
-    for kind, keys in (('settings', [key for key in changed if not free(key)]),
-                       ('settings that should change no result but rounding', list(filter(free, changed)))):
-        if keys:
-            lines.append(f'{kind}: ' + ', '.join(f'{key} ({changed[key][0]} in A, {changed[key][1]} in B)'
-                                                 for key in keys))
-    pairs = {name: (a.about.get(name), b.about.get(name)) for name in MADE}
-    versions = a.about['versions'], b.about['versions']
-    pairs |= {name: tuple(each.get(name, 'absent') for each in versions) for name in {**versions[0], **versions[1]}}
-    differing = [f'{name} ({was} in A, {now} in B)' for name, (was, now) in pairs.items() if was != now]
-    lines.append(f'made by: {", ".join(differing)}' if differing else
-                 f'made by: the same versions and commit, on {a.about["devices"]} x {a.about["device"]}')
-    edited = [side.name for side in (a, b) if side.about['commit'].endswith('+')]
-    if edited:
-        lines.append(f'files differed from the commit in {" and ".join(edited)}: the code need not be the same.')
-    return lines
-
-
-def free(key):
-    """Returns whether a dotted key is one of those that change no result."""
-    return key.split('.')[0] in metrics.FREE
-
-
-def parted(a, b):
-    """Returns (the last step up to which two records agree, the first at which they do not or None)."""
-    last = 0
-    for step in sorted(a.keys() & b.keys()):
-        if a[step] != b[step]:
-            return last, step
-        last = step
-    return last, None
-
-
-def records_told(sides, last, first):
-    """Returns the lines that say how far two records agree."""
-    a, b = (side.records for side in sides)
-    common = sorted(a.keys() & b.keys())
-    if not common:
-        return ['records: no step is in both.']
-    if first is None:
-        longer = [f'; {side.name} goes on to step {max(side.records)}' for side in sides
-                  if max(side.records) > common[-1]]
-        return [f'records: equal at all {len(common)} steps that are in both, up to step {last}{"".join(longer)}.']
-    name = next(name for name in replay.STABLE if a[first][name] != b[first][name])
-    return [f'records: equal at {sum(step <= last for step in common)} of {len(common)} steps that are in both; '
-            f'the first that differs is step {first}: {name} {a[first][name]} in A, {b[first][name]} in B.']
 
 
 def meshes(sides):
@@ -109,6 +39,16 @@ def meshes(sides):
         return [sharding.make_mesh(side.settings.mesh, devices[:n]) for side, n in zip(sides, counts, strict=True)]
     print(f'here are {len(devices)} devices, not {max(counts)}: what follows is computed on one, for both.')
     return [sharding.make_mesh({'data': 1}, devices[:1])] * 2
+
+
+def pasts(sides, cache):
+    """Returns the replay.Past of each run; the two share a program where they would compile the same one."""
+    pair = [replay.Past(side.directory, side.settings, cache, mesh)
+            for side, mesh in zip(sides, meshes(sides), strict=True)]
+    changed = config.diff(*(side.settings for side in sides))
+    if pair[0].program.mesh == pair[1].program.mesh and all(free(key) and key != 'zero' for key in changed):
+        pair[1].program = pair[0].program
+    return pair
 
 
 def unlike_at(pair):
@@ -129,7 +69,7 @@ def saved_by_both(pair):
 
 def differing(a, b):
     """Returns the names of the leaves of two trees that are not equal bit for bit, or that only one of them has."""
-    sums = [jax.device_get(jax.jit(trees.checksums)(trees.flatten(tree))) for tree in (a, b)]
+    sums = [jax.device_get(checksums(trees.flatten(tree))) for tree in (a, b)]
     return [name for name in sums[0] | sums[1] if sums[0].get(name) != sums[1].get(name)]
 
 
