@@ -100,9 +100,19 @@ class Store:
             self.manager.reload()
         return None
 
+    def meta(self, step):
+        """Returns the meta of a saved step, or None where it cannot be read."""
+        try:
+            return ocp.JsonCheckpointHandler().restore(self._folder(step) / META, args=ocp.args.JsonRestore())
+        except Exception:  # orbax raises many kinds for a file that is broken
+            return None
+
+    def _folder(self, step):
+        return self.manager.directory / str(step)
+
     def _try(self, step, abstract):
         """Returns ((state, meta), None), or (None, why they cannot be read); no host waits for another on the way."""
-        folder = self.manager.directory / str(step)
+        folder = self._folder(step)
         placed = ocp.checkpoint_utils.construct_restore_args(abstract)
         given = ocp.args.PyTreeRestore(item=abstract, restore_args=placed, partial_restore=True)
         try:

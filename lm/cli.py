@@ -26,6 +26,7 @@ VERBS = {
     'plan': 'lm.plan.show',
     'report': 'lm.report.show',
     'sweep': 'lm.sweep.worker',
+    'bisect': 'lm.bisect.search',
 }
 WITHOUT_JAX = ('data', 'config', 'report')
 TOGETHER = ('train', 'eval', 'generate', 'bench')  # verbs that several processes run as one

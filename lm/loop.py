@@ -8,10 +8,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lm import config, evaluate, generate, hosts, metrics, runs, sharding, train, trees
+from lm import config, evaluate, generate, hosts, metrics, noise, runs, spikes, train, trees
 from lm.data import baselines, loader
 from lm.data.cache import home, root
+from lm.replay import serve
 
+FRESH = {'offset': 0, 'losses': [], 'noise': [0.0, 0.0]}  # what is kept with a checkpoint, as a run begins
 STOPPED = 75  # exit code of a run that was asked to stop and has saved: EX_TEMPFAIL, try again
 
 
@@ -29,9 +31,14 @@ def fit(settings, program, streams, run):
     `streams` are (training, validation or None). Raises Stopped, after saving, when `run.stop` says so.
     """
     (state, meta), setbacks = _restore(program, run.store, streams[0]), {}
+    run.note_offset(int(state.step), meta['offset'])
+    log = Log(settings, run, streams[0])
     while int(state.step) < settings.steps:
+        jumped = False
         try:
-            state = _advance(settings, program, streams, run, (state, meta))
+            state = _advance(settings, program, streams, log, (state, meta))
+        except spikes.Spike:
+            jumped = True
         except NotFinite as fault:
             batch = fault.args[0] + meta['offset']
             state, meta = _restore(program, run.store, streams[0])
@@ -42,45 +49,43 @@ def fit(settings, program, streams, run):
                                    f'try optimizer.peak={settings.optimizer.peak / 3:.1g}.') from fault
             meta = {**meta, 'offset': batch - step}
             run.rewind(step)
+            run.note_offset(step, meta['offset'])
+        if jumped:  # only here does the exception no longer hold the state that is left
+            state, meta = _restore(program, run.store, streams[0])
+            run.rewind(int(state.step))
     return state
 
 
 def _restore(program, store, stream):
     """Returns (state, meta) of the newest checkpoint, or of a new run; raises config.Error if its data differs."""
-    fresh = {'offset': 0, 'data': dict(stream.fingerprint)}
+    fresh = {**FRESH, 'data': dict(stream.fingerprint)}
     found = store.restore(program.abstract)
     if found is None:
         with jax.set_mesh(program.mesh):
             return program.init(), fresh
-    check_data(found[1], fresh)
-    return found
+    state, meta = found
+    runs.check_data(meta, fresh)
+    return state, {**fresh, **meta}
 
 
-def check_data(was, now):
-    """Raises config.Error unless the data of a checkpoint's meta are those of another."""
-    for name in sorted({*was['data'], *now['data']}):
-        before, after = (meta['data'].get(name) for meta in (was, now))
-        if before != after:
-            raise config.Error(f'the checkpoint was trained on other data: {name} was {before} and is {after}; '
-                               'restore what it was, or give another --workdir.')
-
-
-def _advance(settings, program, streams, run, begun):
-    """Returns the State after the last step; raises Stopped or NotFinite on the way."""
+def _advance(settings, program, streams, log, begun):
+    """Returns the State after the last step; raises Stopped, NotFinite or spikes.Spike on the way."""
     stream, valid = streams
     state, meta = begun
+    run = log.run
     start = int(state.step)
-    serve = partial(_serve, stream, program.mesh, meta['offset'])
-    log = Log(settings, run.writer)
-    with jax.set_mesh(program.mesh), contextlib.closing(loader.prefetch(serve, start)) as batches:
+    batch_at = partial(serve, stream, program.mesh, meta['offset'])
+    log.begin(meta)
+    with jax.set_mesh(program.mesh), contextlib.closing(loader.prefetch(batch_at, start)) as batches:
         for step, batch in batches:
+            log.watch.look(program, state, batch, step + 1)
             state, measured = program.step(state, batch)
             log.push(step + 1, measured)
             stopping, last = run.stop.reached(step + 1), step + 1 == settings.steps
             if stopping or last or _due(step + 1, settings.save_every):
-                log.flush()
+                log.flush(hasty=stopping)
                 if stopping or last or not log.bad:
-                    run.store.save(step + 1, state, meta)
+                    run.store.save(step + 1, state, log.kept(meta))
             if stopping:
                 raise Stopped
             if valid and not last and _due(step + 1, settings.eval_every):
@@ -90,10 +95,6 @@ def _advance(settings, program, streams, run, begun):
                 break
     run.store.wait()
     return state
-
-
-def _serve(stream, mesh, offset, step):
-    return sharding.put(stream.batch_at(step + offset, sharding.rows(stream.batch, mesh)), mesh, stream.batch)
 
 
 def _due(step, every):
@@ -114,10 +115,22 @@ def validate(settings, program, state, valid, run):
 class Log:
     """Reads the metrics of a step once the next is dispatched, so that the device never waits for the host."""
 
-    def __init__(self, settings, writer):
-        self.settings, self.writer, self.pending = settings, writer, None
+    def __init__(self, settings, run, stream, patient=True):
+        self.settings, self.run = settings, run
+        self.watch = spikes.Watch(settings, run, stream, patient)
+        self.noise = noise.Scale(settings.accumulate)
         self.rate = settings.optimizer.rate(settings.steps)
-        self.mark, self.bad, self.own, self.left = None, 0, 0.0, None
+        self.begin(FRESH)
+
+    def begin(self, meta):
+        """Starts anew from what is kept with a checkpoint."""
+        self.watch.begin(meta)
+        self.noise.sums = meta['noise']
+        self.pending, self.mark, self.bad, self.own, self.left = None, None, 0, 0.0, None
+
+    def kept(self, meta):
+        """Returns `meta` with what a later run goes on from."""
+        return {**meta, 'losses': list(self.watch.losses), 'noise': self.noise.sums}
 
     def push(self, step, measured):
         """Takes the metrics of a step, and reads those of the step before."""
@@ -127,8 +140,9 @@ class Log:
         self.read(pending)
         self.left = time.monotonic()
 
-    def flush(self):
-        """Reads what is still to be read."""
+    def flush(self, hasty=False):
+        """Reads what is still to be read; `hasty` where there is no time to go back for anything."""
+        self.watch.left = 0 if hasty else self.watch.left
         pending, self.pending = self.pending, None
         self.read(pending)
         self.left = None
@@ -140,12 +154,18 @@ class Log:
         step, measured = pending
         values = {name: value.item() for name, value in jax.device_get(measured).items()}
         self.bad = values['bad']
-        self.writer.advance(step)
+        if 'grad_square' in values:
+            square = values.pop('grad_square')
+            if not self.bad:
+                self.noise.take(square, values['grad_norm'] ** 2, values['weight'])
+                values |= self.noise.value()
+        self.run.writer.advance(step)
         if _due(step, self.settings.log_every) or self.bad or step == self.settings.steps:
-            self.writer.write(step, {**values, 'rate': float(self.rate(np.int32(step - 1))), **self.speed(step)})
-        if self.bad >= self.settings.patience:
+            self.run.writer.write(step, {**values, 'rate': float(self.rate(np.int32(step - 1))), **self.speed(step)})
+        back = self.watch.see(step, values)
+        if self.bad >= self.settings.patience or back:
             jax.block_until_ready(self.pending)
-            raise NotFinite(step)
+            raise spikes.Spike(step) if back else NotFinite(step)
 
     def speed(self, step):
         """Returns tokens per second since the last record, and what part of it the hosts themselves took."""
@@ -158,7 +178,7 @@ class Log:
         return {'tokens_per_second': round(steps * tokens / seconds, 1), **hosts.compare(own / steps, seconds / steps)}
 
 
-def main(experiment: str, *overrides: str, workdir: str = '', cache: str = ''):
+def main(experiment: str, *overrides: str, workdir: str = '', cache: str = '', replay: int = 0):
     """Trains an experiment; the same line again resumes it.
 
     Args:
@@ -166,9 +186,13 @@ def main(experiment: str, *overrides: str, workdir: str = '', cache: str = ''):
         overrides: values to set, e.g. model.depth=12
         workdir: directory of the run, by default runs/<name of the experiment>
         cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
+        replay: compute this step of the run again instead, from the nearest checkpoint before it, compare its loss with
+            the record (exit code 1 where they differ), and write what was in its batch and what it did to each layer
     """
     loaded = config.load(experiment, overrides)
     directory = Path(workdir or f'runs/{Path(experiment).stem}')
+    if replay:
+        return int(not spikes.again(loaded.config, directory, root(cache), replay))
     run = runs.Run(directory, loaded)
     try:
         train_in(loaded.config, run, root(cache))
@@ -177,6 +201,7 @@ def main(experiment: str, *overrides: str, workdir: str = '', cache: str = ''):
         raise SystemExit(STOPPED) from None
     finally:
         run.close()
+    return 0
 
 
 def train_in(settings, run, cache, mesh=None):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 RECORD = 'metrics.jsonl'
 # Fields of an experiment that change neither what is computed nor its order: a run may go on with other values.
-FREE = ('mesh', 'zero', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep', 'sample', 'baselines')
+FREE = ('mesh', 'zero', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep', 'sample', 'baselines',
+        'spike')
 SEEDS = ('seed', 'data.seed')  # what two runs of one variant differ in
 
 
@@ -23,6 +24,18 @@ def read(directory):
         with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
     return [record for record in records if isinstance(record, dict)]
+
+
+def offset(records, step):
+    """Returns by how many batches the data is ahead of step `step` (from 0): a run goes round what is not finite."""
+    known = [record['offset'] for record in records if 'offset' in record and record['step'] <= step]
+    return known[-1] if known else 0
+
+
+def finite(values):
+    """Returns {name: value} with None for floats that are not finite, of which JSON has none."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()}
 
 
 def rewind(directory, step):
@@ -45,8 +58,8 @@ class Writer:
         self.steps, self.start, self.began = steps, start, time.monotonic()
 
     def write(self, step, values):
-        """Records {name: number} at `step`; a number that is not finite becomes null, as JSON has none."""
-        values = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        """Records {name: number} at `step`; a number that is not finite becomes null."""
+        values = finite(values)
         self.file.write(json.dumps({'step': step, **values}) + '\n')
         if self.board:
             for name, value in values.items():
@@ -60,6 +73,13 @@ class Writer:
         else:
             left = (time.monotonic() - self.began) / max(step - self.start, 1) * (self.steps - step)
             print(f'step {step}/{self.steps}  {text}  eta {clock(left)}', flush=True)
+
+    def tell(self, text):
+        """Prints a line, above the progress bar where there is one."""
+        if self.bar:
+            self.bar.print(text)
+        else:
+            print(text, flush=True)
 
     def advance(self, step):
         """Moves the progress bar to `step`."""
@@ -80,6 +100,9 @@ class Mute:
 
     def write(self, step, values):
         """Writes nothing."""
+
+    def tell(self, text):
+        """Prints nothing."""
 
     def advance(self, step):
         """Moves nothing."""

@@ -51,6 +51,11 @@ class Run:
                 self.store.score(record['step'], record['valid/loss'])
         self.writer = metrics.Writer(self.directory, self.steps, step)
 
+    def note_offset(self, step, offset):
+        """Records by how many batches the data is ahead of the steps after `step`, where that is new."""
+        if hosts.first() and metrics.offset(metrics.read(self.directory), step) != offset:
+            self.writer.write(step, {'offset': offset})
+
     def close(self):
         """Waits for the save under way, closes the record, and leaves signals as they were."""
         self.stop.forget()
@@ -116,6 +121,15 @@ def _check_same(directory, was, now):
     if changed:
         raise config.Error(f'{directory} belongs to another experiment: {changed}; '
                            'give another --workdir, or the values it was begun with.')
+
+
+def check_data(was, now):
+    """Raises config.Error unless the data of a checkpoint's meta are those of another."""
+    for name in sorted({*was['data'], *now['data']}):
+        before, after = (meta['data'].get(name) for meta in (was, now))
+        if before != after:
+            raise config.Error(f'the checkpoint was trained on other data: {name} was {before} and is {after}; '
+                               'restore what it was, or give another --workdir.')
 
 
 def differences(was, now):

@@ -18,7 +18,8 @@ class Config:
     the mesh axis data as well as fsdp. accumulate: micro-batches a step, equal to one big batch. Every `log_every`
     steps are logged, every `eval_every` validated on `eval_batches` batches (0 for all, as at the end), every
     `save_every` saved (0: only at the end). The last `keep` checkpoints are kept beside the best. After `patience`
-    updates in a row that are not finite the run goes back to the last checkpoint and steps past the batches. sample:
+    updates in a row that are not finite the run goes back to the last checkpoint and steps past the batches. spike: how
+    many deviations above the running median a loss is recorded as a spike, see spikes.Watch (0: none is). sample:
     prompt of the sample shown at the end. baselines: whether compressors are measured on the held-out text at the end.
     """
 
@@ -36,11 +37,14 @@ class Config:
     save_every: int = 0
     keep: int = 2
     patience: int = 5
+    spike: float = 8.0
     sample: str = '\n'
     baselines: bool = False
 
     def __post_init__(self):
         config.positive(self, 'steps', 'accumulate', 'log_every', 'keep', 'patience')
+        if not self.spike >= 0:
+            raise config.Error(f'spike={self.spike} is not a number of deviations; try spike=8.0, or 0.0 for none.')
         if self.data.batch % self.accumulate:
             near = max(1, round(self.data.batch / self.accumulate)) * self.accumulate
             raise config.Error(f'data.batch={self.data.batch} is not a multiple of accumulate={self.accumulate}; '
@@ -69,9 +73,10 @@ def make_step(loss, tx, seed=0, accumulate=1, adjusted=unadjusted):
     (params, metrics)` comes after the optimizer, for what learns without a gradient. An update whose loss or gradient
     is not finite leaves parameters and optimizer as they were.
     """
+    gradient = gradients(loss, seed, accumulate)
+
     def step(state, batch):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, measured = accumulated(loss, accumulate)(state.params, batch, key)
+        grads, measured = gradient(state, batch)
         norm = trees.norm(grads)
         finite = jnp.isfinite(measured['loss']) & jnp.isfinite(norm)
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
@@ -83,11 +88,20 @@ def make_step(loss, tx, seed=0, accumulate=1, adjusted=unadjusted):
     return step
 
 
+def gradients(loss, seed=0, accumulate=1):
+    """Returns gradient(state, batch) -> (gradient, metrics): what a step takes it from, by `make_step`'s arguments."""
+    def gradient(state, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        return accumulated(loss, accumulate)(state.params, batch, key)
+    return gradient
+
+
 def accumulated(loss, parts):
     """Returns gradient(params, batch, key) -> (gradient, metrics) of `loss`, computed `parts` micro-batches at a time.
 
     Micro-batch i takes rows i, i + parts, ..., so that each stays spread over the mesh as the batch is. Each counts by
-    its metrics['weight'], which makes the sum the gradient of the mean over the whole batch.
+    its metrics['weight'], which makes the sum the gradient of the mean over the whole batch. The metrics of two or more
+    have 'grad_square' too: the mean of the squared norms of their gradients, see noise.Scale.
     """
     gradient = jax.grad(loss, has_aux=True)
     if parts == 1:
@@ -95,6 +109,7 @@ def accumulated(loss, parts):
 
     def weigh(params, batch, key):
         grads, measured = gradient(params, batch, key)
+        measured = {**measured, 'grad_square': jnp.square(trees.norm(grads))}
         weight = measured['weight']
         return jax.tree.map(lambda x: x * weight, (grads, {**measured, 'weight': jnp.ones_like(weight)})), weight
 

@@ -1,4 +1,4 @@
-"""Functions over parameter trees: leaf names, masks by regex, parts, counts and norms.
+"""Functions over parameter trees: leaf names and their order, masks by regex, parts, counts, norms and checksums.
 
 A parameter tree is a nested dict of arrays. The name of a leaf is its keys joined by slashes, as in
 'blocks/attention/query'. A regex matches a name where `re.search` finds it anywhere in the name: 'norm' matches every
@@ -9,6 +9,7 @@ import math
 import re
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 
 from lm import config
@@ -23,6 +24,27 @@ def names(tree):
 def flatten(tree):
     """Returns {name: leaf} in the order of the tree's leaves."""
     return dict(zip(jax.tree.leaves(names(tree)), jax.tree.leaves(tree), strict=True))
+
+
+def by_use(function, params, *given):
+    """Returns the names of the leaves of params in the order in which function(params, *given) first reads them.
+
+    Leaves that are read inside a scan, a jit or the like come in its own order; those that are never read come last.
+    """
+    jaxpr = jax.make_jaxpr(function)(params, *given).jaxpr
+    known = dict(zip(jaxpr.invars, flatten(params)))
+    return list(dict.fromkeys([*_reads(jaxpr, known), *flatten(params)]))
+
+
+def _reads(jaxpr, known):
+    """Yields the names of the variables in `known`, {variable: name}, in the order of the equations that read them."""
+    for equation in jaxpr.eqns:
+        named = [known.get(v) if isinstance(v, jax.extend.core.Var) else None for v in equation.invars]
+        inner = [getattr(value, 'jaxpr', value) for value in equation.params.values()]
+        for each in inner:
+            if len(getattr(each, 'invars', ())) == len(named) and any(named):
+                yield from _reads(each, {v: name for v, name in zip(each.invars, named) if name})
+        yield from filter(None, named)
 
 
 def pattern(regex):
@@ -91,3 +113,18 @@ def norm(tree):
     """Returns the l2 norm over all leaves together, a float32 scalar; 0 for an empty tree."""
     squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares, start=jnp.float32(0)))
+
+
+def checksums(tree):
+    """Returns the same tree with each leaf's bits summed up in a uint32, the same on every mesh.
+
+    Every value is scrambled with its place before it is added, modulo 2**32, where the order of a sum does not matter.
+    """
+    def checksum(x):
+        bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}') if x.dtype != bool else x
+        sizes = [jnp.uint32(math.prod(x.shape[axis + 1:]) % 2 ** 32) for axis in range(x.ndim)]
+        place = sum((jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * size for axis, size in enumerate(sizes)),
+                    start=jnp.uint32(0))
+        word = (bits.astype(jnp.uint32) ^ place * jnp.uint32(0x9E3779B9)) * jnp.uint32(0x85EBCA6B)
+        return jnp.sum((word ^ word >> 16) * jnp.uint32(0xC2B2AE35), dtype=jnp.uint32)
+    return jax.tree.map(checksum, tree)

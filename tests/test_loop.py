@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import config, data, loop, metrics, optim, runs, sharding, train
+from lm import config, data, loop, metrics, optim, replay, runs, sharding, train
 from lm.models.decoder import Decoder
 
 FILE = pathlib.Path(__file__)
@@ -151,7 +151,7 @@ def mark(stream, steps):
 
 def go_fragile(directory, cache, steps):
     fields = {field.name: getattr(SETTINGS.model, field.name) for field in dataclasses.fields(Decoder)}
-    settings = dataclasses.replace(SETTINGS, model=Fragile(**fields), patience=3, eval_every=0)
+    settings = dataclasses.replace(SETTINGS, model=Fragile(**fields), patience=3, eval_every=0, keep=9)
     run = runs.Run(directory, config.Experiment(settings, {}, FILE))
     stream = mark(settings.data.open(cache, 'train'), steps)
     try:
@@ -171,7 +171,23 @@ def test_a_run_of_bad_batches_goes_back_and_steps_past_them(tmp_path, cache):
     state, meta = go_fragile(tmp_path, cache, {4, 5, 6})
     assert int(state.step) == 12 and np.isfinite(float(jnp.sum(state.params['tokens'])))
     assert meta['offset'] == 7 - 3
-    assert [record['step'] for record in metrics.read(tmp_path)] == list(range(1, 13))
+    assert [record['step'] for record in metrics.read(tmp_path) if 'loss' in record] == list(range(1, 13))
+    assert [record for record in metrics.read(tmp_path) if 'offset' in record] == [{'step': 3, 'offset': 4}]
+
+
+def test_a_step_after_bad_batches_is_computed_again_to_the_last_bit(tmp_path, cache):
+    go_fragile(tmp_path, cache, {4, 5, 6})
+    settings = runs.read(tmp_path)
+    past = replay.Past(tmp_path, settings, cache, mesh(settings))
+    assert past.starts(8) == [6, 3, 0] and past.number(3) == 2 and past.number(4) == 7
+    losses = {record['step']: record['loss'] for record in past.records if 'loss' in record}
+    for start in (3, 0):
+        state = past.restore(start)
+        for step in range(start + 1, 9):
+            state, values = past.step(state, step)
+            assert values['loss'] == losses[step]
+    past.follow(0)
+    assert past.starts(8) == [3, 0] and past.number(4) == 3
 
 
 def test_a_loss_that_never_recovers_ends_with_a_remedy(tmp_path, cache):

@@ -45,6 +45,14 @@ class Cache:
         """Returns the ids of one document, its end token included."""
         return self.tokens[self.offsets[number]:self.offsets[number + 1]]
 
+    def within(self, start, stop):
+        """Yields (document, its first token that is in, how many) of the documents in tokens [start, stop)."""
+        first, last = np.searchsorted(self.offsets, (start, stop - 1), 'right') - 1
+        for number in range(first, last + 1):
+            begin, end = self.offsets[number:number + 2].clip(start, stop).tolist()
+            if begin < end:
+                yield number, begin - int(self.offsets[number]), end - begin
+
 
 def root(cache=''):
     """Returns the directory of all caches: `cache`, else $LM_CACHE, else ~/.cache/lm."""

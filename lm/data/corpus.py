@@ -1,7 +1,7 @@
 """Text as batches: `Corpus(...).open(root).batch_at(step)`, a pure function of the corpus and the step."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -82,6 +82,17 @@ class Corpus:
         return {'order': str(_ORDER_VERSION), 'tokenizer': encoder.fingerprint(), **settings, **parts}
 
 
+class Passage(NamedTuple):
+    """Part of a document in a row of a batch: `count` tokens from its token `start` on; documents count from 0."""
+
+    row: int
+    source: str
+    document: int
+    start: int
+    count: int
+    text: str
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
     """An endless sequence of batches: `batch_at(step)` of any step, at the same cost.
@@ -127,6 +138,18 @@ class Stream:
         Of `rows`, numbers below `batch`, only those are read and returned, which is how a host asks for its share.
         """
         return _gather(self.layouts, *self.order.locate(self._numbers(step, rows)))
+
+    def passages(self, step, limit=40):
+        """Returns the Passages that the rows of a batch are cut from, each with the text of its first `limit` tokens.
+        """
+        found = []
+        for row, (source, index) in enumerate(zip(*self.order.locate(self._numbers(step, None)), strict=True)):
+            part = self.caches[source]
+            for span in self.layouts[source].spans(int(index)):
+                for document, start, count in part.within(*span):
+                    ids = part.document(document)[start:start + min(count, limit)]
+                    found.append(Passage(row, part.label, document, start, count, self.encoder.decode(ids.tolist())))
+        return found
 
     def _numbers(self, step, rows):
         rows = np.arange(self.batch) if rows is None else np.asarray(rows, np.int64)

@@ -45,6 +45,10 @@ class Windows:
         block = as_strided(self.tokens, shape, strides, writeable=False)[index]
         return {'inputs': block[:, :-1].astype(np.int32), 'targets': block[:, 1:].astype(np.int32)}
 
+    def spans(self, row):
+        """Returns [(start, stop)] of the stretches of tokens that one row is cut from."""
+        return [(row * self.context, (row + 1) * self.context + 1)]
+
 
 def split(offsets, context):
     """Returns the first tokens (int64) and prediction counts (int32) of the pieces that documents are packed in.
@@ -202,6 +206,12 @@ class Packed:
         for values in batch.values():
             values[padding] = 0
         return {name: values.reshape(len(index), self.context) for name, values in batch.items()}
+
+    def spans(self, row):
+        """Returns [(start, stop)] of the stretches of tokens that one row is cut from."""
+        pieces = slice(*self.layout.bounds[row:row + 2])
+        starts, lengths = self.layout.starts[pieces], self.layout.lengths[pieces]
+        return [(start, start + length + 1) for start, length in zip(starts.tolist(), lengths.tolist())]
 
     def _pieces(self, index):
         """Returns starts, lengths and segment numbers of the pieces of rows `index`; one of number 0 fills each row."""

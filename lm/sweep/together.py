@@ -19,16 +19,18 @@ class Lane:
 
     def __init__(self, number, trial, run, stream):
         self.number, self.trial, self.run, self.stream, self.open = number, trial, run, stream, True
-        self.meta = {'offset': 0, 'data': dict(stream.fingerprint)}
-        self.log = loop.Log(trial.settings, run.writer)
+        self.meta = {**loop.FRESH, 'data': dict(stream.fingerprint)}
+        self.log = loop.Log(trial.settings, run, stream, patient=False)
 
     def restore(self, abstract):
         """Returns the state of the newest checkpoint, or None of a new run."""
         found = self.run.store.restore(abstract)
         if found is None:
             return None
-        loop.check_data(found[1], self.meta)
-        state, self.meta = found
+        runs.check_data(found[1], self.meta)
+        state, meta = found
+        self.meta = {**self.meta, **meta}
+        self.log.begin(self.meta)
         return state
 
     def leave(self):
@@ -158,7 +160,7 @@ class Group:
         whole = jax.device_get(states)
         for lane in lanes:
             if not lane.log.bad or step == self.settings.steps:
-                lane.run.store.save(step, jax.tree.map(partial(_part, lane.number), whole), lane.meta)
+                lane.run.store.save(step, jax.tree.map(partial(_part, lane.number), whole), lane.log.kept(lane.meta))
         for lane in lanes if step == self.settings.steps else ():
             lane.run.store.wait()
 
