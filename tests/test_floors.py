@@ -16,7 +16,7 @@ FLOORS = {
     'lm/optim/': 1, 'lm/data/': 1,
     'lm/models/': 2,
     'lm/train.py': 3, 'lm/loop.py': 3, 'lm/runs.py': 3, 'lm/checkpoint.py': 3, 'lm/metrics.py': 3,
-    'lm/generate.py': 3, 'lm/evaluate.py': 3, 'lm/replay.py': 3, 'lm/spikes.py': 3, 'lm/noise.py': 3,
+    'lm/generate.py': 3, 'lm/evaluate.py': 3, 'lm/replay.py': 3, 'lm/spikes.py': 3, 'lm/noise.py': 3, 'lm/log.py': 3,
     'lm/bench.py': 4, 'lm/bisect/': 4, 'lm/tasks/': 4, 'lm/convert/': 4, 'lm/compress/': 4, 'lm/interpret/': 4,
     'lm/federated.py': 4, 'lm/plan/': 4,
     'lm/sweep/': 5, 'lm/report/': 5, 'lm/serve.py': 5,

@@ -40,11 +40,11 @@ def test_a_process_killed_or_frozen_ends_the_other_by_name_within_a_minute_and_t
 SLOW = """
 import os, sys, time
 from lm import cli, loop
-serve = loop._serve
+serve = loop.serve
 def slow(*args):
     time.sleep(0.4 * int(os.environ['LM_PROCESS']))
     return serve(*args)
-loop._serve = slow
+loop.serve = slow
 sys.exit(cli.main(['train', 'experiments/tiny.py', *sys.argv[1:]]))
 """
 
@@ -62,7 +62,7 @@ import sys
 import jax.numpy as jnp
 from lm import cli, loop
 from lm.models.decoder import Decoder
-serve, loss = loop._serve, Decoder.loss
+serve, loss = loop.serve, Decoder.loss
 class Marked:
     def __init__(self, stream):
         self.stream, self.batch = stream, stream.batch
@@ -75,7 +75,7 @@ def fragile(self, params, batch, key=None):
     bad = jnp.where(jnp.min(batch['inputs']) < 0, jnp.nan, 1.0)
     return value * bad, {**measured, 'loss': measured['loss'] * bad}
 Decoder.loss = fragile
-loop._serve = lambda stream, *rest: serve(Marked(stream), *rest)
+loop.serve = lambda stream, *rest: serve(Marked(stream), *rest)
 sys.exit(cli.main(['train', 'experiments/tiny.py', *sys.argv[1:]]))
 """
 

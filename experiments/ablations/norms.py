@@ -1,4 +1,4 @@
-"""Where the norms of a small decoder should stand: before each part, after it, or both; five rates, five seeds.
+"""Where the norms of a small decoder should stand: before each part, after it, or both; four rates, five seeds.
 
     lm sweep experiments/ablations/norms.py --together=25
     lm report runs/norms_sweep --html report.html

@@ -1,4 +1,4 @@
-"""Whether normalising queries and keys helps a small decoder, and at high rates: with and without, five rates, five seeds.
+"""Whether normalising queries and keys helps a small decoder, and at high rates: five rates, five seeds.
 
     lm sweep experiments/ablations/qk_norm.py --together=25
     lm report runs/qk_norm_sweep --html report.html

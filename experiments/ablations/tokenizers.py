@@ -1,11 +1,11 @@
-"""How many pieces a tokenizer should have, in bits per byte at equal tokens: bytes and three sizes, three rates, five seeds.
+"""How many pieces a tokenizer should have, in bits per byte: bytes and three sizes, two rates, five seeds.
 
     lm sweep experiments/ablations/tokenizers.py --together=15
     lm report runs/tokenizers_sweep --html report.html
 """
 from experiments.ablations import small
 from lm import data
-from lm.sweep import chain, grid
+from lm.sweep import grid
 
 config = small.config
 SIZES = (512, 1024, 2048)

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from lm import config, evaluate, hosts, loop, runs, sharding
+from lm import config, evaluate, hosts, log, loop, runs, sharding
 from lm import train as training
 from lm.data import loader
 from lm.data.cache import home
@@ -19,8 +19,8 @@ class Lane:
 
     def __init__(self, number, trial, run, stream):
         self.number, self.trial, self.run, self.stream, self.open = number, trial, run, stream, True
-        self.meta = {**loop.FRESH, 'data': dict(stream.fingerprint)}
-        self.log = loop.Log(trial.settings, run, stream, patient=False)
+        self.meta = {**log.FRESH, 'data': dict(stream.fingerprint)}
+        self.log = log.Log(trial.settings, run, stream, patient=False)
 
     def restore(self, abstract):
         """Returns the state of the newest checkpoint, or None of a new run."""
@@ -152,7 +152,7 @@ class Group:
         for lane in self.open:
             try:
                 lane.log.read((step, {name: value[lane.number] for name, value in measured.items()}))
-            except loop.NotFinite:
+            except log.NotFinite:
                 lane.leave()
 
     def save(self, step, states, lanes):
