@@ -91,3 +91,8 @@ def norm(tree):
     """Returns the l2 norm over all leaves together, a float32 scalar; 0 for an empty tree."""
     squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares, start=jnp.float32(0)))
+
+
+def off(number):
+    """Returns whether a field's number is known to be zero; one that differs between trials in one program never is."""
+    return not isinstance(number, jax.core.Tracer) and not number
