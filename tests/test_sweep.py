@@ -1,4 +1,5 @@
 """Sweeps: what they list, that each trial is trained once, and that it is the run that `lm train` would make."""
+import concurrent.futures
 import io
 import json
 import shutil
@@ -154,6 +155,24 @@ def test_two_workers_never_choose_the_same(file, tmp_path):
     two, _ = worker.choose(sweep, second, 8)
     assert [len(one), len(two)] == [2, 3] and not {t.id for t in one} & {t.id for t in two}
     assert worker.choose(sweep, claims.Claims(sweep.directory)) == ([], True)
+
+
+def test_trials_that_are_added_while_a_worker_runs_are_its_own(file, tmp_path, monkeypatch):
+    def train(sweep, chosen, cache):
+        listed(file, tmp_path / 'a', [{'seed': 3}, {'seed': 4}])
+        for trial in chosen:
+            worker.fail(trial, config.Error('not trained here'))
+        return set()
+    monkeypatch.setattr(worker, '_train', train)
+    assert worker.work(listed(file, tmp_path / 'a', [{'seed': 1}, {'seed': 2}]), tmp_path) == 1
+    found, _ = trials.states(trials.open_sweep(tmp_path / 'a'))
+    assert list(found.values()) == ['failed'] * 4
+
+
+def test_sweeps_planned_at_once_list_the_trials_of_all(file, tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: listed(file, tmp_path / 'a', [{'seed': seed}]), range(12)))
+    assert {trial.overrides['seed'] for trial in trials.open_sweep(tmp_path / 'a').trials} == set(range(12))
 
 
 def test_a_trial_killed_before_its_last_validation_is_validated(done, tmp_path, cache):

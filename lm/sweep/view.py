@@ -19,6 +19,7 @@ def main(directory):
     desk = claims.Claims(sweep.directory)
     with live.Live(refresh_per_second=1) as screen:
         while True:
+            sweep = open_sweep(directory)
             now = look(sweep, desk)
             screen.update(_table(sweep, now))
             if all(state in SETTLED for state in now['states'].values()):

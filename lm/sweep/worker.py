@@ -50,11 +50,15 @@ def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0
 
 
 def work(sweep, cache, width=1):
-    """Trains trials, up to `width` as one program, until none of the sweep is left; returns the exit code."""
+    """Trains trials, up to `width` as one program, until none of the sweep is left; returns the exit code.
+
+    Trials that others add meanwhile are trained too.
+    """
     print(f'{len(sweep.trials)} trials in {sweep.directory}', flush=True)
     with claims.Claims(sweep.directory) as desk:
         alone = set()
         while True:
+            sweep = open_sweep(sweep.directory)
             chosen, waiting = choose(sweep, desk, width, alone)
             if not chosen and not waiting:
                 break
@@ -112,7 +116,7 @@ def lagging(sweep, some, step):
     """
     if not sweep.rule or step % judged_every(sweep.base) or not sweep.rule.judges(step):
         return set()
-    found, _ = states(sweep)
+    found, _ = states(open_sweep(sweep.directory))
     return {trial.id for trial in some if found[trial.id] == 'stopped'}
 
 
