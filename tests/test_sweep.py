@@ -82,6 +82,8 @@ def test_identity_is_of_values_not_of_files_or_of_what_changes_nothing(file, tmp
 def test_mistakes_in_a_sweep_are_one_line(file, tmp_path):
     with pytest.raises(config.Error, match='trials 0 and 2 of the sweep are one: seed=1'):
         listed(file, tmp_path / 'a', [{'seed': 1}, {'seed': 2}, {'seed': 1}])
+    with pytest.raises(config.Error, match=r'0 \(save_every=1\) and 1 \(save_every=3\) of the sweep are one run'):
+        listed(file, tmp_path / 'a', [{'save_every': 1}, {'save_every': 3}])
     with pytest.raises(config.Error, match="no field 'optimizer.paek'; did you mean 'optimizer.peak'"):
         listed(file, tmp_path / 'a', [{'optimizer.paek': 1}])
     with pytest.raises(config.Error, match='holds no sweep'):
@@ -194,6 +196,17 @@ def test_a_failed_trial_is_recorded_and_stops_no_other(done, cache):
     assert trials.states(sweep)[0][trials.identity(config.override(base.config, {'model.vocab': 300}))] == 'failed'
     (told,) = (json.loads(path.read_text())['error'] for path in (done / 'sweep').rglob('failed.json'))
     assert told.startswith('model.vocab=300 and the tokenizer has 258 tokens')
+
+
+def test_a_full_disk_is_no_fault_of_a_trial(file, tmp_path, monkeypatch):
+    def train(sweep, trial, cache):
+        raise config.Error('saving failed') from ValueError("cannot write [No space left on device, code='28']")
+    monkeypatch.setattr(worker, '_train_one', train)
+    sweep = listed(file, tmp_path / 'a', [{'seed': 1}])
+    with pytest.raises(config.Error, match='cannot write to .*a: No space left on device; free some space'):
+        worker.work(sweep, tmp_path)
+    assert list(trials.states(sweep)[0].values()) == ['new']
+    assert claims.Claims(sweep.directory).take(sweep.trials[0].id)
 
 
 def test_a_directory_in_use_is_left_alone(file, tmp_path, cache, monkeypatch):

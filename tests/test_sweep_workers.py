@@ -15,15 +15,16 @@ from sweeps import FILE
 from lm import checkpoint, config, metrics, train
 from lm.sweep import claims, trials, vectors
 
-LONG = FILE.replace('steps=6', 'steps=300').replace('save_every=2', 'save_every=20').replace('eval_every=2',
-                                                                                         'eval_every=100')
+LONG = (FILE.replace('steps=6', 'steps=300').replace('save_every=2', 'save_every=20')
+        .replace('eval_every=2', 'eval_every=100'))
 
 
 def plans(folder, count):
     """Returns two sweeps of `count` seeds of the same experiment."""
     (folder / 'small.py').write_text(LONG)
     loaded = config.load(folder / 'small.py')
-    return [trials.plan(loaded, folder / name, [{'seed': seed} for seed in range(count)]) for name in ('stormy', 'calm')]
+    seeds = [{'seed': seed} for seed in range(count)]
+    return [trials.plan(loaded, folder / name, seeds) for name in ('stormy', 'calm')]
 
 
 def start(sweep, *words):
@@ -57,14 +58,14 @@ def assert_twins(stormy, calm):
         jax.tree.map(np.testing.assert_array_equal, ours, twins)
 
 
-def in_progress(sweep, workers):
-    """Returns [(trial, worker)] of the workers that are between the first and the last step of a trial."""
+def in_progress(sweep, workers, least=1):
+    """Returns [(trial, worker)] of the workers that are between step `least` and the last one of a trial."""
     own = {worker.pid: worker for worker in workers if worker.poll() is None}
     newest, found = claims.Claims(sweep.directory).newest(), []
     for trial in sweep.trials:
         text = (sweep.directory / 'claims' / f'{trial.id}.{newest[trial.id]}').read_text() if trial.id in newest else ''
         pid = json.loads(text or '{}').get('pid')
-        if pid in own and 1 <= max((record['step'] for record in recorded(trial)), default=0) < trial.settings.steps:
+        if pid in own and least <= trials.progress(trial)[0] < trial.settings.steps:
             found.append((trial, own[pid]))
     return found
 
@@ -100,17 +101,14 @@ def test_a_storm_of_kills_leaves_forty_trials_equal_to_their_twins(tmp_path):
 def test_killed_and_stopped_workers_leave_trials_in_one_program_equal_to_their_twins(tmp_path):
     stormy, calm = plans(tmp_path, 4)
     assert start(calm, '--together=4').wait() == 0
-    for kill in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+    for step, kill in (30, signal.SIGKILL), (70, signal.SIGTERM), (130, signal.SIGKILL):
         workers = [start(stormy, '--together=4') for _ in range(2)]
-        while not (targets := in_progress(stormy, workers)) and any(worker.poll() is None for worker in workers):
+        while not (targets := in_progress(stormy, workers, step)) and any(each.poll() is None for each in workers):
             time.sleep(0.05)
-        for _, worker in targets[:1]:
-            worker.send_signal(kill)
-        if kill == signal.SIGKILL:
-            workers[0].wait() if workers[0] is targets[0][1] else workers[1].wait()
-        for worker in workers:
-            worker.send_signal(signal.SIGTERM)
+        for worker in (targets[0][1], *workers):
+            worker.send_signal(kill if worker is targets[0][1] else signal.SIGTERM)
             worker.wait()
+    assert any(map(vectors.saved, stormy.trials)) and not finished(stormy)
     last = [start(stormy, '--together=4') for _ in range(2)]
     assert [worker.wait() for worker in last] == [0, 0]
     assert_twins(stormy, calm)

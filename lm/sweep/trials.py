@@ -81,7 +81,7 @@ def plan(experiment, directory, overrides, rule=None, given=()):
     for number, trial in enumerate(trials):
         first = listed.setdefault(trial.id, number)
         if first != number:
-            raise config.Error(f'trials {first} and {number} of the sweep are one: {shown(trial)}; remove one of them.')
+            raise config.Error(_twice(first, trials[first], number, trial))
     _check_rule(base, rule)
     with _alone(directory):
         if (directory / RECORD).exists():
@@ -92,6 +92,14 @@ def plan(experiment, directory, overrides, rule=None, given=()):
         sweep = Sweep(directory, base, rule, tuple(trials))
         _write(sweep, experiment.file, given)
     return sweep
+
+
+def _twice(first, one, number, other):
+    """Returns what to say of two trials with one identity."""
+    if shown(one) == shown(other):
+        return f'trials {first} and {number} of the sweep are one: {shown(one)}; remove one of them.'
+    return (f'trials {first} ({shown(one)}) and {number} ({shown(other)}) of the sweep are one run: what differs '
+            'changes nothing that is computed; remove one of them.')
 
 
 @contextlib.contextmanager
