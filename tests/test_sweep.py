@@ -188,7 +188,7 @@ def test_a_trial_killed_before_its_last_validation_is_validated(done, tmp_path, 
     assert metrics.read(record.parent)[-1] == whole[-1]
 
 
-def test_a_failed_trial_is_recorded_and_stops_no_other(done, cache):
+def test_a_failed_trial_is_recorded_and_stops_no_other(done, cache, capsys):
     shell(done, cache, '--over', 'optimizer.peak=1e-2')
     base = config.load(done / 'small.py')
     sweep = trials.plan(base, done / 'sweep', [{'model.vocab': 300}, {'optimizer.peak': 1e-2}])
@@ -196,6 +196,7 @@ def test_a_failed_trial_is_recorded_and_stops_no_other(done, cache):
     assert trials.states(sweep)[0][trials.identity(config.override(base.config, {'model.vocab': 300}))] == 'failed'
     (told,) = (json.loads(path.read_text())['error'] for path in (done / 'sweep').rglob('failed.json'))
     assert told.startswith('model.vocab=300 and the tokenizer has 258 tokens')
+    assert f'failed  model.vocab=300: {told}' in capsys.readouterr().out
 
 
 def test_a_full_disk_is_no_fault_of_a_trial(file, tmp_path, monkeypatch):

@@ -186,8 +186,17 @@ def progress(trial):
 
     A loss that is not finite is None.
     """
-    records = metrics.read(trial.directory)
+    try:
+        about = (trial.directory / metrics.RECORD).stat()
+    except FileNotFoundError:
+        return 0, {}
     name = 'valid/loss' if trial.settings.data.valid else 'loss'
+    return _recorded(trial.directory, name, about.st_mtime_ns, about.st_size)
+
+
+@functools.lru_cache(4096)
+def _recorded(directory, name, *_):
+    records = metrics.read(directory)
     scores = {record['step']: record[name] for record in records if name in record}
     return max((record['step'] for record in records), default=0), scores
 
@@ -212,6 +221,12 @@ def states(sweep):
     found = {trial.id: progress(trial) for trial in sweep.trials}
     losses = [scores for _, scores in found.values()]
     return {trial.id: state(sweep, trial, found[trial.id], losses) for trial in sweep.trials}, found
+
+
+def reason(trial):
+    """Returns in words why a trial failed."""
+    path = trial.directory / FAILED
+    return json.loads(path.read_text())['error'] if path.exists() else 'its last loss is not finite.'
 
 
 def shown(trial):
