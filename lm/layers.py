@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lm import config, sharding
+from lm import config, sharding, trees
 
 SMALL = 1024  # vocabularies up to this size have their embedding's gradient by a matrix product
 
@@ -180,10 +180,11 @@ def dropout(x, rate, key, zigzag=None):
 
     Tokens in the order of an attention.Zigzag lose what they would lose in the order of the text.
     """
-    if key is None or not rate:
+    if key is None or trees.off(rate):
         return x
-    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(zigzag.scatter(kept) if zigzag else kept, x / (1 - rate), 0).astype(x.dtype)
+    share = 1 - jnp.float32(rate)  # so that a rate that is traced draws what one that is known does
+    kept = jax.random.bernoulli(key, share, x.shape)
+    return jnp.where(zigzag.scatter(kept) if zigzag else kept, x / share.astype(x.dtype), 0)
 
 
 ACTIVATIONS = {

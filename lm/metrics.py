@@ -1,11 +1,14 @@
 """The record of a run: metrics.jsonl, and TensorBoard and the console from the same values."""
 import contextlib
+import functools
 import json
 import math
 import os
 import sys
 import time
 from pathlib import Path
+
+from lm.config import Error
 
 RECORD = 'metrics.jsonl'
 # Fields of an experiment that change neither what is computed nor its order: a run may go on with other values.
@@ -47,6 +50,20 @@ def rewind(directory, step):
     os.replace(temporary, path)
 
 
+def _one_line(write):
+    """Returns a method of a Writer that raises config.Error where the directory takes no more."""
+    @functools.wraps(write)
+    def told(self, *given):
+        try:
+            return write(self, *given)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise Error(f'cannot write to {self.directory}: {error.strerror}; free some space and run the same line '
+                        'again.') from error
+    return told
+
+
 class Writer:
     """Appends records to a directory; on a terminal shows a progress bar over `steps`, elsewhere one line a record."""
 
@@ -57,6 +74,7 @@ class Writer:
         self.bar = _progress(steps, start) if sys.stdout.isatty() else None
         self.steps, self.start, self.began = steps, start, time.monotonic()
 
+    @_one_line
     def write(self, step, values):
         """Records {name: number} at `step`; a number that is not finite becomes null."""
         values = finite(values)
@@ -86,6 +104,7 @@ class Writer:
         if self.bar:
             self.bar.update(0, completed=step)
 
+    @_one_line
     def close(self):
         """Closes the files and the progress bar."""
         self.file.close()
@@ -114,11 +133,39 @@ class Mute:
 def _tensorboard(directory, start):
     """Returns a TensorBoard writer, or None where tensorboardX is not installed."""
     try:
-        from tensorboardX import SummaryWriter
+        import tensorboardX  # noqa: F401
     except ImportError:
         print(f'tensorboardX is not installed: {RECORD} is written, TensorBoard files are not.', file=sys.stderr)
         return None
-    return SummaryWriter(str(directory), purge_step=start + 1, flush_secs=10)
+    return Board(directory, start)
+
+
+class Board:
+    """Writes TensorBoard's events at once: tensorboardX's own writer has a thread, and waits for it forever after the
+    disk was full for a moment.
+    """
+
+    def __init__(self, directory, start):
+        from tensorboardX import event_file_writer, summary
+        from tensorboardX.proto import event_pb2
+        directory.mkdir(exist_ok=True)
+        self.event, self.scalar = event_pb2.Event, summary.scalar
+        self.writer = event_file_writer.EventsWriter(str(directory / 'events'))
+        began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self.add(step=start + 1, session_log=began)  # what an earlier start wrote after it counts no more
+
+    def add(self, **event):
+        """Writes an event."""
+        self.writer.write_event(self.event(wall_time=time.time(), **event))
+        self.writer.flush()
+
+    def add_scalar(self, name, value, step):
+        """Writes a number."""
+        self.add(step=step, summary=self.scalar(name, value))
+
+    def close(self):
+        """Closes the file."""
+        self.writer.close()
 
 
 def _progress(steps, start):

@@ -128,3 +128,8 @@ def checksums(tree):
         word = (bits.astype(jnp.uint32) ^ place * jnp.uint32(0x9E3779B9)) * jnp.uint32(0x85EBCA6B)
         return jnp.sum((word ^ word >> 16) * jnp.uint32(0xC2B2AE35), dtype=jnp.uint32)
     return jax.tree.map(checksum, tree)
+
+
+def off(number):
+    """Returns whether a field's number is known to be zero; one that differs between trials in one program never is."""
+    return not isinstance(number, jax.core.Tracer) and not number

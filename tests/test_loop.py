@@ -221,3 +221,11 @@ def test_a_copied_run_can_be_read_without_its_data(straight, tmp_path):
     trained = runs.load(tmp_path / 'copy')
     assert trained.step == 12
     assert trained.encoder.decode(trained.encoder.encode('naïve')) == 'naïve'
+
+
+def test_a_record_on_a_full_disk_is_one_line(tmp_path):
+    (tmp_path / 'metrics.jsonl').symlink_to('/dev/full')
+    writer = metrics.Writer(tmp_path, 10)
+    for _ in range(2):
+        with pytest.raises(config.Error, match='cannot write to .*: No space left on device; free some space'):
+            writer.write(1, {'loss': 1.0})

@@ -1,4 +1,5 @@
 """Sweeps: what they list, that each trial is trained once, and that it is the run that `lm train` would make."""
+import concurrent.futures
 import io
 import json
 import shutil
@@ -81,6 +82,8 @@ def test_identity_is_of_values_not_of_files_or_of_what_changes_nothing(file, tmp
 def test_mistakes_in_a_sweep_are_one_line(file, tmp_path):
     with pytest.raises(config.Error, match='trials 0 and 2 of the sweep are one: seed=1'):
         listed(file, tmp_path / 'a', [{'seed': 1}, {'seed': 2}, {'seed': 1}])
+    with pytest.raises(config.Error, match=r'0 \(save_every=1\) and 1 \(save_every=3\) of the sweep are one run'):
+        listed(file, tmp_path / 'a', [{'save_every': 1}, {'save_every': 3}])
     with pytest.raises(config.Error, match="no field 'optimizer.paek'; did you mean 'optimizer.peak'"):
         listed(file, tmp_path / 'a', [{'optimizer.paek': 1}])
     with pytest.raises(config.Error, match='holds no sweep'):
@@ -156,6 +159,24 @@ def test_two_workers_never_choose_the_same(file, tmp_path):
     assert worker.choose(sweep, claims.Claims(sweep.directory)) == ([], True)
 
 
+def test_trials_that_are_added_while_a_worker_runs_are_its_own(file, tmp_path, monkeypatch):
+    def train(sweep, chosen, cache):
+        listed(file, tmp_path / 'a', [{'seed': 3}, {'seed': 4}])
+        for trial in chosen:
+            worker.fail(trial, config.Error('not trained here'))
+        return set()
+    monkeypatch.setattr(worker, '_train', train)
+    assert worker.work(listed(file, tmp_path / 'a', [{'seed': 1}, {'seed': 2}]), tmp_path) == 1
+    found, _ = trials.states(trials.open_sweep(tmp_path / 'a'))
+    assert list(found.values()) == ['failed'] * 4
+
+
+def test_sweeps_planned_at_once_list_the_trials_of_all(file, tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: listed(file, tmp_path / 'a', [{'seed': seed}]), range(12)))
+    assert {trial.overrides['seed'] for trial in trials.open_sweep(tmp_path / 'a').trials} == set(range(12))
+
+
 def test_a_trial_killed_before_its_last_validation_is_validated(done, tmp_path, cache):
     shutil.copytree(done / 'sweep', tmp_path / 'copy')
     sweep = trials.open_sweep(tmp_path / 'copy')
@@ -167,7 +188,7 @@ def test_a_trial_killed_before_its_last_validation_is_validated(done, tmp_path, 
     assert metrics.read(record.parent)[-1] == whole[-1]
 
 
-def test_a_failed_trial_is_recorded_and_stops_no_other(done, cache):
+def test_a_failed_trial_is_recorded_and_stops_no_other(done, cache, capsys):
     shell(done, cache, '--over', 'optimizer.peak=1e-2')
     base = config.load(done / 'small.py')
     sweep = trials.plan(base, done / 'sweep', [{'model.vocab': 300}, {'optimizer.peak': 1e-2}])
@@ -175,6 +196,18 @@ def test_a_failed_trial_is_recorded_and_stops_no_other(done, cache):
     assert trials.states(sweep)[0][trials.identity(config.override(base.config, {'model.vocab': 300}))] == 'failed'
     (told,) = (json.loads(path.read_text())['error'] for path in (done / 'sweep').rglob('failed.json'))
     assert told.startswith('model.vocab=300 and the tokenizer has 258 tokens')
+    assert f'failed  model.vocab=300: {told}' in capsys.readouterr().out
+
+
+def test_a_full_disk_is_no_fault_of_a_trial(file, tmp_path, monkeypatch):
+    def train(sweep, trial, cache):
+        raise config.Error('saving failed') from ValueError("cannot write [No space left on device, code='28']")
+    monkeypatch.setattr(worker, '_train_one', train)
+    sweep = listed(file, tmp_path / 'a', [{'seed': 1}])
+    with pytest.raises(config.Error, match='cannot write to .*a: No space left on device; free some space'):
+        worker.work(sweep, tmp_path)
+    assert list(trials.states(sweep)[0].values()) == ['new']
+    assert claims.Claims(sweep.directory).take(sweep.trials[0].id)
 
 
 def test_a_directory_in_use_is_left_alone(file, tmp_path, cache, monkeypatch):

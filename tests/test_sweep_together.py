@@ -6,17 +6,18 @@ import json
 import jax
 import numpy as np
 import pytest
-from sweeps import SETTINGS, begin, one_device  # noqa: F401
+from sweeps import FILE, SETTINGS, begin, one_device  # noqa: F401
 
-from lm import checkpoint, loop, metrics, optim, train
-from lm.sweep import claims, together, vectors, worker
+from lm import checkpoint, config, loop, metrics, optim, train
+from lm.sweep import claims, together, trials, vectors, worker
 from lm.sweep.rules import Halving
 from lm.sweep.trials import states
 
 FOUR = [{'seed': 0, 'data.seed': 0, 'optimizer.peak': 1e-2, 'optimizer.weight_decay': 0.0},
         {'seed': 1, 'data.seed': 0, 'optimizer.peak': 1e-3, 'optimizer.weight_decay': 0.5},
         {'seed': 1, 'data.seed': 3, 'optimizer.peak': 1e-2, 'optimizer.b2': 0.99},
-        {'seed': 1, 'data.seed': 3, 'optimizer.peak': 3e-2, 'optimizer.schedule.end': 0.5}]
+        {'seed': 1, 'data.seed': 3, 'optimizer.peak': 3e-2, 'optimizer.schedule.end': 0.5, 'model.dropout': 0.3,
+         'optimizer.clip': 0.2}]
 
 
 @pytest.fixture(scope='module')
@@ -64,6 +65,16 @@ def test_together_is_one_by_one_within_rounding_with_the_same_files(alone, group
     assert len({metrics.read(trial.directory)[-1]['valid/loss'] for trial in group.trials}) == 4
 
 
+def test_a_scale_of_the_first_parameters_is_a_number_of_the_program(tmp_path, cache):
+    (tmp_path / 'small.py').write_text(FILE.replace('vocab: int = 258', 'vocab: int = 258\n    scale: float = 0.02')
+                                       .replace('0.02 * jax', 'self.scale * jax'))
+    loaded, scales = config.load(tmp_path / 'small.py'), [{'model.scale': 0.01}, {'model.scale': 1.0}]
+    one, other = (trials.plan(loaded, tmp_path / name, scales) for name in ('alone', 'group'))
+    assert vectors.akin(*other.trials)
+    assert worker.work(one, cache) == worker.work(other, cache, 2) == 0
+    compare(one, other)
+
+
 @pytest.mark.long
 def test_a_group_that_is_stopped_goes_on_together_as_if_it_never_was(group, tmp_path, cache, monkeypatch):
     sweep = begin(tmp_path / 'sweep', FOUR)
@@ -86,10 +97,11 @@ def test_spread_over_devices_is_the_same_within_rounding(group, tmp_path, cache,
 
 
 def test_what_python_branches_on_makes_another_program(tmp_path):
-    sweep = begin(tmp_path / 'sweep', [{}, {'optimizer.clip': 0.0}, {'optimizer.b1': 0.8}, {'model.depth': 2},
-                                       {'optimizer': optim.Lion()}, {'data.context': 8}, {'seed': 3}])
-    assert [vectors.akin(sweep.trials[0], other) for other in sweep.trials] == [True, False, True, False, False, False,
-                                                                                 True]
+    sweep = begin(tmp_path / 'sweep', [{}, {'optimizer.ema': 0.0}, {'optimizer.b1': 0.8}, {'model.depth': 2},
+                                       {'optimizer': optim.Lion()}, {'data.context': 8}, {'seed': 3},
+                                       {'optimizer.clip': 0.0}, {'model.dropout': 0.1}])
+    assert [vectors.akin(sweep.trials[0], other) for other in sweep.trials] == [
+        True, False, True, False, False, False, True, True, True]
 
 
 @pytest.mark.long

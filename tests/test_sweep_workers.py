@@ -1,20 +1,39 @@
 """Workers that are killed: their trials are taken over and end as if nothing had happened."""
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
 from sweeps import FILE
 
-from lm import config, metrics
-from lm.sweep import trials
+from lm import checkpoint, config, metrics, train
+from lm.sweep import claims, trials, vectors
+
+LONG = (FILE.replace('steps=6', 'steps=300').replace('save_every=2', 'save_every=20')
+        .replace('eval_every=2', 'eval_every=100'))
 
 
-def start(*words):
-    command = [sys.executable, '-m', 'lm', 'sweep', *map(str, words)]
-    return subprocess.Popen(command, env={**os.environ, 'XLA_FLAGS': ''}, stdout=subprocess.DEVNULL)
+def plans(folder, count):
+    """Returns two sweeps of `count` seeds of the same experiment."""
+    (folder / 'small.py').write_text(LONG)
+    loaded = config.load(folder / 'small.py')
+    seeds = [{'seed': seed} for seed in range(count)]
+    return [trials.plan(loaded, folder / name, seeds) for name in ('stormy', 'calm')]
+
+
+def start(sweep, *words):
+    """Starts a worker; compiled programs and token caches are shared by the workers of a test."""
+    folder = sweep.directory.parent
+    command = [sys.executable, '-m', 'lm', 'sweep', '--worker', sweep.directory, '--cache', folder / 'cache', *words]
+    environ = {**os.environ, 'XLA_FLAGS': '', 'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
+               'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    return subprocess.Popen([str(word) for word in command], env=environ, stdout=subprocess.DEVNULL)
 
 
 def recorded(trial):
@@ -22,34 +41,74 @@ def recorded(trial):
             for record in metrics.read(trial.directory)]
 
 
-def underway(sweep):
-    """Returns whether a trial has saved something and is not at its end."""
-    return any(6 <= max((record['step'] for record in recorded(trial)), default=0) < trial.settings.steps
-               for trial in sweep.trials)
+def begun_at(trial):
+    """Returns the steps after which the trial was begun or resumed: the first record of a start has no speed."""
+    return [record['step'] - 1 for record in metrics.read(trial.directory)
+            if 'loss' in record and 'tokens_per_second' not in record]
+
+
+def assert_twins(stormy, calm):
+    """Asserts that each trial has the record, the sample and the last state of its twin, bit for bit."""
+    assert set(trials.states(stormy)[0].values()) == {'finished'}
+    abstract = train.program(calm.base).abstract
+    for one, other in zip(stormy.trials, calm.trials, strict=True):
+        assert recorded(one) == recorded(other) and len(recorded(one)) > one.settings.steps
+        assert (one.directory / 'sample.txt').read_text() == (other.directory / 'sample.txt').read_text()
+        ours, twins = (checkpoint.Store(trial.directory / 'checkpoints').restore(abstract) for trial in (one, other))
+        jax.tree.map(np.testing.assert_array_equal, ours, twins)
+
+
+def in_progress(sweep, workers, least=1):
+    """Returns [(trial, worker)] of the workers that are between step `least` and the last one of a trial."""
+    own = {worker.pid: worker for worker in workers if worker.poll() is None}
+    newest, found = claims.Claims(sweep.directory).newest(), []
+    for trial in sweep.trials:
+        text = (sweep.directory / 'claims' / f'{trial.id}.{newest[trial.id]}').read_text() if trial.id in newest else ''
+        pid = json.loads(text or '{}').get('pid')
+        if pid in own and least <= trials.progress(trial)[0] < trial.settings.steps:
+            found.append((trial, own[pid]))
+    return found
+
+
+def finished(sweep):
+    return list(trials.states(sweep)[0].values()).count('finished')
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('width', [1, 4])
-def test_killed_workers_leave_a_sweep_equal_to_one_that_was_never_killed(tmp_path, width):
-    (tmp_path / 'small.py').write_text(FILE.replace('steps=6', 'steps=400'))
-    over = [{'seed': seed} for seed in range(4)]
-    loaded = config.load(tmp_path / 'small.py')
-    stormy, calm = (trials.plan(loaded, tmp_path / name, over) for name in ('stormy', 'calm'))
-    where = ('--cache', tmp_path / 'cache', '--together', width, '--worker')
-    assert start(calm.directory, *where).wait() == 0
-    for kill in range(3):
-        workers = [start(stormy.directory, *where) for _ in range(2)]
-        while not underway(stormy) and any(worker.poll() is None for worker in workers):
-            time.sleep(0.05)
-        for worker in workers[kill % 2:]:
+def test_a_storm_of_kills_leaves_forty_trials_equal_to_their_twins(tmp_path):
+    """Four workers; whenever three more trials are finished, one in the middle of another is killed and replaced."""
+    stormy, calm = plans(tmp_path, 40)
+    quiet = [start(calm) for _ in range(2)]
+    assert [worker.wait() for worker in quiet] == [0, 0]
+    workers, struck, dice = [start(stormy) for _ in range(4)], [], random.Random(0)
+    while any(worker.poll() is None for worker in workers):
+        time.sleep(0.1)
+        targets = in_progress(stormy, workers) if finished(stormy) >= 3 * len(struck) else ()
+        if targets:
+            trial, worker = dice.choice(targets)
             worker.send_signal(signal.SIGKILL)
             worker.wait()
-        survivors = [worker for worker in workers if worker.poll() is None]
-        for worker in survivors:
-            worker.send_signal(signal.SIGTERM)
+            workers = [*(each for each in workers if each is not worker), start(stormy)]
+            if trial.settings.steps not in trials.progress(trial)[1]:
+                struck.append((trial, vectors.saved(trial)))
+    assert [worker.returncode for worker in workers] == [0] * 4
+    assert len(struck) >= 10 and sum(saved > 0 for _, saved in struck) >= 5
+    assert all(saved in begun_at(trial) for trial, saved in struck)
+    assert_twins(stormy, calm)
+
+
+@pytest.mark.long
+def test_killed_and_stopped_workers_leave_trials_in_one_program_equal_to_their_twins(tmp_path):
+    stormy, calm = plans(tmp_path, 4)
+    assert start(calm, '--together=4').wait() == 0
+    for step, kill in (30, signal.SIGKILL), (70, signal.SIGTERM), (130, signal.SIGKILL):
+        workers = [start(stormy, '--together=4') for _ in range(2)]
+        while not (targets := in_progress(stormy, workers, step)) and any(each.poll() is None for each in workers):
+            time.sleep(0.05)
+        for worker in (targets[0][1], *workers):
+            worker.send_signal(kill if worker is targets[0][1] else signal.SIGTERM)
             worker.wait()
-    last = [start(stormy.directory, *where) for _ in range(2)]
+    assert any(map(vectors.saved, stormy.trials)) and not finished(stormy)
+    last = [start(stormy, '--together=4') for _ in range(2)]
     assert [worker.wait() for worker in last] == [0, 0]
-    assert set(trials.states(stormy)[0].values()) == {'finished'}
-    for one, other in zip(stormy.trials, calm.trials, strict=True):
-        assert recorded(one) == recorded(other) and len(recorded(one)) > 400
+    assert_twins(stormy, calm)

@@ -26,11 +26,6 @@ class State(NamedTuple):
     average: Any
 
 
-def off(number):
-    """Returns whether a field's number is known to be zero; one that differs between trials in one program never is."""
-    return not isinstance(number, jax.core.Tracer) and not number
-
-
 @dataclasses.dataclass(frozen=True)
 class Optimizer(abc.ABC):
     """What all optimizers share.
@@ -90,7 +85,7 @@ class Optimizer(abc.ABC):
             grads = updates.clip(trees.select(grads, plan.trained), self.clip)
             direction, moments = self.direction(plan.layout).update(grads, updates.widened(state.direction), live)
             now = rate(state.step)
-            moves = jax.tree.map(lambda d, p, decay, factor: -now * factor * (d if off(decay) else d + decay * p),
+            moves = jax.tree.map(lambda d, p, decay, factor: -now * factor * (d if trees.off(decay) else d + decay * p),
                                  direction, live, plan.decays, plan.multipliers)
             moves, kept = average.update(moves, state.average, live)
             # x + -0.0 is x bit for bit, also where x is -0.0

@@ -119,9 +119,10 @@ def orthogonalize(layout, momentum, iterations, rms):
 
 def clip(grads, limit):
     """Returns the gradients scaled so that their global norm is at most `limit`; unchanged where limit is 0."""
-    if not limit:
+    if trees.off(limit):
         return grads
     scale = jnp.minimum(1, limit / jnp.maximum(trees.norm(grads), jnp.finfo(jnp.float32).tiny))
+    scale = jnp.where(jnp.asarray(limit) > 0, scale, 1)
     return jax.tree.map(lambda g: g * scale, grads)
 
 

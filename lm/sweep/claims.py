@@ -51,6 +51,9 @@ class Claims:
                 file.write(self._text())
         except FileExistsError:
             return False
+        except OSError as error:
+            raise config.Error(f'cannot write to {self.folder}: {error.strerror}; free some space and '
+                               'start again.') from error
         with self.lock:
             self.held[trial] = newest + 1
         return True
@@ -59,7 +62,8 @@ class Claims:
         """Lets go of a trial, so that others may take it at once."""
         with self.lock:
             number = self.held.pop(trial)
-            replace(self._path(trial, number), json.dumps({'released': True}))
+            with contextlib.suppress(OSError):  # no room to say so: others hear no beat any more
+                replace(self._path(trial, number), json.dumps({'released': True}))
 
     def newest(self):
         """Returns {trial: number of its newest claim}."""

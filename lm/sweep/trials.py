@@ -1,7 +1,9 @@
 """The directory of a sweep: sweep.json lists its trials, and each trial's folder is the directory of a run."""
+import contextlib
+import fcntl
+import functools
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,16 +81,38 @@ def plan(experiment, directory, overrides, rule=None, given=()):
     for number, trial in enumerate(trials):
         first = listed.setdefault(trial.id, number)
         if first != number:
-            raise config.Error(f'trials {first} and {number} of the sweep are one: {shown(trial)}; remove one of them.')
-    if (directory / RECORD).exists():
-        begun = open_sweep(directory)
-        _check_same(begun, base)
-        rule = rule or begun.rule
-        trials = [*begun.trials, *(trial for trial in trials if trial.id not in {old.id for old in begun.trials})]
+            raise config.Error(_twice(first, trials[first], number, trial))
     _check_rule(base, rule)
-    sweep = Sweep(directory, base, rule, tuple(trials))
-    _write(sweep, experiment.file, given)
+    with _alone(directory):
+        if (directory / RECORD).exists():
+            begun = open_sweep(directory)
+            _check_same(begun, base)
+            rule = rule or begun.rule
+            trials = [*begun.trials, *(trial for trial in trials if trial.id not in {old.id for old in begun.trials})]
+        sweep = Sweep(directory, base, rule, tuple(trials))
+        _write(sweep, experiment.file, given)
     return sweep
+
+
+def _twice(first, one, number, other):
+    """Returns what to say of two trials with one identity."""
+    if shown(one) == shown(other):
+        return f'trials {first} and {number} of the sweep are one: {shown(one)}; remove one of them.'
+    return (f'trials {first} ({shown(one)}) and {number} ({shown(other)}) of the sweep are one run: what differs '
+            'changes nothing that is computed; remove one of them.')
+
+
+@contextlib.contextmanager
+def _alone(directory):
+    """Keeps others from listing trials at the same time; raises config.Error where the directory cannot be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with open(directory / 'lock', 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise config.Error(f'cannot write to {directory}: {error.strerror}; give another --workdir, '
+                           'or free some space.') from error
 
 
 def _trials(directory, base, overrides):
@@ -125,14 +149,10 @@ def _write(sweep, file, given):
              'rule': config.dump(sweep.rule),
              'trials': {trial.id: {key: config.dump(value) for key, value in trial.overrides.items()}
                         for trial in sweep.trials}}
-    try:
-        sweep.directory.mkdir(parents=True, exist_ok=True)
-        replace(sweep.directory / RECORD, json.dumps(about, indent=1) + '\n')
-        if Path(file).resolve() != (sweep.directory / 'experiment.py').resolve():
-            shutil.copyfile(file, sweep.directory / 'experiment.py')
-    except OSError as error:
-        raise config.Error(f'cannot write to {sweep.directory}: {error.strerror}; give another --workdir, '
-                           'or free some space.') from error
+    copy = sweep.directory / 'experiment.py'
+    if Path(file).resolve() != copy.resolve():
+        replace(copy, Path(file).read_text())
+    replace(sweep.directory / RECORD, json.dumps(about, indent=1) + '\n')
 
 
 def replace(path, text):
@@ -143,11 +163,16 @@ def replace(path, text):
 
 
 def open_sweep(directory):
-    """Returns the Sweep that a directory lists."""
-    directory = Path(directory)
-    if not (directory / RECORD).exists():
+    """Returns the Sweep that a directory lists now, to which others may add trials at any time."""
+    path = Path(directory) / RECORD
+    if not path.exists():
         raise config.Error(f'{directory} holds no sweep; begin one with lm sweep EXPERIMENT --workdir={directory}.')
-    about, file = json.loads((directory / RECORD).read_text()), directory / 'experiment.py'
+    return _read(path.parent, path.read_text())
+
+
+@functools.lru_cache(1)
+def _read(directory, text):
+    about, file = json.loads(text), directory / 'experiment.py'
     base = config.build(about['config'], file)
     trials = []
     for trial, overrides in about['trials'].items():
@@ -161,8 +186,17 @@ def progress(trial):
 
     A loss that is not finite is None.
     """
-    records = metrics.read(trial.directory)
+    try:
+        about = (trial.directory / metrics.RECORD).stat()
+    except FileNotFoundError:
+        return 0, {}
     name = 'valid/loss' if trial.settings.data.valid else 'loss'
+    return _recorded(trial.directory, name, about.st_mtime_ns, about.st_size)
+
+
+@functools.lru_cache(4096)
+def _recorded(directory, name, *_):
+    records = metrics.read(directory)
     scores = {record['step']: record[name] for record in records if name in record}
     return max((record['step'] for record in records), default=0), scores
 
@@ -187,6 +221,12 @@ def states(sweep):
     found = {trial.id: progress(trial) for trial in sweep.trials}
     losses = [scores for _, scores in found.values()]
     return {trial.id: state(sweep, trial, found[trial.id], losses) for trial in sweep.trials}, found
+
+
+def reason(trial):
+    """Returns in words why a trial failed."""
+    path = trial.directory / FAILED
+    return json.loads(path.read_text())['error'] if path.exists() else 'its last loss is not finite.'
 
 
 def shown(trial):

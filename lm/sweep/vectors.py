@@ -93,14 +93,20 @@ def program(trials, sources=1):
         settings = planted(lead, numbers)
         params = settings.optimizer.averaged(state.optimizer, state.params)
         return evaluate.sums(settings.model, sources, params, batch)
+
+    def all_sums(numbers, states, batch):
+        return _each(lambda *one: sums(*one, batch), mesh)(numbers, states)
     return Program(jax.device_put(numbers, place), jax.jit(jax.vmap(init), out_shardings=place),
-                   jax.jit(_each(step, count), donate_argnums=1, out_shardings=(place, place)),
-                   jax.jit(jax.vmap(sums, (0, 0, None))), place)
+                   jax.jit(_each(step, mesh), donate_argnums=1, out_shardings=(place, place)),
+                   jax.jit(all_sums), place)
 
 
-def _each(step, devices):
-    """Returns the step of all trials: vmap, but on one CPU in turn, which keeps each trial's activations in its caches.
+def _each(function, mesh):
+    """Returns a function of all trials: vmap, but on CPUs one after another, which keeps the activations of each in the
+    caches of its CPU.
     """
-    if devices == 1 and jax.default_backend() == 'cpu':
-        return lambda *given: jax.lax.map(lambda one: step(*one), given)
-    return jax.vmap(step)
+    if jax.default_backend() != 'cpu':
+        return jax.vmap(function)
+    over = mesh.axis_names
+    return jax.shard_map(lambda *given: jax.lax.map(lambda one: function(*one), given), mesh=mesh,
+                         in_specs=jax.sharding.PartitionSpec(*over), out_specs=jax.sharding.PartitionSpec(*over))

@@ -4,7 +4,7 @@ import time
 
 from lm import metrics
 from lm.sweep import claims
-from lm.sweep.trials import SETTLED, open_sweep, shown, states
+from lm.sweep.trials import SETTLED, open_sweep, reason, shown, states
 
 COLOURS = {'finished': 'green', 'running': 'cyan', 'failed': 'red', 'stopped': 'yellow', 'begun': '', 'new': ''}
 
@@ -19,6 +19,7 @@ def main(directory):
     desk = claims.Claims(sweep.directory)
     with live.Live(refresh_per_second=1) as screen:
         while True:
+            sweep = open_sweep(directory)
             now = look(sweep, desk)
             screen.update(_table(sweep, now))
             if all(state in SETTLED for state in now['states'].values()):
@@ -27,11 +28,14 @@ def main(directory):
 
 
 def show(sweep):
-    """Prints how a sweep stands: a line of counts, then the best trials."""
+    """Prints how a sweep stands: a line of counts, then the best trials, and some that failed with the reason."""
     now = look(sweep, claims.Claims(sweep.directory))
     print(summary(now), flush=True)
     for trial in ranked(sweep, now)[:5]:
         print(f'  {trial.id}  {best(now, trial):.4f}  {shown(trial)}', flush=True)
+    failed = [trial for trial in sweep.trials if now['states'][trial.id] == 'failed']
+    for trial in failed[:5]:
+        print(f'  {trial.id}  failed  {shown(trial)}: {reason(trial)}', flush=True)
 
 
 def look(sweep, desk):

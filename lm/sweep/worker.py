@@ -1,5 +1,7 @@
 """`lm sweep`: plans the trials of an experiment and trains those that nobody has trained or is training."""
+import errno
 import json
+import os
 import time
 import traceback
 from pathlib import Path
@@ -50,11 +52,15 @@ def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0
 
 
 def work(sweep, cache, width=1):
-    """Trains trials, up to `width` as one program, until none of the sweep is left; returns the exit code."""
+    """Trains trials, up to `width` as one program, until none of the sweep is left; returns the exit code.
+
+    Trials that others add meanwhile are trained too.
+    """
     print(f'{len(sweep.trials)} trials in {sweep.directory}', flush=True)
     with claims.Claims(sweep.directory) as desk:
         alone = set()
         while True:
+            sweep = open_sweep(sweep.directory)
             chosen, waiting = choose(sweep, desk, width, alone)
             if not chosen and not waiting:
                 break
@@ -112,7 +118,7 @@ def lagging(sweep, some, step):
     """
     if not sweep.rule or step % judged_every(sweep.base) or not sweep.rule.judges(step):
         return set()
-    found, _ = states(sweep)
+    found, _ = states(open_sweep(sweep.directory))
     return {trial.id for trial in some if found[trial.id] == 'stopped'}
 
 
@@ -128,12 +134,26 @@ def _train(sweep, chosen, cache):
     except (loop.Stopped, KeyboardInterrupt):
         raise
     except Exception as fault:
+        if full := _full(fault):
+            raise config.Error(f'cannot write to {sweep.directory}: {full}; free some space and start again, '
+                               'what is saved goes on.') from fault
         if len(chosen) > 1:
             said = config.first_line(fault)
             print(f'{len(chosen)} trials fail as one program ({said}); each goes on alone.', flush=True)
             return {trial.id for trial in chosen}
         fail(chosen[0], fault)
     return set()
+
+
+def _full(fault):
+    """Returns in words what a fault, or what caused it, says of a full disk, which no trial is to blame for, or ''."""
+    words = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
+    while fault is not None:
+        for word in words:
+            if word in str(fault):
+                return word
+        fault = fault.__cause__
+    return ''
 
 
 def _train_one(sweep, trial, cache):
