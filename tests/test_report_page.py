@@ -3,13 +3,12 @@ import base64
 import html
 import json
 import re
-import shutil
 import struct
-import subprocess
 import xml.etree.ElementTree
 
 import pytest
 import simulated
+from browsers import opened
 from simulated import report
 
 from lm import cli
@@ -32,22 +31,6 @@ def test_a_page_holds_all_it_needs(swept, tmp_path):
 
 def test_numbers_in_scripts_cannot_end_them():
     assert '<' not in page._json({'name': '</script>'})
-
-
-@pytest.fixture
-def browser():
-    found = shutil.which('chromium') or shutil.which('google-chrome')
-    if not found:
-        pytest.skip('no Chromium is installed')
-    return found
-
-
-def opened(browser, path, profile, *flags):
-    """Returns (the document as the browser leaves it, what its console said)."""
-    done = subprocess.run([browser, '--headless=new', '--no-sandbox', '--disable-gpu', f'--user-data-dir={profile}',
-                           '--enable-logging=stderr', '--virtual-time-budget=3000', '--dump-dom', *flags,
-                           path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if 'CONSOLE' in line]
 
 
 @pytest.mark.parametrize('flags', [(), ('--blink-settings=preferredColorScheme=0', '--window-size=500,900')])

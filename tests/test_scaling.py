@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import simulated
+from browsers import opened
 from scipy import optimize, special
 
 from lm import cli, config
@@ -156,3 +157,12 @@ def test_mistakes_in_what_is_asked_are_one_line(swept, capsys, word, message):
     assert cli.main(['scaling', str(swept), word]) == 2
     said = capsys.readouterr().err
     assert message in said and said.count('\n') == 1
+
+
+def test_a_browser_draws_the_page(swept, browser, tmp_path):
+    out = tmp_path / 'scaling.html'
+    assert cli.main(['scaling', str(swept), '--budget=1e15', '--at=N=1e7,D=1e8', f'--html={out}']) == 0
+    document, console = opened(browser, out, tmp_path / 'profile')
+    assert console == [] and 'data-drawn="2"' in document and len(out.read_text()) < 1e6
+    for said in ('What to spend a budget on', 'Runs foretold', 'held out, 256-1600', 'other settings of the same'):
+        assert said in document

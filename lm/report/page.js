@@ -65,7 +65,7 @@ function options(plot, width, state) {
         : { points: { show: plot.x.length < FEW, size: 6 } }) };
     const edge = { class: 'edge', stroke: 'transparent', spanGaps: true, points: { show: false } };
     series.push(line, { ...edge, label: each.name + ' high' }, { ...edge, label: each.name + ' low' });
-    bands.push({ series: [3 * i + 2, 3 * i + 3], fill: ink + (dark ? '44' : '2e') });
+    if (each.low) bands.push({ series: [3 * i + 2, 3 * i + 3], fill: ink + (dark ? '44' : '2e') });
   });
   const axis = (name, log) => ({ label: name, stroke: text, grid, ticks: grid, filter: (u, splits) => splits,
     values: (u, splits) => splits.map(short), labelSize: 22, space: log ? 60 : 40 });

@@ -78,14 +78,14 @@ def main(*directories: str, at: tuple = (), predict: tuple = (), budget: tuple[f
 
 
 def _asked(text):
-    """Returns ('', N, D) of a text such as N=1e9,D=2e10."""
+    """Returns (text, N, D) of a text such as N=1e9,D=2e10."""
     try:
         given = {name.strip(): float(value) for name, value in (part.split('=') for part in text.split(','))}
     except ValueError:
         given = {}
     if given.keys() != {'N', 'D'} or not all(0 < value < math.inf for value in given.values()):
         raise config.Error(f'--at {text} is no size and length; write it as N=1e9,D=2e10.')
-    return '', given['N'], given['D']
+    return text, given['N'], given['D']
 
 
 def _described(text, found):
