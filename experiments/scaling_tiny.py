@@ -21,4 +21,4 @@ def config():
 
 def sweep():
     return grid(zipped({'model.width': [16, 32, 64, 128], 'optimizer.peak': [1.2e-2, 8e-3, 5e-3, 3e-3]}),
-                {'steps': [100, 200, 400, 800]})
+                {'steps': [200, 400, 800, 1600]})

@@ -3,8 +3,10 @@ import functools
 import html
 import json
 from importlib import resources
+from pathlib import Path
 from string import Template
 
+from lm.config import Error
 from lm.report import comparisons, costs, parallel, plots, provenance, show, tags, variants
 
 CLASSES = {comparisons.BETTER: 'better', comparisons.WORSE: 'worse'}
@@ -30,6 +32,14 @@ def assembled(title, body, drawn):
         style=_file('uplot/uPlot.min.css') + _file('page.css'), library=_file('uplot/uPlot.iife.min.js'),
         plots=_json({name: plot for name, plot in drawn.items() if plot}),
         script=_file('page.save.js') + _file('page.js'))
+
+
+def write(path, text):
+    """Writes a page into a file; raises config.Error where that cannot be."""
+    try:
+        Path(path).write_text(text, encoding='utf-8')
+    except OSError as error:
+        raise Error(f'cannot write {path}: {error.strerror}; give another --html.') from error
 
 
 def _file(name):

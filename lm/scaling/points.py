@@ -118,8 +118,8 @@ def _check_enough(n, d, left):
         kinds = sorted(set(values))
         if len(kinds) < 3:
             told = ' and '.join(f'{value:,.0f}' for value in kinds) or 'none'
-            raise config.Error(f'{len(values)} usable runs have {len(kinds)} different {what}: {told}{gone}; a law '
-                               f'needs 3 or more: add {3 - len(kinds)}, as by `lm sweep` with {remedy}.')
+            raise config.Error(f'the {len(values)} usable runs are of too few {what}: {told}{gone}; a law needs 3 '
+                               f'different or more: add {3 - len(kinds)}, as by `lm sweep` with {remedy}.')
     if len(n) < laws.LEAST:
         raise config.Error(f'{len(n)} usable runs{gone} do not settle 5 coefficients; add {laws.LEAST - len(n)} or '
                            'more of other sizes and lengths.')

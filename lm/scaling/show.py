@@ -2,7 +2,6 @@
 import json as jsonlib
 import math
 import shlex
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -72,8 +71,9 @@ def main(*directories: str, at: tuple = (), predict: tuple = (), budget: tuple[f
     guesses = [Guess(run, n, d, *fit.predict(n, d)) for run, n, d in asked]
     findings = Findings(found, fit, guesses, [advise(found, fit, flops) for flops in budget], hold_out(found))
     if html:
-        from lm.scaling import page
-        Path(html).write_text(page.written(findings), encoding='utf-8')
+        from lm.report.page import write
+        from lm.scaling.page import written
+        write(html, written(findings))
     print(as_json(findings) if json else as_text(findings))
 
 
