@@ -57,7 +57,9 @@ function legend(figure, width, top) {
     if (!figure.drawn.series[3 * i + 1].show) return;
     const room = pen.measureText(each.name).width + 34;
     if (left && left + room > width) [left, y] = [0, y + 18];
-    drawn.push(tag('rect', { x: left, y: y - 9, width: 10, height: 10, fill: tint(figure.plot, i) }));
+    const fill = tint(figure.plot, i);
+    drawn.push(each.dots ? tag('circle', { cx: left + 5, cy: y - 4, r: 3, fill })
+      : tag('rect', { x: left, y: y - 9, width: 10, height: 10, fill }));
     drawn.push(tag('text', { x: left + 15, y }, escaped(each.name)));
     left += room;
   });
