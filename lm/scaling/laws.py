@@ -71,9 +71,9 @@ def fit(n, d, loss, resamples=1000):
     """Returns the Fit of runs of `n` parameters on `d` tokens that reached `loss`, each [P].
 
     The Huber loss is turned at SHARP, or further out where the residuals are wider: as far inside their noise it would
-    be that of absolute values, whose intervals were seen to hold the truth in 87 of 100 cases, not 95. Intervals are of
-    resampled residuals, so that every resample has all sizes, with the tails that P - 5 degrees of freedom ask for
-    (Hesterberg 2015, arXiv 1411.5279, section 5).
+    be that of absolute values, whose intervals were seen to hold the truth in 87 to 93 of 100 cases, not 95. Intervals
+    are of resampled residuals, so that every resample has all sizes, with the tails that P - 5 degrees of freedom ask
+    for (Hesterberg 2015, arXiv 1411.5279, section 5).
     """
     n, d, target = np.asarray(n, float), np.asarray(d, float), np.log(np.asarray(loss, float))
     centre = np.log(n).mean(), np.log(d).mean()

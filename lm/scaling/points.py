@@ -60,7 +60,11 @@ def read(directories, metric='valid/loss', inside=False):
 
 
 def count(model, inside=False):
-    """Returns how many parameters a model has, without padding; `inside` without those of a vocabulary or position."""
+    """Returns how many parameters a model has, without padding; `inside` without those of a vocabulary or position.
+
+    All are the usual N, as in Hoffmann et al.: a tied table is multiplied by for every token, and leaving it out bends
+    the law where models are small (Pearce and Song 2024, arXiv 2406.12907).
+    """
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # shapes alone are read: accelerators are left to those who train
     import jax
     shapes = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
