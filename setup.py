@@ -26,10 +26,12 @@ EXTRAS = {
     'parquet': ['pyarrow'],
     'zstd': ['zstandard'],
     'quant': ['qwix>=0.1.8,<0.2'],
+    'optuna': ['optuna>=4'],
     'cloud': ['fsspec', 'gcsfs', 's3fs'],
 }
 EXTRAS['test'] = ['pytest', 'hypothesis', 'pytest-xdist', 'ruff', 'statsmodels', 'fsspec', 'kubeflow-trainer-api',
-                  *EXTRAS['hf'], *EXTRAS['parquet'], *EXTRAS['zstd'], *EXTRAS['quant']]
+                  *EXTRAS['hf'], *EXTRAS['parquet'], *EXTRAS['zstd'], *EXTRAS['quant'],
+                  *EXTRAS['optuna']]
 
 setup(
     name='lm',

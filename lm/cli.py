@@ -25,10 +25,11 @@ VERBS = {
     'bench': 'lm.bench',
     'plan': 'lm.plan.show',
     'report': 'lm.report.show',
+    'scaling': 'lm.scaling.show',
     'sweep': 'lm.sweep.worker',
     'bisect': 'lm.bisect.search',
 }
-WITHOUT_JAX = ('data', 'config', 'report')
+WITHOUT_JAX = ('data', 'config', 'report', 'scaling')
 TOGETHER = ('train', 'eval', 'generate', 'bench')  # verbs that several processes run as one
 TYPES = {'int': int, 'float': float, 'str': str}
 

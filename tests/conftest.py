@@ -1,5 +1,6 @@
 import os
 import pathlib
+import shutil
 import signal
 
 import pytest
@@ -31,3 +32,12 @@ def swept(tmp_path):
     import simulated
     return simulated.sweep(tmp_path / 'sweep', {
         'a': ({}, 3.0), 'b': (simulated.BETTER, 2.9), 'c': (simulated.SAME, 3.0)})
+
+
+@pytest.fixture
+def browser():
+    """Returns the path of Chromium, or skips where it is not installed."""
+    found = shutil.which('chromium') or shutil.which('google-chrome')
+    if not found:
+        pytest.skip('no Chromium is installed')
+    return found

@@ -1,12 +1,14 @@
 """The page of a report: whole in one file, and drawn by a real browser."""
+import base64
 import html
 import json
 import re
-import shutil
-import subprocess
+import struct
+import xml.etree.ElementTree
 
 import pytest
 import simulated
+from browsers import opened
 from simulated import report
 
 from lm import cli
@@ -29,22 +31,6 @@ def test_a_page_holds_all_it_needs(swept, tmp_path):
 
 def test_numbers_in_scripts_cannot_end_them():
     assert '<' not in page._json({'name': '</script>'})
-
-
-@pytest.fixture
-def browser():
-    found = shutil.which('chromium') or shutil.which('google-chrome')
-    if not found:
-        pytest.skip('no Chromium is installed')
-    return found
-
-
-def opened(browser, path, profile, *flags):
-    """Returns (the document as the browser leaves it, what its console said)."""
-    done = subprocess.run([browser, '--headless=new', '--no-sandbox', '--disable-gpu', f'--user-data-dir={profile}',
-                           '--enable-logging=stderr', '--virtual-time-budget=3000', '--dump-dom', *flags,
-                           path.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if 'CONSOLE' in line]
 
 
 @pytest.mark.parametrize('flags', [(), ('--blink-settings=preferredColorScheme=0', '--window-size=500,900')])
@@ -71,7 +57,6 @@ set('logy', 'checked', true);
 set('axis', 'value', 'seconds');
 figure.drawn.setSeries(1, { show: false });
 seen.hidden = figure.drawn.series.map((series) => +series.show).join('');
-figure.querySelector('button').click();
 seen.ended = figure.drawn.axes[0].label;
 </script></body>"""
 
@@ -85,6 +70,45 @@ def test_the_controls_of_a_plot_work(browser, swept, tmp_path):
     assert re.search(r'data-hovered="tokens:? ?\S+ ?baseline:? ?[\d.]+ ?position=Alibi:? ?[\d.]+', document)
     assert 'data-hidden="1000111111"' in document
     assert 'data-ended="seconds of training"' in document
+
+
+SAVED = """<script>
+const figure = document.querySelector('figure[data-plot=losses]'), seen = document.body.dataset;
+const url = URL.createObjectURL;
+URL.createObjectURL = (blob) => {
+  const reader = new FileReader();
+  reader.onload = () => { seen[blob.type.slice(6, 9)] = reader.result; };
+  reader.readAsDataURL(blob);
+  return url(blob);
+};
+HTMLAnchorElement.prototype.click = function () { seen.names = (seen.names || '') + ' ' + this.download; };
+figure.drawn.setSeries(7, { show: false });
+for (const button of figure.querySelectorAll('button')) button.click();
+</script></body>"""
+
+
+@pytest.mark.parametrize('flags', [(), ('--blink-settings=preferredColorScheme=0', '--window-size=500,900',
+                                        '--force-device-scale-factor=2')])
+def test_plots_are_saved_as_pictures(browser, swept, tmp_path, flags):
+    out = tmp_path / 'report.html'
+    assert report(swept, '--html', out) == 0
+    out.write_text(out.read_text().replace('</body>', SAVED))
+    document, console = opened(browser, out, tmp_path / 'profile', *flags)
+    assert console == []
+    assert set(re.search('data-names=" ([^"]*)"', document)[1].split()) == {'losses.svg', 'losses.png'}
+    files = {kind: base64.b64decode(re.search(f'data-{kind}="data:image/[^,]*;base64,([^"]*)"', document)[1])
+             for kind in ('svg', 'png')}
+    for kind, content in files.items():
+        (tmp_path / f'losses.{kind}').write_bytes(content)
+    root = xml.etree.ElementTree.fromstring(files['svg'])
+    named = '{http://www.w3.org/2000/svg}'
+    assert files['png'].startswith(b'\x89PNG')
+    assert struct.unpack('>II', files['png'][16:24]) == tuple(2 * int(root.get(side)) for side in ('width', 'height'))
+    words = [text.text for text in root.iter(f'{named}text')]
+    assert {'tokens', 'valid/loss', 'baseline', 'position=Alibi'} < {*words} and 'weight_decay=0.2' not in words
+    places = [[float(part) for part in re.findall(r'-?[\d.]+', path.get('d'))] for path in root.iter(f'{named}path')]
+    ends = places[1][1::2]
+    assert len(places) == 4 and ends == sorted(ends), 'the loss falls, so that the line goes down the picture'
 
 
 def test_a_single_run_has_the_same_page(browser, tmp_path):

@@ -2,8 +2,11 @@
 const PLOTS = JSON.parse(document.getElementById('plots').textContent);
 const COLOURS = ['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#8a6fd1', '#8c8c00'];
 const DASHES = [[], [8, 4], [2, 3]];
+const FEW = 30, SHARP = 2, FONT = '13px system-ui, sans-serif';
 
 const colour = (i) => COLOURS[i % COLOURS.length];
+const dashes = (i) => DASHES[Math.floor(i / COLOURS.length) % 3];
+const tint = (plot, i) => colour(plot.series[i].colour ?? i);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function short(value) {
@@ -52,17 +55,19 @@ function padded(low, high, log) {
 }
 
 function options(plot, width, state) {
-  const ink = css('--ink'), grid = { stroke: css('--line'), width: 1 };
+  const text = css('--ink'), grid = { stroke: css('--line'), width: 1 };
   const dark = matchMedia('(prefers-color-scheme: dark)').matches;
   const series = [{ label: plot.xname, value: (u, v) => short(v) }], bands = [];
   plot.series.forEach((each, i) => {
-    const line = { label: each.name, stroke: colour(i), width: 2, dash: DASHES[Math.floor(i / COLOURS.length) % 3],
-      value: (u, v) => (v == null ? '' : v.toFixed(4)), spanGaps: true, points: { show: plot.x.length < 30, size: 6 } };
+    const ink = tint(plot, i), line = { label: each.name, stroke: ink, width: 2, dash: dashes(i), spanGaps: true,
+      value: (u, v) => (v == null ? '' : v.toFixed(4)),
+      ...(each.dots ? { paths: () => null, points: { show: true, size: 7, fill: ink } }
+        : { points: { show: plot.x.length < FEW, size: 6 } }) };
     const edge = { class: 'edge', stroke: 'transparent', spanGaps: true, points: { show: false } };
     series.push(line, { ...edge, label: each.name + ' high' }, { ...edge, label: each.name + ' low' });
-    bands.push({ series: [3 * i + 2, 3 * i + 3], fill: colour(i) + (dark ? '44' : '2e') });
+    if (each.low) bands.push({ series: [3 * i + 2, 3 * i + 3], fill: ink + (dark ? '44' : '2e') });
   });
-  const axis = (name, log) => ({ label: name, stroke: ink, grid, ticks: grid, filter: (u, splits) => splits,
+  const axis = (name, log) => ({ label: name, stroke: text, grid, ticks: grid, filter: (u, splits) => splits,
     values: (u, splits) => splits.map(short), labelSize: 22, space: log ? 60 : 40 });
   return {
     width, height: Math.round(Math.max(260, Math.min(400, width * 0.5))), series, bands,
@@ -87,43 +92,22 @@ function options(plot, width, state) {
 function draw(figure) {
   const choices = PLOTS[figure.dataset.plot], place = figure.querySelector('.plot');
   const control = (name) => figure.querySelector(`[name=${name}]`);
-  const plot = choices[control('axis') ? control('axis').value : Object.keys(choices)[0]];
+  const plot = figure.plot = choices[control('axis') ? control('axis').value : Object.keys(choices)[0]];
   const share = control('smooth') ? +control('smooth').value : 0;
   const data = [plot.x];
   for (const each of plot.series)
-    for (const part of ['mean', 'high', 'low']) data.push(smoothed(each[part], share));
+    for (const part of ['mean', 'high', 'low']) data.push(smoothed(each[part] ?? each.mean, share));
   if (figure.drawn) figure.drawn.destroy();
   const state = { x: control('logx').checked, y: control('logy').checked };
   figure.drawn = new uPlot(options(plot, place.clientWidth, state), data, place);
-}
-
-function save(figure) {
-  const from = figure.querySelector('canvas'), canvas = document.createElement('canvas');
-  canvas.width = from.width;
-  canvas.height = from.height + 24 * devicePixelRatio;
-  const pen = canvas.getContext('2d');
-  pen.fillStyle = css('--card');
-  pen.fillRect(0, 0, canvas.width, canvas.height);
-  pen.drawImage(from, 0, 0);
-  pen.font = `${13 * devicePixelRatio}px system-ui, sans-serif`;
-  let left = 10 * devicePixelRatio;
-  figure.drawn.series.forEach((series, i) => {
-    if (i % 3 !== 1 || !series.show) return;
-    pen.fillStyle = colour((i - 1) / 3);
-    pen.fillText(series.label, left, canvas.height - 8 * devicePixelRatio);
-    left += pen.measureText(series.label).width + 16 * devicePixelRatio;
-  });
-  const link = document.createElement('a');
-  link.href = canvas.toDataURL('image/png');
-  link.download = figure.dataset.plot + '.png';
-  link.click();
 }
 
 const figures = [...document.querySelectorAll('figure[data-plot]')];
 for (const figure of figures) {
   draw(figure);
   for (const control of figure.querySelectorAll('input, select')) control.addEventListener('input', () => draw(figure));
-  figure.querySelector('button').addEventListener('click', () => save(figure));
+  for (const button of figure.querySelectorAll('button'))
+    button.addEventListener('click', () => saving[button.name](figure));
 }
 const again = () => figures.forEach(draw);
 let width = innerWidth;

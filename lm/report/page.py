@@ -3,8 +3,10 @@ import functools
 import html
 import json
 from importlib import resources
+from pathlib import Path
 from string import Template
 
+from lm.config import Error
 from lm.report import comparisons, costs, parallel, plots, provenance, show, tags, variants
 
 CLASSES = {comparisons.BETTER: 'better', comparisons.WORSE: 'worse'}
@@ -20,10 +22,24 @@ def written(found, directories):
     drawn |= {'rates': {'rate': rates}} if rates else {}
     body = '\n'.join([_opening(found), _verdicts(found), _plots(drawn), _sources(found), parallel.section(found),
                       _differences(found), provenance.section(found, flops), _samples(found), _left(found)])
+    return assembled(found.question or 'Report', body, drawn)
+
+
+def assembled(title, body, drawn):
+    """Returns a page as the text of one HTML file. drawn: {figure: {choice of its axis: plot}}."""
     return Template(_file('page.html')).substitute(
-        title=html.escape(found.question or 'Report'), body=body,
+        title=html.escape(title), body=body,
         style=_file('uplot/uPlot.min.css') + _file('page.css'), library=_file('uplot/uPlot.iife.min.js'),
-        plots=_json({name: plot for name, plot in drawn.items() if plot}), script=_file('page.js'))
+        plots=_json({name: plot for name, plot in drawn.items() if plot}),
+        script=_file('page.save.js') + _file('page.js'))
+
+
+def write(path, text):
+    """Writes a page into a file; raises config.Error where that cannot be."""
+    try:
+        Path(path).write_text(text, encoding='utf-8')
+    except OSError as error:
+        raise Error(f'cannot write {path}: {error.strerror}; give another --html.') from error
 
 
 def _file(name):
@@ -70,18 +86,21 @@ def _plots(drawn):
                        'Lines are means over seeds at the rate each variant does best with; bands span all seeds.'),
             'training': ('Training loss', 'Smoothing averages over steps; bands span all seeds.'),
             'rates': ('Sensitivity to the rate', 'Bands are one standard deviation over seeds to each side.')}
-    return '\n'.join(tags.section(said[name][0], _figure(name, choices, said[name][1]))
+    return '\n'.join(tags.section(said[name][0], figure(name, choices, said[name][1]))
                      for name, choices in drawn.items() if choices)
 
 
-def _figure(name, choices, caption):
+def figure(name, choices, caption):
+    """Returns the figure of a name in which the page draws {choice of its axis: plot}, with its controls."""
     options = ''.join(f'<option value="{axis}">{html.escape(plot["xname"])}</option>' for axis, plot in choices.items())
     axis = f'<label>against <select name="axis">{options}</select></label>' if len(choices) > 1 else ''
     smooth = '<label>smoothing <input type="range" name="smooth" min="0" max="0.98" step="0.02" value="0.6"></label>'
     return (f'<figure data-plot="{name}"><div class="controls">{axis}'
             '<label><input type="checkbox" name="logx" checked>log x</label>'
             '<label><input type="checkbox" name="logy">log y</label>'
-            f'{smooth if name == "training" else ""}<button type="button">Save PNG</button></div>'
+            f'{smooth if name == "training" else ""}'
+            '<span><button type="button" name="png">Save PNG</button> '
+            '<button type="button" name="svg">Save SVG</button></span></div>'
             f'<div class="plot"></div><figcaption>{html.escape(caption)} Point or touch for values; click a name to '
             'hide it; drag to zoom, double-click to go back.</figcaption></figure>')
 

@@ -3,7 +3,6 @@ import json as jsonlib
 import math
 import textwrap
 from dataclasses import asdict
-from pathlib import Path
 
 from lm.report import comparisons, expectations, statistics, study
 
@@ -29,7 +28,7 @@ def main(*directories: str, html: str = '', json: bool = False, expect: tuple = 
     outcomes = expectations.check(expect, found)
     if html:
         from lm.report import page
-        Path(html).write_text(page.written(found, directories), encoding='utf-8')
+        page.write(html, page.written(found, directories))
     print(as_json(found, outcomes) if json else as_text(found, outcomes))
     return 0 if all(outcome.established for outcome in outcomes) else 1
 

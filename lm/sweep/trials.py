@@ -77,13 +77,13 @@ def plan(experiment, directory, overrides, rule=None, given=()):
     are one, none fits, or the directory is another sweep's.
     """
     directory, base = Path(directory), experiment.config
-    trials, listed = _trials(directory, base, overrides), {}
+    trials, firsts = listed(directory, base, overrides), {}
     for number, trial in enumerate(trials):
-        first = listed.setdefault(trial.id, number)
+        first = firsts.setdefault(trial.id, number)
         if first != number:
             raise config.Error(_twice(first, trials[first], number, trial))
     _check_rule(base, rule)
-    with _alone(directory):
+    with alone(directory):
         if (directory / RECORD).exists():
             begun = open_sweep(directory)
             _check_same(begun, base)
@@ -103,7 +103,7 @@ def _twice(first, one, number, other):
 
 
 @contextlib.contextmanager
-def _alone(directory):
+def alone(directory):
     """Keeps others from listing trials at the same time; raises config.Error where the directory cannot be written."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,8 @@ def _alone(directory):
                            'or free some space.') from error
 
 
-def _trials(directory, base, overrides):
+def listed(directory, base, overrides):
+    """Returns the [Trial] of overrides of a base in a sweep's directory."""
     trials = []
     for changes in overrides:
         settings = config.override(base, changes)
@@ -144,11 +145,20 @@ def _check_rule(base, rule):
                            f'try eval_every={rule.first}.')
 
 
+def add(directory, trials):
+    """Lists more trials in a sweep's directory; to be called within `alone`."""
+    about = json.loads((directory / RECORD).read_text())
+    about['trials'] |= _dumped(trials)
+    replace(directory / RECORD, json.dumps(about, indent=1) + '\n')
+
+
+def _dumped(trials):
+    return {trial.id: {key: config.dump(value) for key, value in trial.overrides.items()} for trial in trials}
+
+
 def _write(sweep, file, given):
     about = {'experiment': str(file), 'given': list(given), 'config': config.dump(sweep.base),
-             'rule': config.dump(sweep.rule),
-             'trials': {trial.id: {key: config.dump(value) for key, value in trial.overrides.items()}
-                        for trial in sweep.trials}}
+             'rule': config.dump(sweep.rule), 'trials': _dumped(sweep.trials)}
     copy = sweep.directory / 'experiment.py'
     if Path(file).resolve() != copy.resolve():
         replace(copy, Path(file).read_text())

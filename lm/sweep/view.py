@@ -3,7 +3,7 @@ import sys
 import time
 
 from lm import metrics
-from lm.sweep import claims
+from lm.sweep import claims, search
 from lm.sweep.trials import SETTLED, open_sweep, reason, shown, states
 
 COLOURS = {'finished': 'green', 'running': 'cyan', 'failed': 'red', 'stopped': 'yellow', 'begun': '', 'new': ''}
@@ -22,7 +22,7 @@ def main(directory):
             sweep = open_sweep(directory)
             now = look(sweep, desk)
             screen.update(_table(sweep, now))
-            if all(state in SETTLED for state in now['states'].values()):
+            if search.ended(sweep) and all(state in SETTLED for state in now['states'].values()):
                 return
             time.sleep(claims.PERIOD)
 

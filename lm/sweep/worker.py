@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lm import config, hosts, loop, runs
 from lm.data.cache import root
-from lm.sweep import claims, grid, vectors, view
+from lm.sweep import claims, grid, search, vectors, view
 from lm.sweep import together as groups
 from lm.sweep.trials import (
     FAILED,
@@ -25,7 +25,7 @@ from lm.sweep.trials import (
 
 
 def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0, workdir: str = '', cache: str = '',
-         together: int = 1, stop: str = '', worker: bool = False, watch: bool = False):
+         together: int = 1, stop: str = '', sample: str = '', worker: bool = False, watch: bool = False):
     """Trains every variant of an experiment, each once; the same line again, anywhere, helps or goes on.
 
     Args:
@@ -38,6 +38,8 @@ def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0
         cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
         together: how many trials that differ only in numbers to train as one program
         stop: stop trials that lag, e.g. 'Halving(first=100)' or 'Median(first=100)'; judged by validation loss
+        sample: draw trials one after another from --over, in which ranges such as optimizer.peak=1e-4..1e-2 may then
+            be, e.g. 'Optuna(trials=40)', which learns from those that are done, or 'Random(trials=40)'
         worker: take trials of the sweep in a directory until none is left
         watch: show the sweep in a directory
     """
@@ -46,15 +48,19 @@ def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0
     directory = Path(place if worker else workdir or f'runs/{Path(place).stem}_sweep')
     if not worker:
         loaded = config.load(place, overrides)
-        swept = config.sweep(place) if hasattr(config.open_file(place), 'sweep') else [{}]
-        plan(loaded, directory, grid(swept, *axes(over, seeds)), rule_of(stop), overrides)
+        if sample:
+            search.begin(plan(loaded, directory, [], rule_of(stop), overrides), sample, over, seeds)
+        else:
+            search.refuse_ranges(over)
+            swept = config.sweep(place) if hasattr(config.open_file(place), 'sweep') else [{}]
+            plan(loaded, directory, grid(swept, *axes(over, seeds)), rule_of(stop), overrides)
     return work(open_sweep(directory), root(cache), together)
 
 
 def work(sweep, cache, width=1):
     """Trains trials, up to `width` as one program, until none of the sweep is left; returns the exit code.
 
-    Trials that others add meanwhile are trained too.
+    Trials that others add meanwhile, or that a sampler draws, are trained too.
     """
     print(f'{len(sweep.trials)} trials in {sweep.directory}', flush=True)
     with claims.Claims(sweep.directory) as desk:
@@ -62,6 +68,8 @@ def work(sweep, cache, width=1):
         while True:
             sweep = open_sweep(sweep.directory)
             chosen, waiting = choose(sweep, desk, width, alone)
+            if not chosen and search.ask(sweep, width):
+                continue
             if not chosen and not waiting:
                 break
             if not chosen:

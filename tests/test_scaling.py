@@ -1,0 +1,169 @@
+"""The law of a sweep of sizes: found again from points drawn out of it, and honest about what it cannot know."""
+import json
+
+import numpy as np
+import pytest
+import simulated
+from browsers import opened
+from scipy import optimize, special
+
+from lm import cli, config
+from lm.models.decoder import Decoder
+from lm.positions import Learned
+from lm.scaling import laws, points
+
+HOFFMANN = laws.Law(1.69, 406.4, 0.34, 410.7, 0.28)
+BESIROGLU = laws.Law(1.8172, 482.01, 0.3478, 2085.43, 0.3658)
+N, D = (axis.ravel() for axis in np.meshgrid(np.geomspace(4e7, 1.6e10, 5), np.geomspace(1e9, 4e11, 5)))
+TEXT = {'data.train': {'type': 'lm.data.sources:Synthetic', 'count': 300, 'length': 100}, 'data.valid': None}
+SMALL = laws.Law(1.2, 40.0, 0.35, 300.0, 0.4)
+
+
+@pytest.mark.parametrize('law', [HOFFMANN, BESIROGLU])
+def test_published_coefficients_are_found_again(law):
+    found = laws.fit(N, D, law.loss(N, D), resamples=20)
+    np.testing.assert_allclose(found.law, law, rtol=1e-6)
+    assert found.noise < 1e-9
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    draw, hits, big = np.random.default_rng(0), [], (1e11, 2e12)
+    for _ in range(40):
+        noise = draw.normal(size=len(N) + 1) * 0.01
+        found = laws.fit(N, D, BESIROGLU.loss(N, D) * np.exp(noise[1:]), resamples=200)
+        bounds = [found.interval(getattr(found.resampled, name)) for name in laws.Law._fields]
+        bounds += [found.predict(*big)[1], found.interval(found.resampled.optimum(1e24)[0])]
+        truths = [*BESIROGLU, BESIROGLU.loss(*big) * np.exp(noise[0]), BESIROGLU.optimum(1e24)[0]]
+        hits.append([low <= truth <= high for (low, high), truth in zip(bounds, truths, strict=True)])
+    shares = np.mean(hits, 0)
+    assert 0.9 < shares.mean() < 0.99 and shares.min() > 0.83
+
+
+def test_the_least_loss_is_what_scipy_finds():
+    noise = 0.003 * np.random.default_rng(3).normal(size=len(N))
+    target, sizes = np.log(HOFFMANN.loss(N, D)) + noise, (np.log(N / 8e8), np.log(D / 2e10))
+
+    def cost(theta):
+        e, a, b, alpha, beta = theta
+        off = special.logsumexp([np.full(len(N), e), a - alpha * sizes[0], b - beta * sizes[1]], 0) - target
+        return special.huber(laws.SHARP, off).sum() / laws.SHARP ** 2
+    ours, least = laws._descend(laws._starts(target), sizes, np.tile(target, (192, 1)), laws.SHARP)
+    theirs = optimize.minimize(cost, ours[np.argmax(least)] + 0.02, method='Nelder-Mead',
+                               options={'maxiter': 4000, 'maxfev': 4000, 'xatol': 1e-9, 'fatol': 1e-9})
+    assert theirs.fun == pytest.approx(least.min(), rel=1e-5)
+    assert np.median(least) == pytest.approx(least.min(), rel=1e-4)
+
+
+def test_an_outlier_hardly_moves_the_law():
+    loss = BESIROGLU.loss(N, D) * np.exp(0.002 * np.random.default_rng(0).normal(size=len(N)))
+    loss[7] *= 1.3
+    found = laws.fit(N, D, loss, resamples=20)
+    assert found.law.loss(1e11, 2e12) == pytest.approx(BESIROGLU.loss(1e11, 2e12), rel=0.01)
+
+
+def test_the_best_of_a_budget_is_the_least_on_a_grid():
+    n, d = BESIROGLU.optimum(1e21)
+    assert n * d * laws.FLOPS == pytest.approx(1e21)
+    sizes = np.geomspace(n / 10, n * 10, 4001)
+    losses = BESIROGLU.loss(sizes, 1e21 / laws.FLOPS / sizes)
+    assert sizes[np.argmin(losses)] == pytest.approx(n, rel=2e-3)
+
+
+def test_parameters_are_counted_without_padding():
+    model = Decoder(vocab=65, depth=2, heads=2, width=32, tied=False, position=Learned(64), norm='rms')
+    blocks = 2 * (4 * 32 * 32 + 2 * 4 * 32 * 32 + 2 * 32) + 32
+    assert points.count(model, inside=True) == blocks
+    assert points.count(model) == blocks + 2 * 65 * 32 + 64 * 32
+
+
+def sizes(directory, widths=(32, 64, 128, 256), lengths=(200, 400, 800, 1600), noise=0.003, **how):
+    """Writes runs of a law, one of them failed, and one twice at a worse rate."""
+    draw = np.random.default_rng(0)
+    for width in widths:
+        n = points.count(Decoder(vocab=258, depth=2, heads=2, width=width))
+        for steps in lengths:
+            loss = SMALL.loss(n, steps * 1024) * np.exp(noise * draw.normal())
+            simulated.write(directory / f'{width}-{steps}', {'model.width': width, 'steps': steps, **TEXT}, loss, **how)
+    return directory
+
+
+@pytest.fixture(scope='module')
+def swept(tmp_path_factory):
+    folder = sizes(tmp_path_factory.mktemp('sizes'))
+    simulated.write(folder / 'worse', {'model.width': 64, 'steps': 400, 'optimizer.peak': 1.0, **TEXT}, 9.0)
+    simulated.write(folder / 'broken', {'model.width': 64, 'steps': 3200, **TEXT}, 3.0, bad=True)
+    return folder
+
+
+def test_the_shell_says_the_law_and_what_follows_from_it(swept, capsys):
+    assert cli.main(['scaling', str(swept), '--at=N=1e8,D=1e9', '--budget=1e17', '--json',
+                     '--predict=model.width=512 steps=3200']) == 0
+    about = json.loads(capsys.readouterr().out)
+    for name, true in zip(laws.Law._fields, SMALL, strict=True):
+        low, high = about['coefficients'][name]['interval']
+        assert low - (high - low) < true < high + (high - low)
+    assert dict(about['left']).keys() == {'worse', 'broken'} and len(about['runs']) == 16
+    at, described = about['predicted']
+    assert at['interval'][0] < SMALL.loss(1e8, 1e9) < at['interval'][1]
+    assert described['d'] == 3200 * 1024 and described['n'] == points.count(Decoder(258, 2, 512, 2))
+    (advice,) = about['budgets']
+    assert advice['n_interval'][0] < SMALL.optimum(1e17)[0] < advice['n_interval'][1]
+    assert about['held_out']['run'] == '256-1600'
+    assert about['held_out']['interval'][0] < about['held_out']['reached'] < about['held_out']['interval'][1]
+    assert 5.5 < about['flops_per_parameter_and_token'][0] < 8
+
+
+def test_the_text_has_all_of_it_too(swept, capsys):
+    assert cli.main(['scaling', str(swept), '--at=N=1e8,D=1e9', '--budget=1e17', '--non-embedding']) == 0
+    text = capsys.readouterr().out
+    for said in ('over 16 finished runs', 'between embedding and output', 'alpha', 'held out, 256-1600', '100M',
+                 '1e+17', 'left out', 'other settings of the same N and D', 'More than 100 times'):
+        assert said in text
+
+
+@pytest.mark.parametrize('made, message', [
+    ({'widths': (64,)}, 'the 4 usable runs are of too few N, parameters: .*; a law needs 3 different or more: add 2'),
+    ({'lengths': (400,)}, 'too few D, tokens: 409,600; .*--over steps'),
+    ({'widths': (32, 64, 128), 'lengths': (200, 400)}, 'the 6 .* of too few D, tokens: 204,800 and 409,600'),
+    ({'bad': True}, 'no run is finished'),
+])
+def test_what_is_missing_is_one_line(tmp_path, made, message):
+    with pytest.raises(config.Error, match=message):
+        points.read([sizes(tmp_path, **made)])
+
+
+def test_runs_that_do_not_compare_are_refused(swept, tmp_path):
+    for name, width in (('a', 32), ('b', 64), ('c', 128)):
+        for i in range(3):
+            changes = {'model.width': width, 'steps': (width // 32) ** 2 * 100}
+            simulated.write(tmp_path / 'ray' / f'{name}{i}', changes, 3.0, seed=i)
+    with pytest.raises(config.Error, match='grow together'):
+        points.read([tmp_path / 'ray'])
+    simulated.write(tmp_path / 'other' / 'x', {'data.tokenizer': {'type': 'lm.data.tokenizers:Chars'}, **TEXT}, 3.0)
+    with pytest.raises(config.Error, match='different data.tokenizer.*give --metric=valid/bits_per_byte'):
+        points.read([swept, tmp_path / 'other'])
+    with pytest.raises(config.Error, match='has recorded .valid/los. at its end; there are valid/bits_per_byte'):
+        points.read([swept], 'valid/los')
+
+
+@pytest.mark.parametrize('word, message', [
+    ('--at=N=1e9', 'is no size and length; write it as N=1e9,D=2e10'),
+    ('--at=N=1e9,D=-1', 'is no size and length'),
+    ('--predict=model.width', 'is no list of overrides'),
+    ('--predict=model.widht=3', "did you mean 'model.width'"),
+    ('--budget=-1', 'is no number of FLOPs'),
+    ('--html=/nowhere/x.html', 'cannot write /nowhere/x.html: No such file or directory; give another --html'),
+])
+def test_mistakes_in_what_is_asked_are_one_line(swept, capsys, word, message):
+    assert cli.main(['scaling', str(swept), word]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count('\n') == 1
+
+
+def test_a_browser_draws_the_page(swept, browser, tmp_path):
+    out = tmp_path / 'scaling.html'
+    assert cli.main(['scaling', str(swept), '--budget=1e15', '--at=N=1e7,D=1e8', f'--html={out}']) == 0
+    document, console = opened(browser, out, tmp_path / 'profile')
+    assert console == [] and 'data-drawn="2"' in document and len(out.read_text()) < 1e6
+    for said in ('What to spend a budget on', 'Runs foretold', 'held out, 256-1600', 'other settings of the same'):
+        assert said in document

@@ -1,0 +1,150 @@
+"""Sweeps that draw their trials: from what, by what, and that workers share what was found."""
+import importlib.util
+import json
+import math
+import threading
+
+import pytest
+from sweeps import FILE, SETTINGS, begin, one_device  # noqa: F401
+
+from lm import cli, config
+from lm.sweep import samplers, search, trials
+from lm.sweep.samplers import Optuna, Random, Range, Told
+
+SPACE = {'optimizer.peak': Range(1e-4, 1e-1), 'model.heads': Range(1, 8), 'model.norm': ('rms', 'layer')}
+with_optuna = pytest.mark.skipif(not importlib.util.find_spec('optuna'), reason='optuna is not installed')
+
+
+def test_ranges_are_log_uniform_whole_or_even():
+    shares = [i / 1000 for i in range(1000)]
+    peaks = [Range(1e-4, 1e-1).drawn(share) for share in shares]
+    counts = [sum(low <= peak < 10 * low for peak in peaks) for low in (1e-4, 1e-3, 1e-2)]
+    assert counts == pytest.approx([333] * 3, abs=5)
+    assert {Range(2, 5).drawn(share) for share in shares} == {2, 3, 4, 5}
+    assert sum(Range(0.0, 0.4).drawn(share) < 0.1 for share in shares) == pytest.approx(250, abs=5)
+    assert samplers.space_of(['a=1e-4..1e-2', 'b=2..8', 'c=../x,../y', 'd=-1..1']) == {
+        'a': Range(1e-4, 1e-2), 'b': Range(2, 8), 'c': ('../x', '../y'), 'd': Range(-1, 1)}
+
+
+@pytest.mark.parametrize('sampler', [Random(40), pytest.param(Optuna(40), marks=with_optuna)])
+def test_draws_are_inside_and_differ_and_repeat(sampler):
+    told = []
+    for number in range(14):
+        point = sampler.draw(SPACE, told, number)
+        assert point.keys() == SPACE.keys() and point['model.norm'] in ('rms', 'layer')
+        assert 1e-4 <= point['optimizer.peak'] <= 1e-1 and point['model.heads'] in range(1, 9)
+        told.append(Told(point, [1.0, None, math.inf][number % 3]))
+    told.append(Told(told[0].point, 2.0, stopped=3))
+    assert len({each.point['optimizer.peak'] for each in told[:14]}) == 14
+    assert sampler.draw(SPACE, told, 'x') == sampler.draw(SPACE, told, 'x') != sampler.draw(SPACE, told, 'y')
+
+
+@with_optuna
+def test_optuna_learns_from_what_is_told():
+    space, found = {'a': Range(1e-4, 1.0), 'b': ('good', 'bad')}, {}
+    for sampler in (Random(40), Optuna(40)):
+        told = []
+        for number in range(40):
+            point = sampler.draw(space, told, number)
+            told.append(Told(point, abs(math.log10(point['a'] / 3e-3)) + (point['b'] == 'bad')))
+        found[type(sampler)] = sorted(each.loss for each in told)[20]
+    assert found[Optuna] < 0.6 * found[Random]
+
+
+@with_optuna
+def test_points_under_way_spread_what_is_asked_next():
+    told = [Told({'a': value}, abs(math.log10(value / 3e-3))) for value in (1e-4, 1e-3, 2.9e-3, 3.1e-3, 1e-2, 0.1) * 3]
+    sampler = Optuna(40)
+    idle = [sampler.draw({'a': Range(1e-4, 1.0)}, told, number)['a'] for number in range(8)]
+    busy = [sampler.draw({'a': Range(1e-4, 1.0)}, told + [Told({'a': value}, None) for value in idle], number)['a']
+            for number in range(8)]
+    assert idle != busy
+
+
+def drawing(directory, sampler, over=('optimizer.peak=1e-4..1e-2',), seeds=0):
+    sweep = begin(directory, [])
+    search.begin(sweep, sampler, over, seeds)
+    return sweep
+
+
+def finish(trial, loss):
+    (trial.directory / 'checkpoints' / str(SETTINGS.steps)).mkdir(parents=True)
+    (trial.directory / 'metrics.jsonl').write_text(json.dumps({'step': SETTINGS.steps, 'valid/loss': loss}) + '\n')
+
+
+def test_points_are_trials_one_a_seed_until_there_are_as_many_as_wanted(tmp_path):
+    sweep = drawing(tmp_path / 'a', 'Random(3)', seeds=2)
+    assert search.ask(sweep) and search.ask(sweep, 5) and not search.ask(sweep)
+    listed = trials.open_sweep(sweep.directory).trials
+    assert len(listed) == 6 and len({trial.settings.optimizer.peak for trial in listed}) == 3
+    assert [trial.settings.seed for trial in listed[:2]] == [0, 1]
+    search.begin(sweep, 'Random(4)', ['optimizer.peak=1e-4..1e-2'], 2)
+    assert search.ask(sweep) and search.ended(sweep)
+    with pytest.raises(config.Error, match=r'draws from other ranges: --over optimizer.peak=1e-4..1e-2 --seeds=2'):
+        search.begin(sweep, 'Random(4)', ['optimizer.peak=1e-4..1e-2'], 0)
+
+
+def test_what_trials_came_to_is_told(tmp_path):
+    sweep = drawing(tmp_path / 'a', 'Random(4)', seeds=2)
+    search.ask(sweep, 4)
+    sweep = trials.open_sweep(sweep.directory)
+    finish(sweep.trials[0], 2.0)
+    finish(sweep.trials[1], 3.0)
+    finish(sweep.trials[2], 5.0)
+    finish(sweep.trials[4], None)
+    told = search._told(sweep, search.read(sweep.directory))
+    assert [each.loss for each in told] == [2.5, None, math.inf, None]
+    assert told[0].point == {'optimizer.peak': sweep.trials[0].settings.optimizer.peak}
+
+
+def test_workers_that_ask_at_once_get_different_points(tmp_path):
+    sweep = drawing(tmp_path / 'a', 'Random(12)')
+    workers = [threading.Thread(target=lambda: [search.ask(sweep) for _ in range(4)]) for _ in range(4)]
+    for each in workers:
+        each.start()
+    for each in workers:
+        each.join()
+    assert len(trials.open_sweep(sweep.directory).trials) == 12
+
+
+def test_a_space_that_is_used_up_ends_the_search(tmp_path, capsys):
+    sweep = drawing(tmp_path / 'a', 'Random(9)', ['model.depth=1..2', 'model.heads=1,2,3'])
+    while search.ask(sweep):
+        pass
+    assert search.ended(sweep) and '4 of 9 are all there are' in capsys.readouterr().out
+    heads = [trial.settings.model.heads for trial in trials.open_sweep(sweep.directory).trials]
+    assert sorted(heads) == [1, 1, 2, 2], '3 heads do not divide a width of 16'
+
+
+@pytest.mark.parametrize('words, message', [
+    (['--over=optimizer.peak=1e-4..1e-2'], "is a range; add --sample='Random(trials=20)'"),
+    (['--sample=Random(3)'], 'has nothing to draw; add ranges'),
+    (['--sample=Random(0)', '--over=optimizer.peak=1..2'], 'trials=0'),
+    (['--sample=Optunna(3)', '--over=optimizer.peak=1..2'], 'Optuna'),
+    (['--sample=Random(3)', '--over=optimizer.peak=2..1'], 'is an empty range; write the lower end first'),
+    (['--sample=Random(3)', '--over=optimizer.paek=1..2'], "did you mean 'optimizer.peak'"),
+])
+def test_mistakes_are_one_line(tmp_path, capsys, words, message):
+    assert cli.main(['sweep', 'experiments/tiny.py', f'--workdir={tmp_path / "a"}', *words]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count('\n') == 1
+
+
+def test_a_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(config.Error, match=r"needs optuna, which is not installed; try pip install 'lm\[optuna\]'"):
+        Optuna(3).check()
+
+
+@pytest.mark.parametrize('sampler', ['Random', pytest.param('Optuna', marks=with_optuna)])
+def test_the_shell_trains_what_is_drawn_and_more_of_it_later(tmp_path, capsys, sampler):
+    (tmp_path / 'small.py').write_text(FILE)
+    where = [f'--workdir={tmp_path / "sweep"}', f'--cache={tmp_path / "cache"}']
+    words = ['sweep', str(tmp_path / 'small.py'), '--over=optimizer.peak=1e-3..1e-1', *where, '--together=2']
+    assert cli.main([*words, f'--sample={sampler}(trials=2)']) == 0
+    assert '2 finished' in capsys.readouterr().out
+    assert cli.main([*words, f'--sample={sampler}(trials=3)']) == 0
+    assert cli.main(['sweep', '--worker', str(tmp_path / 'sweep'), where[1]]) == 0
+    told = search._told(trials.open_sweep(tmp_path / 'sweep'), search.read(tmp_path / 'sweep'))
+    assert len(told) == 3 and all(4 < each.loss < 6 for each in told)
+    assert cli.main(['report', str(tmp_path / 'sweep')]) == 0
