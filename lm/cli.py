@@ -26,6 +26,7 @@ VERBS = {
     'plan': 'lm.plan.show',
     'report': 'lm.report.show',
     'sweep': 'lm.sweep.worker',
+    'coord-check': 'lm.coordinates',
 }
 WITHOUT_JAX = ('data', 'config', 'report')
 TOGETHER = ('train', 'eval', 'generate', 'bench')  # verbs that several processes run as one
@@ -101,7 +102,7 @@ def _reader_is_gone():
 
 
 def _overview():
-    lines = [f'  {verb:<10}{_description(signature(verb)[1]).partition(chr(10))[0]}' for verb in VERBS]
+    lines = [f'  {verb:<13}{_description(signature(verb)[1]).partition(chr(10))[0]}' for verb in VERBS]
     return '\n'.join(['usage: lm VERB ...', '', *lines, '', '`lm VERB --help` shows what a verb takes.'])
 
 
