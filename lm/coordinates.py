@@ -16,6 +16,10 @@ TAPS = ('embedding', 'attention', 'mlp', 'residual', 'logits')
 ROWS = 8  # of a batch, on which activations are looked at
 LIMIT = 0.25  # how far an exponent of width may be from 0
 HEAD = ('what', 'when', 'exponent of width', '')
+DRAWN = {  # what of a Trace: the first step that has any, what it is, and how to read it
+    'size': (0, 'Mean |activation|', 'Flat lines keep their size.'),
+    'change': (1, 'Mean |change| since the start', 'Flat lines learn at one pace at every width.'),
+}
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def verdict(table, settings):
     """Returns whether no Row has a fault, and a sentence that says so or names the worst."""
     bad = [row for row in table if row.fault]
     if not bad:
-        return True, f'pass: nothing grows with width and no change vanishes: all exponents are within {LIMIT}.'
+        return True, f'pass: nothing grows past width^{LIMIT} and no change vanishes past width^-{LIMIT}.'
     worst = max(bad, key=lambda row: abs(row.exponent) if math.isfinite(row.exponent) else math.inf)
     told = f'fail: {worst.tap}, {worst.when}, {worst.fault}'
     told += f' as width^{worst.exponent:.2f}' if math.isfinite(worst.exponent) else ''
@@ -162,24 +166,23 @@ def _exponent(row):
 
 def as_page(found, table, title, told):
     """Returns the Trace as the text of one HTML file: the verdict, plots against width, the table."""
-    drawn = {name: {str(step): _plot(found.widths, kind, step) for step in range(found.steps, -1 if first else 0, -1)}
-             for name, kind, first in (('sizes', found.size, True), ('changes', found.change, False))}
-    said = {'sizes': ('Mean |activation|', 'Flat lines keep their size.'),
-            'changes': ('Mean |change| since the start', 'Flat lines learn at the same pace at every width.')}
-    figures = [tags.section(said[name][0], page.figure(name, {step: f'step {step}' for step in choices}, said[name][1]
-                            + ' Bands span all seeds.', logy='checked'))
-               for name, choices in drawn.items()]
+    drawn = {name: {str(step): _plot(found, name, step) for step in range(found.steps, first - 1, -1)}
+             for name, (first, _, _) in DRAWN.items()}
+    figures = [tags.section(said, page.figure(name, {step: f'step {step}' for step in drawn[name]},
+                                              f'{caption} Bands span all seeds.', logy='checked'))
+               for name, (_, said, caption) in DRAWN.items()]
     cells = [(row.tap, row.when, _exponent(row), row.fault or 'as it should') for row in table]
     body = '\n'.join([f'<h1>{markup.escape(title)}</h1>', tags.paragraph(told, ''), *figures,
                       tags.section('Exponents', tags.table(HEAD, cells))])
     return page.document(title, body, drawn)
 
 
-def _plot(widths, kind, step):
-    series = [{'name': tap, **{name: plots.rounded(reduce(kind[tap][..., step], axis=1))
-                               for name, reduce in (('mean', np.mean), ('low', np.min), ('high', np.max))}}
-              for tap in TAPS]
-    return {'x': plots.rounded(np.array(widths, float)), 'xname': 'width', 'yname': 'mean |.|', 'series': series}
+def _plot(found, name, step):
+    series = [{'name': tap, **{line: plots.rounded(reduce(values[..., step], axis=1))
+                               for line, reduce in (('mean', np.mean), ('low', np.min), ('high', np.max))}}
+              for tap, values in getattr(found, name).items()]
+    return {'x': plots.rounded(np.array(found.widths, float)), 'xname': 'width', 'yname': DRAWN[name][1],
+            'series': series}
 
 
 def numbers(text):
