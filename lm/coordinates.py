@@ -57,9 +57,11 @@ def widened(settings, width):
     """Returns the settings with the model at a width; what its base names grows in proportion.
 
     Without a base the heads grow too, and what else is given of kv_heads and ff. Raises config.Error where a size would
-    not be whole.
+    not be whole, or the model shows no activations.
     """
     model = settings.model
+    if not hasattr(model, 'activations'):
+        raise config.Error(f'{type(model).__name__} has no activations to look at; try a Decoder.')
     sizes = model.base.given or {name: size for name in ('width', 'heads', 'kv_heads', 'ff')
                                  for size in [getattr(model, name)] if size}
     if 'width' not in sizes:
