@@ -88,6 +88,7 @@ def check(tmp_path, *given):
     return cli.main(['coord-check', str(file), f'--cache={tmp_path / "cache"}', *given])
 
 
+@pytest.mark.long
 def test_mup_passes_and_the_standard_fails(tmp_path, capsys):
     flags = ['--widths=16,64', '--seeds=2', '--steps=3', f'--html={tmp_path / "page.html"}']
     assert check(tmp_path, *flags) == 0

@@ -88,24 +88,22 @@ def test_rates_by_regex_multiply_those_of_muon_and_of_the_width():
     assert found['attention/query'] == pytest.approx((0.5, 1))
 
 
-def test_a_router_has_few_outputs_and_starts_smaller():
-    experts = Experts(count=8, top=2, ff=128)
-    model = small(width=64, heads=16, experts=experts, base=Base(width=16, heads=4, expert_ff=32))
-    narrow = small(width=64, heads=16, experts=experts)
-    wide, plain = (jit(each.init)(jax.random.key(0))['blocks']['experts'] for each in (model, narrow))
-    np.testing.assert_allclose(wide['router'], plain['router'] / 4, rtol=1e-6)
-    np.testing.assert_allclose(wide['up'], plain['up'] / 2, rtol=1e-6)
-    assert factors(optim.AdamW(), model)['experts/router'][0] == 1 / 4
-    assert factors(optim.AdamW(), model)['experts/down'][0] == 1 / 4
-
-
-def test_initial_values_shrink_with_fan_in_alone():
-    wide, plain = (jit(small(**WIDE, base=base).init)(jax.random.key(0))
-                   for base in (Base(width=16, heads=4), Base()))
-    shrunk = {name: 2 if name.split('/')[-1] in ('query', 'key', 'value', 'out', 'up', 'down') else 1
-              for name in trees.flatten(plain)}
+def test_initial_values_shrink_with_fan_in_and_more_where_outputs_are_few():
+    experts = Experts(count=8, top=2, ff=128, shared=1)
+    wide, plain = (jit(small(**WIDE, experts=experts, base=base).init)(jax.random.key(0))
+                   for base in (Base(width=16, heads=4, expert_ff=32), Base()))
+    hidden = ('query', 'key', 'value', 'out', 'up', 'down')
     for name, leaf in trees.flatten(plain).items():
-        np.testing.assert_array_equal(trees.flatten(wide)[name] * shrunk[name], leaf)
+        last = name.split('/')[-1]
+        shrunk = 4 if last == 'router' else 2 if last in hidden else 1
+        np.testing.assert_array_equal(trees.flatten(wide)[name] * shrunk, leaf, err_msg=name)
+
+
+def test_experts_and_their_router_have_the_rate_of_their_fan_in():
+    experts = Experts(count=8, top=2, ff=128)
+    found = factors(optim.AdamW(), small(width=64, heads=16, experts=experts,
+                                         base=Base(width=16, heads=4, expert_ff=32)))
+    assert found['experts/router'][0] == found['experts/up'][0] == found['experts/down'][0] == 1 / 4
 
 
 def test_scores_shrink_with_the_head_size_and_logits_with_the_width():
@@ -145,7 +143,7 @@ def test_trials_of_one_program_have_their_own_rates_at_any_width():
 def test_an_optimizer_without_a_law_is_refused():
     model = small(width=64, heads=16, base=Base(width=16, heads=4))
     with pytest.raises(config.Error, match='AdaGrad .* try optimizer=Adam'):
-        train.functions(settings(model, optim.AdaGrad()))[0]()
+        factors(optim.AdaGrad(), model)
 
 
 @pytest.mark.parametrize('fields, words', [

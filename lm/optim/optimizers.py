@@ -137,7 +137,7 @@ class SGD(Optimizer):
         return optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity()
 
     def transfer(self, layout):
-        """Returns fan_out / fan_in of the same table; holds best without `clip`, as the gradient's norm has its width."""
+        """Returns fan_out / fan_in, of the same table; `clip` disturbs it, as the gradient's norm goes with width."""
         return layout.ratio(lambda fan_in, fan_out: fan_out / fan_in)
 
 
