@@ -28,6 +28,7 @@ VERBS = {
     'scaling': 'lm.scaling.show',
     'sweep': 'lm.sweep.worker',
     'bisect': 'lm.bisect.search',
+    'coord-check': 'lm.coordinates',
 }
 WITHOUT_JAX = ('data', 'config', 'report', 'scaling')
 TOGETHER = ('train', 'eval', 'generate', 'bench')  # verbs that several processes run as one
@@ -103,7 +104,7 @@ def _reader_is_gone():
 
 
 def _overview():
-    lines = [f'  {verb:<10}{_description(signature(verb)[1]).partition(chr(10))[0]}' for verb in VERBS]
+    lines = [f'  {verb:<13}{_description(signature(verb)[1]).partition(chr(10))[0]}' for verb in VERBS]
     return '\n'.join(['usage: lm VERB ...', '', *lines, '', '`lm VERB --help` shows what a verb takes.'])
 
 

@@ -130,7 +130,7 @@ def accumulated(loss, parts):
 def functions(settings):
     """Returns the pure functions init() -> State and step(state, batch) -> (State, metrics) of a Config."""
     model = settings.model
-    tx = settings.optimizer.make(settings.steps, model.axes())
+    tx = settings.optimizer.make(settings.steps, model.axes(), model.tuned())
 
     def init():
         params = model.init(jax.random.key(settings.seed))

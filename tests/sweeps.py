@@ -35,6 +35,9 @@ class Bigram:
         loss = jnp.mean(self.token_losses(params, batch)[0])
         return loss, {'loss': loss, 'weight': jnp.float32(batch['inputs'].size)}
 
+    def tuned(self):
+        return None
+
     def adjusted(self, params, measured):
         return params, measured
 

@@ -19,7 +19,7 @@ FLOORS = {
     'lm/generate.py': 3, 'lm/evaluate.py': 3, 'lm/replay.py': 3, 'lm/spikes.py': 3, 'lm/noise.py': 3, 'lm/log.py': 3,
     'lm/bench.py': 4, 'lm/bisect/': 4, 'lm/tasks/': 4, 'lm/convert/': 4, 'lm/compress/': 4, 'lm/interpret/': 4,
     'lm/federated.py': 4, 'lm/plan/': 4,
-    'lm/sweep/': 5, 'lm/report/': 5, 'lm/scaling/': 5, 'lm/serve.py': 5,
+    'lm/sweep/': 5, 'lm/report/': 5, 'lm/scaling/': 5, 'lm/coordinates.py': 5, 'lm/serve.py': 5,
     'lm/cli.py': 6, 'lm/__main__.py': 6,
 }
 FILES = sorted(path.relative_to(ROOT).as_posix() for room in ('lm', 'experiments', 'launch')

@@ -12,9 +12,13 @@ from lm.models.experts import Mixture
 
 
 class Block(nn.Module):
-    """One layer: x [B T D] -> x, with its slice of the cache extended and what its experts measured, {} without any."""
+    """One layer: x [B T D] -> x, with its slice of the cache extended and what it measured.
+
+    That is what its experts say, if there are any, and where `tapped` what it adds to x and x itself.
+    """
 
     model: Any
+    tapped: bool = False
 
     @nn.compact
     def __call__(self, x, layer, shared):
@@ -31,6 +35,8 @@ class Block(nn.Module):
         fed, routed = self.feed(before('mlp_norm', middle))
         fed = drop(after('mlp_post_norm', fed), key=keys[1])
         x = x + attended + fed if model.parallel else middle + fed
+        if self.tapped:
+            routed = {**routed, 'attention': attended, 'mlp': fed, 'residual': x}
         return sharding.constrain(x, 'batch', 'length', None), (cache, routed)
 
     def feed(self, x):
@@ -80,7 +86,7 @@ class Attention(nn.Module):
     def attend(self, query, key, value, kind, shared):
         """Returns attention under the layer's own window, chosen by `kind` where layers differ."""
         model, table, segments = self.model, shared['table'], shared['segments']
-        view = partial(attention.View, softcap=model.attention_softcap, index=shared['index'],
+        view = partial(attention.View, softcap=model.attention_softcap, scale=model.scale, index=shared['index'],
                        segments=None if segments is None else (segments, segments),
                        bias=None if table is None else (table, model.position.score),
                        kernel=model.kernel, zigzag=shared['zigzag'])

@@ -1,18 +1,51 @@
 """A causal language model: GPT-2, Llama, Qwen3, Gemma 3 and what lies between, by fields."""
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm import attention, config, layers, losses, pipeline, positions, sharding
-from lm.models import blocks
+from lm import attention, config, layers, losses, positions
 from lm.models.experts import Experts, moved
+from lm.models.net import Net, Pass
+from lm.optim import layouts
 from lm.pipeline import Pipeline
 
 LANES = 128
+
+
+@dataclass(frozen=True)
+class Base:
+    """Sizes in the model whose learning rates another takes over; 0 for what they are in that one."""
+
+    width: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    ff: int = 0
+    expert_ff: int = 0
+
+    @property
+    def given(self):
+        """The sizes that are not 0, {name: size}."""
+        return {name: size for name, size in vars(self).items() if size}
+
+    def origin(self, model):
+        """Returns a Decoder but for these sizes and without dropout; itself where none is given.
+
+        Raises config.Error where they do not go together.
+        """
+        if not self.given:
+            return model
+        if self.expert_ff and model.experts is None:
+            raise config.Error(f'base.expert_ff={self.expert_ff} is for experts and there are none; '
+                               f'try base.ff={self.expert_ff}.')
+        sizes = {name: size for name, size in self.given.items() if name != 'expert_ff'}
+        try:
+            experts = replace(model.experts, ff=self.expert_ff) if self.expert_ff else model.experts
+            return replace(model, base=Base(), dropout=0.0, experts=experts, **sizes)
+        except config.Error as error:
+            raise config.Error(f'no rate is tuned on the sizes in base: {error}') from error
 
 
 @dataclass(frozen=True)
@@ -26,7 +59,9 @@ class Decoder:
     stay float32. quantized: of the blocks' products with weights, see layers.product. remat, unroll: see layers.stack.
     loss_parts: the vocabulary is scored in as many parts, so that logits [B T V] are not kept for the gradient but made
     again. kernel: which one computes attention ('auto': the platform's), an error where it cannot. pipeline: how rows
-    go through the stages of a mesh that has some.
+    go through the stages of a mesh that has some. base: sizes that were others in the model that learning rates were
+    tuned on; initial values, logits, attention scores and the rates themselves are then scaled by muP, so that the best
+    rate is the same here (Yang et al. 2022, arXiv:2203.03466).
     """
 
     vocab: int
@@ -60,6 +95,7 @@ class Decoder:
     unroll: int = 0  # the platform's choice
     kernel: attention.Kernel = 'auto'
     pipeline: Pipeline = field(default_factory=Pipeline)
+    base: Base = field(default_factory=Base)
 
     def __post_init__(self):
         config.positive(self, 'vocab', 'depth', 'width', 'heads')
@@ -84,6 +120,7 @@ class Decoder:
                                f'try loss_parts={near}.')
         if not 0 <= self.dropout < 1:
             raise config.Error(f'dropout={self.dropout} is not in [0, 1); try dropout=0.1.')
+        self.base.origin(self)
 
     @property
     def groups(self):
@@ -98,27 +135,53 @@ class Decoder:
         """The vocabulary rounded up to whole lanes, so that any size shards."""
         return -(-self.vocab // LANES) * LANES
 
+    @property
+    def origin(self):
+        """The model that learning rates were tuned on: this one but for the sizes in `base`."""
+        return self.base.origin(self)
+
+    @property
+    def scale(self):
+        """What attention scores are multiplied by: 1/sqrt(H), but 1/H for as much as H is more than the origin's."""
+        return self.size ** -0.5 * (self.origin.size / self.size) ** 0.5
+
+    def tuned(self):
+        """Returns the abstract parameters of the model that learning rates were tuned on, None where it is this one."""
+        return None if self.origin is self else jax.eval_shape(self.origin.init, jax.random.key(0))
+
     def init(self, key):
         """Returns the parameters, a dict of float32 arrays drawn from key."""
-        return layers.unbox(self._boxed(key))[0]
+        params, axes = layers.unbox(self._boxed(key))
+        views = layouts.of(params, axes, self.tuned())
+        return jax.tree.map(lambda p, view: p * view.ratio(layouts.initial), params, views)
 
     def axes(self):
         """Returns the logical axis names of every parameter, in a tree like that of the parameters."""
         return layers.unbox(jax.eval_shape(self._boxed, jax.random.key(0)))[1]
 
     def _boxed(self, key):
-        return _Net(self).init(key, jnp.zeros((1, 1), jnp.int32), _Pass())['params']
+        return Net(self).init(key, jnp.zeros((1, 1), jnp.int32), Pass())['params']
 
     def _hidden(self, params, tokens, given):
-        return _Net(self).apply({'params': params}, tokens, given)
+        return Net(self).apply({'params': params}, tokens, given)
 
     def _unembed(self, params, x):
-        return _Net(self).apply({'params': params}, x, method='unembed')
+        return Net(self).apply({'params': params}, x, method='unembed')
 
     def logits(self, params, tokens, segments=None, positions=None):
         """Returns logits [B T V] in float32 for tokens [B T]; packed rows name their segments and positions [B T]."""
-        x, *_ = self._hidden(params, tokens, _Pass(segments=segments, positions=positions))
+        x, *_ = self._hidden(params, tokens, Pass(segments=segments, positions=positions))
         return self._unembed(params, x)[..., :self.vocab].astype(jnp.float32)
+
+    def activations(self, params, tokens, segments=None, positions=None):
+        """Returns {name: array} of what flows through the model for tokens [B T].
+
+        'embedding' [B T D] enters the first layer. Of each layer, [L B T D]: what 'attention' and 'mlp' add, and the
+        'residual' stream after it. 'logits' [B T V]. Experts add what they measured.
+        """
+        given = Pass(segments=segments, positions=positions)
+        x, _, seen = Net(self, tapped=True).apply({'params': params}, tokens, given)
+        return {**seen, 'logits': self._unembed(params, x)[..., :self.vocab].astype(jnp.float32)}
 
     def token_losses(self, params, batch):
         """Returns (nll, log_z) [B T] in nats of a batch with inputs, targets and, if packed, segments and positions.
@@ -130,14 +193,14 @@ class Decoder:
     def _token_losses(self, params, batch, key, smoothing):
         batch, order = attention.spread(batch)
         packed = {name: batch[name] for name in ('segments', 'positions') if name in batch}
-        x, _, routed = self._hidden(params, batch['inputs'], _Pass(key=key, zigzag=order, **packed))
+        x, _, routed = self._hidden(params, batch['inputs'], Pass(key=key, zigzag=order, **packed))
         found = self._scored(params, x, batch['targets'], smoothing)
         return *(order.gather(found) if order else found), routed
 
     def _scored(self, params, x, targets, smoothing):
         if self.loss_parts == 1:
             return losses.cross_entropy(self._unembed(params, x), targets, self.vocab, smoothing)
-        table = _Net(self).apply({'params': params}, method='table' if self.tied else 'output')
+        table = Net(self).apply({'params': params}, method='table' if self.tied else 'output')
         scores = losses.Scores(self.vocab, self.loss_parts, self.logit_softcap, smoothing)
         return losses.cross_entropy_in_parts(x, table if self.tied else table.T, targets, scores)
 
@@ -172,94 +235,16 @@ class Decoder:
         """Returns (logits [B V] after the last token, cache with `slots` slots) of prompts [B T] of lengths [B]."""
         shape = (self.depth, tokens.shape[0], slots, self.groups, self.size)
         empty = (jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
-        x, cache, _ = self._hidden(params, tokens, _Pass(cache=empty))
+        x, cache, _ = self._hidden(params, tokens, Pass(cache=empty))
         last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)
         return self._last(params, last), {'entries': cache, 'length': lengths}
 
     def decode(self, params, tokens, cache):
         """Returns (logits [B V], cache) after one more token [B] a row."""
         index = cache['length'][:, None]
-        given = _Pass(positions=index, index=index, cache=cache['entries'])
+        given = Pass(positions=index, index=index, cache=cache['entries'])
         x, entries, _ = self._hidden(params, tokens[:, None], given)
         return self._last(params, x), {'entries': entries, 'length': cache['length'] + 1}
 
     def _last(self, params, x):
         return self._unembed(params, x)[:, 0, :self.vocab].astype(jnp.float32)
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """What one forward pass is given beside tokens: of rows [B T], a dropout key, and keys and values to extend."""
-
-    segments: Any = None
-    positions: Any = None
-    index: Any = None
-    key: Any = None
-    cache: Any = None
-    zigzag: Any = None
-
-
-class _Net(nn.Module):
-    """Tokens [B T] -> hidden states [B T D], the extended cache, and what experts measured in each layer."""
-
-    model: Decoder
-
-    @nn.compact
-    def __call__(self, tokens, given):
-        model = self.model
-        at = jnp.arange(tokens.shape[1])[None] if given.positions is None else given.positions
-        x = layers.embed(self.table(), tokens)
-        if model.scaled_embedding:
-            x = x * jnp.asarray(model.width ** 0.5, x.dtype)
-        x = model.position.add(self, x, at)
-        keys = (None,) * 2 if given.key is None else jax.random.split(given.key)
-        x = layers.dropout(x, model.dropout, keys[0], given.zigzag)
-        windows = sorted(set(model.windows))
-        kinds = jnp.array([windows.index(model.windows[i % len(model.windows)]) for i in range(model.depth)])
-        shared = {'segments': given.segments, 'index': given.index, 'zigzag': given.zigzag,
-                  'table': model.position.table(self, model.heads),
-                  'angles': [model.position.angles(at, model.size, window) for window in windows]}
-        layer = {'kind': kinds, 'cache': given.cache,
-                 'key': None if given.key is None else jax.random.split(keys[1], model.depth)}
-        x, (cache, routed) = self.layered(x, layer, shared)
-        if not model.tied:
-            self.output()
-        return layers.norm(self, 'final_norm', x, model.norm, model.norm_epsilon), cache, routed
-
-    def layered(self, x, layer, shared):
-        """Returns (x, (cache, what experts measured)) after all layers, over the stages of the mesh if it has any."""
-        model = self.model
-        stack = partial(layers.stack, blocks.Block, remat=model.remat, unroll=model.unroll, model=model)
-        if pipeline.stages() == 1 or layer['cache'] is not None or self.is_initializing():
-            return stack(model.depth, name='blocks')(x, layer, shared)
-        rows = {name: shared[name] for name in ('segments', 'angles')
-                if any(len(each) == len(x) for each in jax.tree.leaves(shared[name]))}
-
-        def apply(mine, x, rows, index):
-            params, layer = mine
-            if layer['key'] is not None:
-                layer = {**layer, 'key': jax.vmap(jax.random.fold_in, (0, None))(layer['key'], index)}
-            run = stack(len(layer['kind']), parent=None)
-            return run.apply({'params': params}, x, layer, {**shared, **rows})
-        params = self.get_variable('params', 'blocks')
-        x, out = pipeline.run(apply, model.pipeline, (params, layer), x, rows)
-        return sharding.constrain(x, 'rows', 'length', None), out
-
-    @nn.compact
-    def table(self):
-        axes = {'vocab': self.model.padded, 'embed': self.model.width}
-        return layers.weight(self, 'tokens', axes, layers.normal(0.02), self.model.dtype)
-
-    @nn.compact
-    def output(self):
-        axes = {'embed': self.model.width, 'vocab': self.model.padded}
-        return layers.weight(self, 'output', axes, layers.normal(0.02), self.model.dtype)
-
-    @nn.compact
-    def unembed(self, x):
-        if self.model.tied:
-            logits = layers.einsum('BTD,VD->BTV', x, self.table())
-        else:
-            logits = layers.einsum('BTD,DV->BTV', x, self.output())
-        cap = self.model.logit_softcap
-        return cap * jnp.tanh(logits / cap) if cap else logits

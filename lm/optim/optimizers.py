@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from lm import config, trees
-from lm.optim import updates
+from lm.optim import layouts, updates
 from lm.optim.schedules import Constant, Cosine, Schedule
 
 DECAYS = ('ema', 'b1', 'b2', 'momentum')  # fields of one optimizer or another that are rates of forgetting
@@ -64,23 +64,24 @@ class Optimizer(abc.ABC):
         """Returns the schedule, step -> learning rate, of a run of `steps`; raises config.Error if it does not fit."""
         return self.schedule.make(self.peak, steps)
 
-    def make(self, steps, axes=None):
+    def make(self, steps, axes=None, tuned=None):
         """Returns the optax.GradientTransformation of a run of `steps`; its `update` needs the parameters.
 
         `axes` is the tree of logical axis names of the parameters. Without it a matrix is what has two or more axes.
+        `tuned` is the tree of abstract parameters of the model that the rate was tuned on, where that is another.
         `init` raises config.Error when a regex matches no parameter.
         """
         rate = self.rate(steps)
         average = self.average(rate)
 
         def init(params):
-            plan = updates.plan(self, params, axes)
+            plan = updates.plan(self, params, axes, tuned)
             live = trees.select(params, plan.trained)
             moments = updates.kept(self.direction(plan.layout).init(live), self.moments, 0)
             return State(jnp.zeros([], jnp.int32), moments, average.init(live))
 
         def update(grads, state, params):
-            plan = updates.plan(self, params, axes)
+            plan = updates.plan(self, params, axes, tuned)
             live = trees.select(params, plan.trained)
             grads = updates.clip(trees.select(grads, plan.trained), self.clip)
             direction, moments = self.direction(plan.layout).update(grads, updates.widened(state.direction), live)
@@ -102,6 +103,14 @@ class Optimizer(abc.ABC):
         """Returns the multiplier of the learning rate that a leaf's layout calls for."""
         return 1.0
 
+    def transfer(self, layout):
+        """Returns the multiplier by which a rate that was tuned on a model of another width holds for this leaf (muP).
+
+        Here for directions whose entries are of one size whatever the gradient's: 1 / fan_in (Yang et al. 2022,
+        arXiv:2203.03466, table 8).
+        """
+        return layout.ratio(lambda fan_in, fan_out: 1 / fan_in)
+
     def average(self, rate):
         """Returns the transformation that sees each update last and keeps an average of the parameters."""
         return updates.track_average(self.ema) if self.ema else optax.identity()
@@ -121,6 +130,10 @@ class SGD(Optimizer):
 
     def direction(self, layout):
         return optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity()
+
+    def transfer(self, layout):
+        """Returns fan_out / fan_in, of the same table; `clip` disturbs it, as the gradient's norm goes with width."""
+        return layout.ratio(lambda fan_in, fan_out: fan_out / fan_in)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +167,12 @@ class AdaGrad(Optimizer):
     def direction(self, layout):
         return optax.scale_by_rss(self.initial, self.eps)
 
+    def transfer(self, layout):
+        if layout.shape != layout.tuned:
+            raise config.Error(f'AdaGrad adds initial={self.initial} to squared gradients, which shrink with width, so '
+                               'its rate carries over to no other width; try optimizer=Adam, or model.base=Base().')
+        return 1.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Adafactor(Optimizer):
@@ -170,6 +189,9 @@ class Adafactor(Optimizer):
 
     def direction(self, layout):
         return updates.scale_by_factored_moments(layout, self.power, self.eps, self.floor)
+
+    def transfer(self, layout):
+        return super().transfer(layout) / layout.ratio(layouts.initial)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +234,11 @@ class Muon(AdamW):
 
     def multiplier(self, layout):
         return 1.0 if self._orthogonal(layout) else self.adam_rate
+
+    def transfer(self, layout):
+        if not self._orthogonal(layout):
+            return super().transfer(layout)
+        return layout.ratio(lambda rows, columns: (columns / rows) ** 0.5 / updates.norm(rows, columns, self.rms))
 
     def _orthogonal(self, layout):
         return layout.matrix and not layout.table

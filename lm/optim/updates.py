@@ -20,9 +20,13 @@ class Plan(NamedTuple):
     multipliers: Any
 
 
-def plan(optimizer, params, axes=None):
-    """Returns an optim.Optimizer's Plan; its trees, but for `trained`, have only the parameters that train."""
-    layout = layouts.of(params, axes)
+def plan(optimizer, params, axes=None, tuned=None):
+    """Returns an optim.Optimizer's Plan; its trees, but for `trained`, have only the parameters that train.
+
+    What the width does to a rate it does not do to weight decay: rate times decay is the same at every width (Wang and
+    Aitchison 2024, arXiv:2405.13698).
+    """
+    layout = layouts.of(params, axes, tuned)
     trained = jax.tree.map(lambda _: True, params)
     if optimizer.frozen:
         trained = jax.tree.map(lambda frozen: not frozen, trees.mask(params, optimizer.frozen))
@@ -31,8 +35,9 @@ def plan(optimizer, params, axes=None):
     decaying = jax.tree.map(lambda view: view.matrix, layout)
     if optimizer.decay:
         decaying = trees.mask(params, optimizer.decay)
-    decays = jax.tree.map(lambda found: optimizer.weight_decay if found else 0.0, decaying)
-    multipliers = jax.tree.map(optimizer.multiplier, layout)
+    transfers = jax.tree.map(optimizer.transfer, layout)
+    decays = jax.tree.map(lambda found, width: optimizer.weight_decay / width if found else 0.0, decaying, transfers)
+    multipliers = jax.tree.map(operator.mul, jax.tree.map(optimizer.multiplier, layout), transfers)
     for regex, factor in optimizer.rates:
         factors = jax.tree.map(lambda found, factor=factor: factor if found else 1.0, trees.mask(params, regex))
         multipliers = jax.tree.map(operator.mul, multipliers, factors)
@@ -104,17 +109,25 @@ def divide(mask, chosen, others):
 def orthogonalize(layout, momentum, iterations, rms):
     """Returns Muon's transformation of matrices: Nesterov momentum, made orthogonal for each matrix of a stack, scaled.
 
-    A matrix with orthogonal rows or columns has root mean square 1 / sqrt(max(rows, columns)). With `rms` above 0 the
-    scale brings that to `rms`; with 0 it is sqrt(max(1, columns / rows)).
+    See `norm` for the scale.
     """
     def scale(direction, view):
         rows, columns = (math.prod(direction.shape[axis] for axis in axes) for axes in (view.inner, view.outer))
-        return direction * (rms * max(rows, columns) ** 0.5 if rms else max(1, columns / rows) ** 0.5)
+        return direction * norm(rows, columns, rms)
 
     dimensions = jax.tree.map(lambda view: optax.contrib.MuonDimensionNumbers(view.inner, view.outer), layout)
     return optax.chain(
         optax.contrib.scale_by_muon(beta=momentum, ns_steps=iterations, weight_dimension_numbers=dimensions),
         optax.stateless(lambda directions, _: jax.tree.map(scale, directions, layout)))
+
+
+def norm(rows, columns, rms):
+    """Returns the spectral norm of Muon's direction for a matrix.
+
+    A matrix with orthogonal rows or columns has root mean square 1 / sqrt(max(rows, columns)). With `rms` above 0 the
+    norm brings that to `rms`; with 0 it is sqrt(max(1, columns / rows)).
+    """
+    return rms * max(rows, columns) ** 0.5 if rms else max(1, columns / rows) ** 0.5
 
 
 def clip(grads, limit):

@@ -22,11 +22,11 @@ def written(found, directories):
     drawn |= {'rates': {'rate': rates}} if rates else {}
     body = '\n'.join([_opening(found), _verdicts(found), _plots(drawn), _sources(found), parallel.section(found),
                       _differences(found), provenance.section(found, flops), _samples(found), _left(found)])
-    return assembled(found.question or 'Report', body, drawn)
+    return document(found.question or 'Report', body, drawn)
 
 
-def assembled(title, body, drawn):
-    """Returns a page as the text of one HTML file. drawn: {figure: {choice of its axis: plot}}."""
+def document(title, body, drawn):
+    """Returns a page of a body whose figures draw {name: {choice: plot}}, as the text of one HTML file."""
     return Template(_file('page.html')).substitute(
         title=html.escape(title), body=body,
         style=_file('uplot/uPlot.min.css') + _file('page.css'), library=_file('uplot/uPlot.iife.min.js'),
@@ -86,18 +86,23 @@ def _plots(drawn):
                        'Lines are means over seeds at the rate each variant does best with; bands span all seeds.'),
             'training': ('Training loss', 'Smoothing averages over steps; bands span all seeds.'),
             'rates': ('Sensitivity to the rate', 'Bands are one standard deviation over seeds to each side.')}
-    return '\n'.join(tags.section(said[name][0], figure(name, choices, said[name][1]))
+    return '\n'.join(tags.section(said[name][0], figure(name, against(choices), said[name][1]))
                      for name, choices in drawn.items() if choices)
 
 
-def figure(name, choices, caption):
-    """Returns the figure of a name in which the page draws {choice of its axis: plot}, with its controls."""
-    options = ''.join(f'<option value="{axis}">{html.escape(plot["xname"])}</option>' for axis, plot in choices.items())
-    axis = f'<label>against <select name="axis">{options}</select></label>' if len(choices) > 1 else ''
+def against(choices):
+    """Returns {choice: what it is called} of the plots {choice: plot} that differ in their x axis."""
+    return {choice: f'against {plot["xname"]}' for choice, plot in choices.items()}
+
+
+def figure(name, choices, caption, logy=''):
+    """Returns the figure of the plots {choice: what it is called} of a name. logy: 'checked' for a logarithmic y."""
+    options = ''.join(f'<option value="{choice}">{html.escape(called)}</option>' for choice, called in choices.items())
+    axis = f'<label><select name="axis">{options}</select></label>' if len(choices) > 1 else ''
     smooth = '<label>smoothing <input type="range" name="smooth" min="0" max="0.98" step="0.02" value="0.6"></label>'
     return (f'<figure data-plot="{name}"><div class="controls">{axis}'
             '<label><input type="checkbox" name="logx" checked>log x</label>'
-            '<label><input type="checkbox" name="logy">log y</label>'
+            f'<label><input type="checkbox" name="logy" {logy}>log y</label>'
             f'{smooth if name == "training" else ""}'
             '<span><button type="button" name="png">Save PNG</button> '
             '<button type="button" name="svg">Save SVG</button></span></div>'

@@ -22,13 +22,15 @@ def written(findings):
                      tags.paragraph(show.foretold(findings)), *map(tags.paragraph, show.notes(findings))),
         _asked('Runs foretold', show.GUESSED, list(map(show.guess_row, findings.guesses))),
         _asked('What to spend a budget on', show.ADVISED, list(map(show.advice_row, findings.advices))),
-        tags.section('Runs and law', page.figure('law', drawn['law'], 'Dots are runs; lines are the law, with the band '
-                                                 'that 95% of resamples are in.')),
-        tags.section('The best of a budget', page.figure('frontier', drawn['frontier'], 'The line is the loss of the '
-                                                         'best N and D, the band that of 95% of such runs.')),
+        tags.section('Runs and law', page.figure(
+            'law', page.against(drawn['law']),
+            'Dots are runs; lines are the law, with the band that 95% of resamples are in.')),
+        tags.section('The best of a budget', page.figure(
+            'frontier', page.against(drawn['frontier']),
+            'The line is the loss of the best N and D, the band that of 95% of such runs.')),
         tags.section('Runs', tags.table(('run', 'N', 'D', found.metric), _runs(found))),
         tags.section('Left out', tags.table(('run', 'why'), found.left, ('', 'long'))) if found.left else ''])
-    return page.assembled(title, body, drawn)
+    return page.document(title, body, drawn)
 
 
 def _asked(title, head, rows):

@@ -1,0 +1,122 @@
+"""What `lm coord-check` measures, what it finds wrong, and what it says."""
+import re
+
+import numpy as np
+import pytest
+
+from lm import cli, config, coordinates, data, optim, train
+from lm.models.decoder import Base, Decoder
+from lm.models.experts import Experts
+
+FILE = '''
+from lm import data, optim, train
+from lm.models.decoder import Base, Decoder
+
+TEXT = data.Synthetic(count=20, length=400)
+
+
+def config():
+    return train.Config(
+        model=Decoder(vocab=258, depth=1, heads=2, width=16, base=Base(width=16, heads=2)),
+        data=data.Corpus(train=TEXT, valid=None, tokenizer=data.Bytes(), context=16, batch=8),
+        optimizer=optim.AdamW(peak=3e-3, schedule=optim.Cosine(warmup=100)), steps=200)
+'''
+
+
+def settings(**fields):
+    corpus = data.Corpus(train=data.Synthetic(count=9, length=99), valid=None, tokenizer=data.Bytes(), context=8,
+                         batch=4)
+    return train.Config(model=Decoder(vocab=258, **fields), data=corpus, optimizer=optim.AdamW(), steps=3)
+
+
+@pytest.mark.parametrize('fields, sizes', [
+    (dict(width=64, heads=4), dict(width=128, heads=8, size=16)),
+    (dict(width=64, heads=4, kv_heads=2, ff=96), dict(width=128, heads=8, kv_heads=4, ff=192)),
+    (dict(width=64, heads=4, base=Base(width=32)), dict(width=128, heads=4, size=32)),
+    (dict(width=64, heads=4, base=Base(width=32, heads=2)), dict(width=128, heads=8, size=16)),
+])
+def test_a_wider_model_grows_in_what_its_base_names(fields, sizes):
+    model = coordinates.widened(settings(**fields), 128).model
+    assert {name: getattr(model, name) for name in sizes} == sizes
+    assert model.base == fields.get('base', Base())
+
+
+def test_experts_grow_too():
+    given = settings(width=64, heads=4, experts=Experts(4, 2, ff=48), base=Base(width=32, heads=2, expert_ff=24))
+    assert coordinates.widened(given, 128).model.experts.ff == 96
+
+
+def made(exponents):
+    """Returns the Trace of sizes and changes that follow powers of the width, {(kind, tap): power}."""
+    widths = (64, 128, 256)
+    noise = np.random.default_rng(0).normal(1, 0.02, (3, 4, 3))
+
+    def kind(name):
+        return {tap: noise * np.array(widths, float)[:, None, None] ** exponents.get((name, tap), 0.0)
+                for tap in coordinates.TAPS}
+    return coordinates.Trace(widths, kind('size'), kind('change'))
+
+
+@pytest.mark.parametrize('exponents, faults', [
+    ({}, []),
+    ({('size', 'logits'): -0.5}, []),
+    ({('size', 'residual'): 0.5}, ['residual', 'grows as width^0.5', 'grows']),
+    ({('change', 'mlp'): -0.5}, ['mlp, change after 2 steps, vanishes as width^-0.5']),
+    ({('change', 'logits'): 1.0, ('size', 'mlp'): 0.3}, ['logits, change after 2 steps, grows as width^1.0']),
+])
+def test_powers_of_the_width_are_found_and_the_worst_is_named(exponents, faults):
+    table = coordinates.rows(made(exponents))
+    passed, told = coordinates.verdict(table, settings(base=Base(width=384)))
+    assert passed is (not faults) and all(fault in told for fault in faults)
+    for row in table:
+        kind = 'change' if 'change' in row.when else 'size'
+        assert row.exponent == pytest.approx(exponents.get((kind, row.tap), 0.0), abs=0.03) and row.spread < 0.05
+
+
+def test_what_is_not_finite_or_never_moves_fails():
+    for bad in (np.nan, 0.0):
+        found = made({})
+        found.change['mlp'][1, 0, -1] = bad
+        passed, told = coordinates.verdict(coordinates.rows(found), settings())
+        assert not passed and 'mlp, change after 2 steps, is not finite or zero' in told
+        assert 'try model.base.width=384 model.base.heads=6' in told
+
+
+def check(tmp_path, *given):
+    file = tmp_path / 'narrow.py'
+    file.write_text(FILE)
+    return cli.main(['coord-check', str(file), f'--cache={tmp_path / "cache"}', *given])
+
+
+@pytest.mark.long
+def test_mup_passes_and_the_standard_fails(tmp_path, capsys):
+    flags = ['--widths=16,64', '--seeds=2', '--steps=3', f'--html={tmp_path / "page.html"}']
+    assert check(tmp_path, *flags) == 0
+    assert 'pass: ' in capsys.readouterr().out
+    assert check(tmp_path, *flags, 'model.base=Base()') == 1
+    said = capsys.readouterr().out
+    assert 'fail: ' in said and 'grows as width^' in said and 'try model.base.width=16 model.base.heads=2' in said
+    text = (tmp_path / 'page.html').read_text()
+    assert text.count('data-plot=') == 2 and said.splitlines()[-1].split(';')[0] in text.replace('&#x27;', "'")
+    assert not re.findall(r'(?:src|href)=["\'](?!data:)', text)
+
+
+@pytest.mark.parametrize('given, words', [
+    (['--widths=64'], ['--widths=64', 'try --widths=64,128']),
+    (['--widths=a,b'], ['--widths=a,b', 'try --widths=64,128']),
+    (['--widths=16,21'], ['width=21', 'whole', 'try width=24']),
+    (['model.base.width=-4'], ['base', 'width=-4', 'try width=1']),
+    (['--steps=0'], ['--steps=0', 'try --steps=3']),
+    (['model.base=Base(heads=2)'], ['names no width', 'try model.base.width=16']),
+    (['--widths=16,32', 'model.vocab=99'], ['model.vocab=99', 'try model.vocab=258']),
+])
+def test_bad_input_is_one_line(tmp_path, capsys, given, words):
+    assert check(tmp_path, *given) == 2
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1 and all(word in said for word in words)
+
+
+def test_the_check_is_at_the_peak_rate_without_dropout():
+    given = coordinates.still(settings(dropout=0.3), 4)
+    assert given.model.dropout == 0 and float(given.optimizer.rate(4)(0)) == np.float32(1e-3)
+    assert config.diff(given, coordinates.still(given, 4)) == {}
