@@ -105,6 +105,11 @@ def product(x, w, quantized):
         lhs_qtype=inputs, rhs_qtype=inputs, dlhs_grad_qtype=of_x, drhs_grad_qtype=of_w))
 
 
+def parts(size, most):
+    """Returns the fewest equal parts into which `size` divides that are no larger than `most`."""
+    return next(count for count in range(1, size + 1) if size % count == 0 and size // count <= most)
+
+
 def _split_length():
     """Returns whether the mesh in context splits T, so that one axis of [B T] would bring all of it together."""
     return jax.sharding.get_abstract_mesh().shape.get('context', 1) > 1

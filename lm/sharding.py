@@ -1,12 +1,12 @@
 """Meshes from a dict, logical axis names to partition specs, host rows to global arrays."""
 import bisect
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lm import config, hardware
@@ -28,6 +28,7 @@ RULES = {
 ZERO = {**RULES, 'embed': ('fsdp', 'data')}
 # Those that say least to each other first: the first is laid over the slow network between slices and nodes.
 AXES = ('data', 'stage', 'fsdp', 'expert', 'context', 'tensor')
+RING = 32  # devices up to which libtpu multiplies by a weight while its parts go round, and needs no scattering
 
 
 def make_mesh(sizes, devices=None):
@@ -135,6 +136,44 @@ def constrain(x, *names):
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec(names, x.shape, mesh))
+
+
+def scatter(x, *names):
+    """Returns x, a sum over the mesh, pinned as by `constrain`: over all of a slice of TPUs in two steps.
+
+    A sum over part of a slice is scattered by libtpu 0.0.52; one over all of it is made whole on every device, for
+    twice the bytes, and cut. So it goes over one side of the torus first and over the others then.
+    """
+    finer = _finer(jax.sharding.get_abstract_mesh())
+    if finer is not None:
+        x = jax.lax.with_sharding_constraint(x, NamedSharding(finer, spec(names, x.shape, finer)))
+    return constrain(x, *names)
+
+
+def scatter_gradient(x, *names):
+    """Returns x, a parameter with these logical axis names, whose gradient is summed by `scatter`."""
+    return x if _finer(jax.sharding.get_abstract_mesh()) is None else _scatter_gradient(x, names)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _scatter_gradient(x, names):
+    return x
+
+
+_scatter_gradient.defvjp(lambda x, names: (x, None), lambda names, _, g: (scatter(g, *names),))
+
+
+def _finer(mesh):
+    """Returns the mesh with fsdp, over all of a large slice of TPUs, cut into its first side and the rest, or None."""
+    device, count = mesh.abstract_device, mesh.shape.get('fsdp', 1)
+    chip = hardware.find(device.device_kind) if device else None
+    if chip is None or not chip.torus or count <= RING or mesh.size > count * mesh.shape.get('data', 1):
+        return None
+    side = max(n for n in range(1, count) if count % n == 0 and n ** chip.torus <= count)
+    sizes = [(name, size) if name != 'fsdp' else (name, side) for name, size in mesh.shape.items()]
+    sizes.insert([name for name, _ in sizes].index('fsdp') + 1, ('rest', count // side))
+    names, sizes = zip(*sizes, strict=True)
+    return AbstractMesh(sizes, names, axis_types=(AxisType.Auto,) * len(names), abstract_device=device)
 
 
 def platform():

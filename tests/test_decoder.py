@@ -146,6 +146,18 @@ def test_scan_is_a_loop_and_remat_changes_nothing(changes):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), slope(model, params, batch, key), changed)
 
 
+def test_where_all_is_recomputed_hidden_units_are_never_all_in_memory():
+    model = small(activation='swiglu', bias='all', ff=96, remat='full')
+    params, batch = parameters(model), packed_batch(model)
+    whole = dataclasses.replace(model, remat='none')
+    assert model.ff > model.width
+    for each, seen in ((model, False), (whole, True)):
+        traced = jax.make_jaxpr(jax.grad(lambda params, each=each: each.loss(params, batch)[0]))(params)
+        assert (f'[{len(batch["inputs"])},{LENGTH},{model.ff}]' in str(traced)) == seen
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), slope(model, params, batch),
+                 slope(whole, params, batch))
+
+
 def test_a_token_reaches_one_window_further_with_each_layer():
     model = small(windows=(3,))
     params, tokens = parameters(model), tokens_of(model)

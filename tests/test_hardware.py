@@ -45,6 +45,14 @@ def test_numbers_are_of_the_right_size(chip):
 
 
 def test_what_the_user_set_stays():
-    environ = {'XLA_FLAGS': '--xla_cpu_prefer_vector_width=256', 'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.5'}
+    given = {'XLA_FLAGS': '--xla_cpu_prefer_vector_width=256', 'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.5',
+             'LIBTPU_INIT_ARGS': '--xla_tpu_relayout_group_size_threshold_for_reduce_scatter=64 --xla_tpu_other=1'}
+    environ = dict(given)
     hardware.tune(environ)
-    assert environ == {'XLA_FLAGS': '--xla_cpu_prefer_vector_width=256', 'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.5'}
+    assert environ == given
+
+
+def test_what_the_user_set_is_added_to():
+    environ = {'LIBTPU_INIT_ARGS': '--xla_tpu_other=1'}
+    hardware.tune(environ)
+    assert environ['LIBTPU_INIT_ARGS'].startswith('--xla_tpu_other=1 --xla_tpu_relayout_group')

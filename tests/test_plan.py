@@ -78,6 +78,29 @@ def test_a_loop_without_a_note_is_counted_by_its_bound_its_start_and_its_step():
     assert hlo.runs(program) == {'main': 1, 'cond': 6, 'body': 6}
 
 
+SCATTER = """
+HloModule jit_step
+%all-reduce-scatter.1 (input: bf16[16,8]) -> bf16[4,8] {
+  %input = bf16[16,8]{1,0} parameter(0)
+  %sum = bf16[16,8]{1,0} all-reduce(%input), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %at = u32[] constant(0)
+  ROOT %cut = bf16[4,8]{1,0} dynamic-slice(%sum, %at, %at), dynamic_slice_sizes={4,8}
+}
+
+ENTRY %main (x: bf16[16,8]) -> bf16[4,8] {
+  %x = bf16[16,8]{1,0} parameter(0)
+  ROOT %fusion = bf16[4,8]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_a_sum_that_a_tpu_cuts_in_the_same_kernel_is_scattered():
+    found = costs.measure(SCATTER, {'data': 2, 'fsdp': 4})['collectives']
+    assert found == {('reduce-scatter', 'fsdp'): 2 * 16 * 8 * 3 / 4}
+    apart = costs.measure(SCATTER.replace('all-reduce-scatter', 'fused_computation'), {'data': 2, 'fsdp': 4})
+    assert apart['collectives'] == {('all-reduce', 'fsdp'): 2 * 2 * 16 * 8 * 3 / 4}
+
+
 def test_parts_of_one_asynchronous_collective_count_once():
     found = costs.measure(TPU_LOOP, {'a': 2, 'b': 4})
     assert found['collectives'] == {('all-gather', 'b'): 6 * 3 * 8 * 4}

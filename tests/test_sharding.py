@@ -100,6 +100,37 @@ def test_the_platform_is_that_of_the_devices(mesh):
         assert sharding.platform() == 'cpu'
 
 
+@pytest.fixture
+def slice_of_tpus(monkeypatch):
+    """Makes the 8 host devices pass for all of a slice of TPUs, large enough that gradients are scattered in steps."""
+    monkeypatch.setattr(sharding.hardware, 'find', lambda kind: sharding.hardware.CHIPS['v5e'])
+    monkeypatch.setattr(sharding, 'RING', 4)
+
+
+def test_a_gradient_over_all_of_a_slice_is_scattered_in_two_steps(slice_of_tpus):
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((8, 16), (16, 6)))
+
+    def slope(x, w):
+        return jax.grad(lambda w: jnp.sum(jnp.square(x @ sharding.scatter_gradient(w, 'embed', 'ff'))))(w)
+    for sizes, steps in ({'fsdp': 8}, 2), ({'data': 2, 'fsdp': 4}, 0), ({'fsdp': 4, 'tensor': 2}, 0):
+        with jax.set_mesh(sharding.make_mesh(sizes)):
+            assert str(jax.make_jaxpr(slope)(x, w)).count('sharding_constraint[') == steps
+            np.testing.assert_allclose(jax.jit(slope)(x, w), 2 * x.T @ x @ w, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('sizes', [{'fsdp': 8}, {'fsdp': 4, 'tensor': 2}], ids=str)
+def test_parts_and_steps_of_a_slice_of_tpus_give_the_gradient_of_one_device(sizes, slice_of_tpus):
+    model = small(kv_heads=2, loss_parts=2, remat='full', tied=False, activation='swiglu', bias='all')
+    params = model.init(jax.random.key(0))
+    batch = {name: np.random.default_rng(0).integers(0, 50, (8, 12)) for name in ('inputs', 'targets')}
+    mesh, slope = sharding.make_mesh(sizes), jax.grad(lambda params, batch: model.loss(params, batch)[0])
+    with jax.set_mesh(mesh):
+        found = architectures.jit(slope)(params, sharding.put(batch, mesh))
+    expected = architectures.jit(slope)(params, batch)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), found, expected)
+
+
 def test_a_step_on_eight_devices_is_the_step_on_one(mesh):
     model = small(kv_heads=2, position=Relative(8, 20), dropout=0.1, windows=(4, 0))
     places = sharding.mirror(jax.eval_shape(model.init, jax.random.key(0)), model.axes(), mesh)

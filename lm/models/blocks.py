@@ -71,14 +71,14 @@ class Attention(nn.Module):
         mixed = self.attend(query, key, value, layer['kind'], shared)
         axes = {**heads, 'embed': model.width}
         out = layers.weight(self, 'out', axes, layers.normal(0.02 / (2 * model.depth) ** 0.5), model.dtype)
-        y = layers.einsum('BTNH,NHD->BTD', mixed, out, model.quantized)
+        y = layers.einsum('BTNH,NHD->BTD', mixed, sharding.scatter_gradient(out, *axes), model.quantized)
         if model.bias == 'all':
             y = y + layers.weight(self, 'out_bias', {'bias': model.width}, layers.fill(0.0), model.dtype)
         return y, cache
 
     def project(self, x, name, axes):
         w = layers.weight(self, name, {'embed': x.shape[-1], **axes}, layers.normal(0.02), self.model.dtype)
-        y = layers.einsum('BTD,DNH->BTNH', x, w, self.model.quantized)
+        y = layers.einsum('BTD,DNH->BTNH', x, sharding.scatter_gradient(w, 'embed', *axes), self.model.quantized)
         if self.model.bias != 'none':
             y = y + layers.weight(self, f'{name}_bias', axes, layers.fill(0.0), self.model.dtype)
         return sharding.constrain(y, 'batch', 'length', next(iter(axes)), None)
@@ -97,25 +97,59 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """x [B T D] -> x through `ff` hidden units: where all is recomputed, in parts of D units or less, one by one.
+
+    So neither hidden states [B T F] nor a gathered matrix [D F] is ever whole in memory.
+    """
+
     model: Any
     ff: int
 
     @nn.compact
     def __call__(self, x):
-        model, width, ff = self.model, self.model.width, self.ff
-        activate = layers.ACTIVATIONS[model.activation]
-        up = self.project(x, 'up', {'embed': width, 'ff': ff}, 0.02)
-        gated = model.activation in layers.GATED
-        hidden = activate(self.project(x, 'gate', {'embed': width, 'ff': ff}, 0.02)) * up if gated else activate(up)
-        return self.project(hidden, 'down', {'ff': ff, 'embed': width}, 0.02 / (2 * model.depth) ** 0.5)
+        model, sizes = self.model, {'embed': x.shape[-1], 'ff': self.ff}
+        weights = [self.declare(name, sizes, 0.02) for name in ('up', 'gate')[:1 + (model.activation in layers.GATED)]]
+        out, shift = self.declare('down', dict(reversed(sizes.items())), 0.02 / (2 * model.depth) ** 0.5)
+        shards = _shards(self.ff)
+        count = layers.parts(self.ff // shards, x.shape[-1] / shards) if model.remat in ('full', 'offload') else 1
+        given = weights, out.T
+        if count == 1:
+            y = _feed(model, x, given)
+        else:
+            add = jax.checkpoint(lambda y, part: (y + _feed(model, x, part), None), prevent_cse=False)
+            y, _ = jax.lax.scan(add, jnp.zeros_like(x), jax.tree.map(partial(_cut, shards, count), given))
+        return sharding.constrain(y if shift is None else y + shift, 'batch', 'length', None)
 
-    def project(self, x, name, axes, scale):
+    def declare(self, name, axes, scale):
+        """Returns (weight, bias or None)."""
         w = layers.weight(self, name, axes, layers.normal(scale), self.model.dtype)
-        y = layers.einsum('BTD,DF->BTF', x, w, self.model.quantized)
-        if self.model.bias == 'all':
-            bias = {'bias': y.shape[-1]}
-            y = y + layers.weight(self, f'{name}_bias', bias, layers.fill(0.0), self.model.dtype)
-        return sharding.constrain(y, 'batch', 'length', 'ff' if name != 'down' else None)
+        if self.model.bias != 'all':
+            return w, None
+        return w, layers.weight(self, f'{name}_bias', {'bias': w.shape[-1]}, layers.fill(0.0), self.model.dtype)
+
+
+def _feed(model, x, given):
+    """Returns x [B T D] through hidden units, given ([(w [D F], bias [F] or None) of up and, if any, gate], [D F])."""
+    def project(w, bias):
+        y = layers.einsum('BTD,DF->BTF', x, sharding.scatter_gradient(w, 'embed', 'ff'), model.quantized)
+        return sharding.constrain(y if bias is None else y + bias, 'batch', 'length', 'ff')
+    weights, out = given
+    up, *gate = (project(*each) for each in weights)
+    activate = layers.ACTIVATIONS[model.activation]
+    hidden = activate(gate[0]) * up if gate else activate(up)
+    return layers.einsum('BTF,DF->BTD', hidden, sharding.scatter_gradient(out, 'embed', 'ff'), model.quantized)
+
+
+def _shards(ff):
+    """Returns over how many devices the mesh in context splits `ff` hidden units."""
+    size = jax.sharding.get_abstract_mesh().shape.get('tensor', 1)
+    return 1 if ff % size else size
+
+
+def _cut(shards, count, w):
+    """Returns `count` parts [count ... F/count] of w [... F], each split over the mesh as w is."""
+    split = jnp.moveaxis(w.reshape(*w.shape[:-1], shards, count, -1), -2, 0)
+    return sharding.constrain(split.reshape(count, *w.shape[:-1], -1), None, *('embed', 'ff')[-w.ndim:])
 
 
 def _write(slots, new, index):

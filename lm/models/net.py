@@ -86,8 +86,8 @@ class Net(nn.Module):
     @nn.compact
     def unembed(self, x):
         if self.model.tied:
-            logits = layers.einsum('BTD,VD->BTV', x, self.table())
+            logits = layers.einsum('BTD,VD->BTV', x, sharding.scatter_gradient(self.table(), 'vocab', 'embed'))
         else:
-            logits = layers.einsum('BTD,DV->BTV', x, self.output())
+            logits = layers.einsum('BTD,DV->BTV', x, sharding.scatter_gradient(self.output(), 'embed', 'vocab'))
         cap = self.model.logit_softcap
         return cap * jnp.tanh(logits / cap) if cap else logits

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import jax
 
-from lm import sharding
+from lm import layers, sharding
 from lm.plan import layouts
 
 WIDTH = {'bfloat16': 2, 'float32': 4}
@@ -112,7 +112,7 @@ def memory(layout, subject, platform):
     return {'parameters': parameters, 'optimizer': optimizer,
             'batch': 4 * rows * (2 * settings.data.context + 1),
             'gradients': gradients, 'saved': s.layers * _saved(layout.remat, settings.model, s) * s.tokens,
-            'working': max(_layer_work(settings.model, s), _loss_work(layout, s, platform))}
+            'working': max(_layer_work(layout.remat, settings.model, s), _loss_work(layout, s, platform))}
 
 
 def _saved(remat, model, s):
@@ -128,11 +128,20 @@ def _saved(remat, model, s):
     return products + s.width * (2 * s.heads + (1 + gates) * s.inner) + 4 * 2 * s.hidden + 4 * model.heads
 
 
-def _layer_work(model, s):
-    """Returns the bytes of one layer's backward pass: its weights, gathered, their gradients, and its activations."""
+def _layer_work(remat, model, s):
+    """Returns the bytes of one layer's backward pass: its weights, gathered, their gradients, and its activations.
+
+    Where all is recomputed the MLP is, with its weights, in parts, beside its input, what adds up over them, and what
+    the attention kernel left: its statistics in float32, one lane of 128 a head.
+    """
     gates = 2 if model.activation in ('swiglu', 'geglu') else 1
-    each = s.width * ((1 + 2 * gates) * s.inner + 3 * s.heads + 2 * s.keys + s.hidden)
-    return s.width * s.matrices + each * s.tokens
+    parts = 1
+    if remat in ('full', 'offload') and model.experts is None:
+        parts = layers.parts(model.ff or 4 * model.width, model.width)
+    later = (1 - 1 / parts) * (1 + gates) * s.hidden * s.inner
+    kept = 3 * s.hidden + 2 * s.heads if parts > 1 else 0
+    each = s.width * ((1 + 2 * gates) * s.inner / parts + 3 * s.heads + 2 * s.keys + s.hidden + kept)
+    return s.width * (s.matrices - later) + each * s.tokens
 
 
 def _loss_work(layout, s, platform):

@@ -53,6 +53,7 @@ def compile_step(settings, cluster, file=None):
     topology.require(cluster)
     asked = {'settings': config.dump(settings), 'cluster': cluster.name, 'file': str(file) if file else None}
     environ = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
+    hardware.tune(environ)
     hardware.forget_accelerators(environ)
     child = subprocess.run([sys.executable, '-m', 'lm.plan.compiled'], input=json.dumps(asked), capture_output=True,
                            text=True, env=environ)

@@ -41,7 +41,7 @@ def measure(text, sizes, seen=1.0):
             flops += times * _flops(program, body, instruction, seen)
             if name not in inside:
                 memory += times * _through_memory(program, body, instruction)
-            kind = instruction.opcode.removesuffix('-start')
+            kind = _collective(program, name, instruction)
             channel = re.search(r'channel_id=(\d+)', instruction.rest) if kind in SENT else None
             if kind in SENT and (channel is None or channel[1] not in channels):
                 channels |= {channel[1]} if channel else set()
@@ -53,6 +53,14 @@ def measure(text, sizes, seen=1.0):
 def _inside_fusions(program):
     return {name for body in program.computations.values() for i in body.values() if i.opcode == 'fusion'
             for name in i.inner()}
+
+
+def _collective(program, computation, instruction):
+    """Returns what an instruction is as a collective: a sum that TPUs cut in the same kernel is scattered by it."""
+    kind = instruction.opcode.removesuffix('-start')
+    root = program.root(computation)
+    cut = kind == 'all-reduce' and root.opcode == 'dynamic-slice' and root.operands[0] == instruction.name
+    return 'reduce-scatter' if cut and computation.startswith('all-reduce-scatter') else kind
 
 
 def _flops(program, body, instruction, seen):
