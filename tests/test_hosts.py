@@ -4,9 +4,9 @@ import signal
 
 import numpy as np
 import pytest
+from processes import RUN, finish, losses, same, start, train, wait_for
 
 from lm import metrics
-from tests.processes import RUN, finish, losses, same, start, train, wait_for
 
 
 @pytest.fixture(scope='module')

@@ -5,9 +5,9 @@ import time
 
 import numpy as np
 import pytest
+from processes import RUN, finish, losses, start, train, wait_for
 
 from lm import metrics, watch
-from tests.processes import RUN, finish, losses, start, train, wait_for
 
 
 @pytest.fixture(scope='module')

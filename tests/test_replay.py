@@ -2,14 +2,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from lm import data, optim, replay, train, trees
 from lm.models.decoder import Decoder
 
 
-def test_parameters_come_in_the_order_that_the_model_reads_them():
+@pytest.mark.parametrize('remat', ['none', 'full'])
+def test_parameters_come_in_the_order_that_the_model_reads_them(remat):
     settings = train.Config(
-        model=Decoder(vocab=50, depth=3, heads=2, width=16, tied=False, bias='all', remat='full'),
+        model=Decoder(vocab=50, depth=3, heads=2, width=16, tied=False, bias='all', remat=remat),
         data=data.Corpus(train=data.Synthetic(), valid=None, tokenizer=data.Bytes(), context=8, batch=8),
         optimizer=optim.AdamW(), steps=100)
     order, stacked = replay.reading(settings, train.program(settings))
