@@ -3,7 +3,7 @@
     lm sweep experiments/scaling_tiny.py
     lm scaling runs/scaling_tiny_sweep --budget=1e13 --predict 'model.width=256 steps=3200' --html scaling.html
 
-Hardware and time: two CPU cores that others kept busy, 12 minutes of training for all 16 runs. The learning rates were
+Hardware and time: two shared CPU cores, 12 minutes of training for all 16 runs. The learning rates were
 not tuned, and there is one seed. Reached, November 2026: losses from 2.513 (7.3k parameters, 205k tokens) to 1.763
 (402k, 1.64M tokens, 1.6 epochs).
 
