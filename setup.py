@@ -20,7 +20,7 @@ EXTRAS = {
     'cuda': ['jax[cuda13]'],
     'cuda12': ['jax[cuda12]'],
     'tpu': ['jax[tpu]'],
-    'plan-tpu': ['jax[tpu]'],
+    'plan-tpu': ['libtpu'],
     'plan-cuda': ['jax-cuda13-plugin', 'jax-cuda13-pjrt', 'nvidia-cuda-nvcc', 'nvidia-nvvm', 'nvidia-cudnn-cu13'],
     'hf': ['tokenizers'],
     'parquet': ['pyarrow'],

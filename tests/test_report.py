@@ -8,7 +8,9 @@ import simulated
 from simulated import BETTER, report
 
 from lm.config import Error
-from lm.report import curves, expectations, provenance, study, trials, variants
+from lm.report import curves, expectations, provenance, show, study, trials, variants
+
+SWEEP = {'experiment': 'experiments/x.py', 'config': simulated.CONFIG, 'given': [], 'rule': None}
 
 
 def verdicts(found, axis='tokens'):
@@ -52,11 +54,11 @@ def test_runs_alike_are_told_apart_by_their_directories(tmp_path):
 
 
 def test_the_baseline_of_a_sweep_is_the_trial_that_changes_nothing(swept):
-    listed = {f'c-{seed}': {'optimizer.weight_decay': 0.2, 'seed': seed} for seed in range(5)}
-    listed |= {'b-0': {'seed': 0, 'data.seed': 0}, 'new': {}}
-    (swept / 'sweep.json').write_text(json.dumps({'experiment': 'x.py', 'given': [], 'rule': None, 'trials': listed}))
+    listed = {f'c-{seed}': {'optimizer.weight_decay': 0.2, 'seed': seed} for seed in range(5)} | {'new': {}}
+    (swept / 'sweep.json').write_text(json.dumps({**SWEEP, 'config': simulated.changed(BETTER), 'trials': listed}))
     found = study.read([swept])
     assert found.variants[0].trials[0].name == 'b-0'
+    assert 'the baseline has model.position=Alibi' in show.heading(found, found.families['tokens'])
     assert ('new', 'not begun') in found.left
 
 
@@ -119,7 +121,7 @@ def test_an_unfinished_run_is_named_and_left_out(swept):
 def test_seeds_that_a_rule_left_over_win_nothing(swept):
     simulated.write(swept / 'b-9', BETTER, 5.0, 9, until=500)
     (swept / 'sweep.json').write_text(json.dumps({
-        'experiment': 'x.py', 'given': [], 'rule': {'type': 'lm.sweep.rules:Halving'}, 'trials': {'a-0': {}}}))
+        **SWEEP, 'rule': {'type': 'lm.sweep.rules:Halving'}, 'trials': {'a-0': {}}}))
     c = study.read([swept]).families['tokens'].compared[0]
     assert c.verdict == 'undecided'
     assert 'no fair sample' in c.notes[0]
@@ -232,7 +234,7 @@ def test_a_thousand_trials_are_read_once(tmp_path):
 
 def test_the_line_that_makes_a_trial_again(swept):
     (swept / 'sweep.json').write_text(json.dumps({
-        'experiment': 'experiments/x.py', 'given': ['steps=1000', 'model.depth=2'], 'rule': None, 'trials': {'b-0': {
+        **SWEEP, 'given': ['steps=1000', 'model.depth=2'], 'trials': {'b-0': {
             'model.position': {'type': 'lm.positions:Rope', 'base': 500.0}, 'seed': 3}}}))
     trial = next(t for t in trials.read([swept]) if t.name == 'b-0')
     assert provenance.again(trial) == \

@@ -4,7 +4,7 @@ import math
 import textwrap
 from dataclasses import asdict
 
-from lm.report import comparisons, expectations, statistics, study
+from lm.report import comparisons, expectations, statistics, study, variants
 
 HEAD = ('variant', 'verdict', 'seeds', 'loss', 'difference', '95% t', '95% bootstrap', 'p', 'effect', 'gain')
 UNITS = {'tokens': 'tokens', 'flops': 'FLOPs', 'seconds': 'seconds of training'}
@@ -83,6 +83,7 @@ def heading(found, family):
     if family.axis != 'tokens':
         return f'{found.metric} at {family.budget:.4g} {UNITS[family.axis]} each, the least that a run was given'
     said = [f'{found.metric} at {family.budget:,.0f} tokens each']
+    said += [f'the baseline has {key}={value}' for key, value in variants.own(found.variants).items()]
     if math.isfinite(found.noise):
         said.append(f'noise floor {found.noise:.2g}: the deviation of the baseline over its seeds')
     if family.compared:

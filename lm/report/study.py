@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm import metrics
 from lm.config import Error
 from lm.report import comparisons, costs, curves, trials, variants
 
@@ -71,7 +70,7 @@ class Study:
 def read(directories, options=Options()):
     """Returns the Study of run directories; raises config.Error where nothing in them can be compared."""
     found = trials.read(directories)
-    groups = variants.gather(found, options.rate, options.baseline, _first(directories, options.rate))
+    groups = variants.gather(found, options.rate, options.baseline, _first(found, directories, options.rate))
     metric = _metric(found, options.metric)
     left = [(trial.name, f'{trial.state}: {trial.why}') for trial in found if trial.state != 'finished']
     left += [(name, 'not begun') for name in trials.waiting(directories)]
@@ -115,14 +114,14 @@ def _metric(found, asked):
     return asked or ('valid/bits_per_byte' if len(tokenizers) > 1 else 'valid/loss')
 
 
-def _first(directories, rate):
-    """Returns the name of the trial that a sweep changes nothing in but seeds and rate, or its first, or None."""
+def _first(found, directories, rate):
+    """Returns the name of a trial with a sweep's own settings, whatever its seeds and rate, or its first, or None."""
     for directory in map(Path, directories):
         about = trials.sweep(directory)
         if about:
-            listed = about['trials']
-            plain = [name for name, changes in listed.items() if not {*changes} - {*metrics.SEEDS, rate}]
-            return next(iter(plain + list(listed)), None)
+            own = variants.without(trials.variant(trials.flatten(about['config'])), rate)
+            plain = [trial.name for trial in found if variants.without(trial.settings, rate) == own]
+            return next(iter(plain + list(about['trials'])), None)
     return None
 
 

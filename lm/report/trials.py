@@ -91,7 +91,7 @@ def waiting(directories):
 def sweep(directory):
     """Returns what the sweep.json of a directory says, None where there is none.
 
-    These are the experiment, the overrides given for all trials, the rule, and {trial: overrides}.
+    These are the experiment, its config, the overrides given for all trials, the rule, and {trial: overrides}.
     """
     path = directory / 'sweep.json'
     return _listing(path, path.stat().st_mtime_ns) if path.exists() else None
@@ -101,7 +101,7 @@ def sweep(directory):
 def _listing(path, _):
     try:
         about = json.loads(path.read_text())
-        return {name: about[name] for name in ('experiment', 'given', 'rule', 'trials')}
+        return {name: about[name] for name in ('experiment', 'config', 'given', 'rule', 'trials')}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise Error(f'{path} is no record of a sweep ({error}); give the directories of its trials.') from error
 
@@ -115,8 +115,6 @@ def _open(directory, given):
         raise Error(f'{directory}/config.json is no record of a run ({error}); remove the directory.') from error
     if missing:
         raise Error(f'{directory}/config.json lacks {", ".join(missing)}; it is no training run.')
-    settings = {key: value for key, value in flat.items()
-                if key not in metrics.SEEDS and key.split('.')[0] not in metrics.FREE}
     records = metrics.read(directory)
     seed = tuple(map(flat.get, metrics.SEEDS))
     failure = directory / 'failed.json'
@@ -125,7 +123,13 @@ def _open(directory, given):
         state = 'stopped', f"{state[1]}, by its sweep's rule or not yet done"
     if failure.exists():
         state = 'failed', json.loads(failure.read_text())['error']
-    return Trial(directory, given, about, settings, seed, records, *state)
+    return Trial(directory, given, about, variant(flat), seed, records, *state)
+
+
+def variant(flat):
+    """Returns those of {dotted key: value} that neither a seed nor the running changes."""
+    return {key: value for key, value in flat.items()
+            if key not in metrics.SEEDS and key.split('.')[0] not in metrics.FREE}
 
 
 def _state(records, steps):

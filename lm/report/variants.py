@@ -115,6 +115,13 @@ def difference(a, b):
     return {key: pair for key, pair in pairs.items() if not _above(key) & pairs.keys()}
 
 
+def own(variants):
+    """Returns {dotted key: value} of the first variant's settings that are otherwise in all others."""
+    base, *others = variants
+    keys = [difference(base.settings, other.settings).keys() for other in others]
+    return {key: base.settings.get(key, ABSENT) for key in sorted(set.intersection(*map(set, keys)))} if keys else {}
+
+
 def _above(key):
     parts = key.split('.')
     return {'.'.join(parts[:i]) for i in range(1, len(parts))}

@@ -157,10 +157,12 @@ def _dumped(trials):
 
 
 def _write(sweep, file, given):
-    about = {'experiment': str(file), 'given': list(given), 'config': config.dump(sweep.base),
+    path, here = Path(file).resolve(), Path.cwd().resolve()
+    near = path.relative_to(here) if path.is_relative_to(here) else path  # so that others can paste the line as well
+    about = {'experiment': str(near), 'given': list(given), 'config': config.dump(sweep.base),
              'rule': config.dump(sweep.rule), 'trials': _dumped(sweep.trials)}
     copy = sweep.directory / 'experiment.py'
-    if Path(file).resolve() != copy.resolve():
+    if path != copy.resolve():
         replace(copy, Path(file).read_text())
     replace(sweep.directory / RECORD, json.dumps(about, indent=1) + '\n')
 
