@@ -13,7 +13,7 @@ from lm.config import Error
 RECORD = 'metrics.jsonl'
 # Fields of an experiment that change neither what is computed nor its order: a run may go on with other values.
 FREE = ('mesh', 'zero', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep', 'sample', 'baselines',
-        'spike')
+        'spike', 'noise_scale')
 SEEDS = ('seed', 'data.seed')  # what two runs of one variant differ in
 
 

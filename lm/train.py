@@ -19,7 +19,8 @@ class Config:
     steps are logged, every `eval_every` validated on `eval_batches` batches (0 for all, as at the end), every
     `save_every` saved (0: only at the end). The last `keep` checkpoints are kept beside the best. After `patience`
     updates in a row that are not finite the run goes back to the last checkpoint and steps past the batches. spike: how
-    many deviations above the running median a loss is recorded as a spike, see spikes.Watch (0: none is). sample:
+    many deviations above the running median a loss is recorded as a spike, see spikes.Watch (0: none is). noise_scale:
+    whether it is estimated from the micro-batches, see noise.Scale, for the memory of about a gradient. sample:
     prompt of the sample shown at the end. baselines: whether compressors are measured on the held-out text at the end.
     """
 
@@ -38,11 +39,14 @@ class Config:
     keep: int = 2
     patience: int = 5
     spike: float = 8.0
+    noise_scale: bool = False
     sample: str = '\n'
     baselines: bool = False
 
     def __post_init__(self):
         config.positive(self, 'steps', 'accumulate', 'log_every', 'keep', 'patience')
+        if self.noise_scale and self.accumulate == 1:
+            raise config.Error('noise_scale=true compares micro-batches and accumulate=1 makes one; try accumulate=2.')
         if not self.spike >= 0:
             raise config.Error(f'spike={self.spike} is not a number of deviations; try spike=8.0, or 0.0 for none.')
         if self.data.batch % self.accumulate:
@@ -66,14 +70,14 @@ def unadjusted(params, measured):
     return params, measured
 
 
-def make_step(loss, tx, seed=0, accumulate=1, adjusted=unadjusted):
+def make_step(loss, tx, seed=0, accumulate=1, adjusted=unadjusted, *, noise_scale=False):
     """Returns step(state, batch) -> (state, metrics), pure: randomness comes from the seed and state.step alone.
 
     `loss(params, batch, key) -> (loss, metrics)` is a mean over metrics['weight'] tokens. `adjusted(params, metrics) ->
     (params, metrics)` comes after the optimizer, for what learns without a gradient. An update whose loss or gradient
-    is not finite leaves parameters and optimizer as they were.
+    is not finite leaves parameters and optimizer as they were. noise_scale: see `accumulated`.
     """
-    gradient = gradients(loss, seed, accumulate)
+    gradient = gradients(loss, seed, accumulate, noise_scale=noise_scale)
 
     def step(state, batch):
         grads, measured = gradient(state, batch)
@@ -88,20 +92,20 @@ def make_step(loss, tx, seed=0, accumulate=1, adjusted=unadjusted):
     return step
 
 
-def gradients(loss, seed=0, accumulate=1):
+def gradients(loss, seed=0, accumulate=1, *, noise_scale=False):
     """Returns gradient(state, batch) -> (gradient, metrics): what a step takes it from, by `make_step`'s arguments."""
     def gradient(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        return accumulated(loss, accumulate)(state.params, batch, key)
+        return accumulated(loss, accumulate, noise_scale=noise_scale)(state.params, batch, key)
     return gradient
 
 
-def accumulated(loss, parts):
+def accumulated(loss, parts, *, noise_scale=False):
     """Returns gradient(params, batch, key) -> (gradient, metrics) of `loss`, computed `parts` micro-batches at a time.
 
     Micro-batch i takes rows i, i + parts, ..., so that each stays spread over the mesh as the batch is. Each counts by
-    its metrics['weight'], which makes the sum the gradient of the mean over the whole batch. The metrics of two or more
-    have 'grad_square' too: the mean of the squared norms of their gradients, see noise.Scale.
+    its metrics['weight'], which makes the sum the gradient of the mean over the whole batch. noise_scale: the metrics
+    of two or more have 'grad_square' too, the mean of the squared norms of their gradients, see noise.Scale.
     """
     gradient = jax.grad(loss, has_aux=True)
     if parts == 1:
@@ -109,7 +113,8 @@ def accumulated(loss, parts):
 
     def weigh(params, batch, key):
         grads, measured = gradient(params, batch, key)
-        measured = {**measured, 'grad_square': jnp.square(trees.norm(grads))}
+        if noise_scale:
+            measured = {**measured, 'grad_square': jnp.square(trees.norm(grads))}
         weight = measured['weight']
         return jax.tree.map(lambda x: x * weight, (grads, {**measured, 'weight': jnp.ones_like(weight)})), weight
 
@@ -135,7 +140,8 @@ def functions(settings):
     def init():
         params = model.init(jax.random.key(settings.seed))
         return State(jnp.int32(0), params, tx.init(params), jnp.int32(0))
-    return init, make_step(model.loss, tx, settings.seed, settings.accumulate, model.adjusted)
+    return init, make_step(model.loss, tx, settings.seed, settings.accumulate, model.adjusted,
+                           noise_scale=settings.noise_scale)
 
 
 class Program(NamedTuple):

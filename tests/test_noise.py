@@ -1,12 +1,15 @@
 """The noise scale of simulated quadratics, whose true one is known."""
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from lm import noise, train
+from lm import config, noise, train
 
+TINY = pathlib.Path(__file__).resolve().parents[1] / 'experiments' / 'tiny.py'
 MEAN, SPREAD = jnp.array([3.0, -1.0, 0.5, 2.0]), jnp.array([4.0, 2.0, 6.0, 1.0])
 TRUE = float(jnp.sum(SPREAD ** 2) / jnp.sum(MEAN ** 2))  # at parameters of 0: the trace over the squared gradient
 
@@ -23,7 +26,7 @@ def steps(count, parts, ragged=False):
     tx = optax.set_to_zero()
     params = {'x': jnp.zeros(4)}
     state = train.State(jnp.int32(0), params, tx.init(params), jnp.int32(0))
-    step = train.make_step(loss, tx, accumulate=parts)
+    step = train.make_step(loss, tx, accumulate=parts, noise_scale=True)
 
     def one(key):
         drawn, left = jax.random.split(key)
@@ -57,3 +60,16 @@ def test_both_estimates_are_unbiased():
 def test_one_batch_a_step_tells_nothing():
     assert 'grad_square' not in steps(2, 1)
     assert noise.Scale(1).value() == {}
+
+
+@pytest.mark.parametrize('asked', [False, True])
+def test_a_run_measures_it_where_asked_to(asked):
+    settings = config.load(TINY, ['accumulate=2', f'noise_scale={asked}'.lower()]).config
+    init, step = train.functions(settings)
+    measured = jax.eval_shape(lambda: step(init(), settings.data.example())[1])
+    assert ('grad_square' in measured) == asked
+
+
+def test_it_needs_micro_batches():
+    with pytest.raises(config.Error, match='accumulate=1 makes one; try accumulate=2'):
+        config.load(TINY, ['noise_scale=true'])
