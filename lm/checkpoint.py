@@ -55,7 +55,7 @@ class Store:
         try:
             write()
         except jax.errors.JaxRuntimeError:
-            raise  # no fault of the disk: another host was lost in the middle of it
+            raise  # a fault of the devices or of another host, not of the disk
         except (OSError, ValueError, RuntimeError) as error:
             kept = self.steps()[-1] if self.steps() else 'none'
             raise config.Error(f'saving to {self.directory} failed: {config.first_line(error)[:300]}; the last good '

@@ -41,13 +41,17 @@ def finite(values):
             for name, value in values.items()}
 
 
+def replace(path, text):
+    """Writes a text file whole: who reads it sees the text before or this one."""
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    temporary.write_text(text, encoding='utf-8')
+    os.replace(temporary, path)
+
+
 def rewind(directory, step):
     """Drops the records of steps after `step`: what a resumed run will write again. Atomic."""
     kept = [record for record in read(directory) if record['step'] <= step]
-    path = Path(directory) / RECORD
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(''.join(json.dumps(record) + '\n' for record in kept))
-    os.replace(temporary, path)
+    replace(Path(directory) / RECORD, ''.join(json.dumps(record) + '\n' for record in kept))
 
 
 def _one_line(write):

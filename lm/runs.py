@@ -111,9 +111,7 @@ def _record(directory, experiment, devices):
     about = {'config': config.dump(experiment.config), 'file': str(experiment.file), 'command': sys.argv,
              'device': devices[0].device_kind, 'devices': len(devices),
              'commit': _commit(), 'versions': {'python': sys.version.split()[0], **_versions()}}
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(json.dumps(about, indent=1) + '\n')
-    os.replace(temporary, path)
+    metrics.replace(path, json.dumps(about, indent=1) + '\n')
 
 
 def _check_same(directory, was, now):

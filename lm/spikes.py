@@ -3,7 +3,6 @@ import bisect
 import collections
 import json
 import math
-import os
 from functools import partial
 from pathlib import Path
 
@@ -126,9 +125,7 @@ def write(directory, found):
     file.parent.mkdir(exist_ok=True)
     layers = found['layers'] and [metrics.finite(row) for row in found['layers']]
     text = json.dumps({**metrics.finite(found), 'layers': layers}, indent=1, ensure_ascii=False)
-    temporary = file.with_suffix('.tmp')
-    temporary.write_text(text + '\n', encoding='utf-8')
-    os.replace(temporary, file)
+    metrics.replace(file, text + '\n')
 
 
 def anatomy(settings, program, state, batch):

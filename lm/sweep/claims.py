@@ -12,8 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from lm import config, watch
-from lm.sweep.trials import replace
+from lm import config, metrics, watch
 
 PERIOD, DEAD = 2.0, 30.0  # seconds between beats, and of one beat seen unchanged after which its owner counts as dead
 
@@ -63,7 +62,7 @@ class Claims:
         with self.lock:
             number = self.held.pop(trial)
             with contextlib.suppress(OSError):  # no room to say so: others hear no beat any more
-                replace(self._path(trial, number), json.dumps({'released': True}))
+                metrics.replace(self._path(trial, number), json.dumps({'released': True}))
 
     def newest(self):
         """Returns {trial: number of its newest claim}."""
@@ -102,7 +101,7 @@ class Claims:
                 for trial, number in self.held.items():
                     if self._path(trial, number + 1).exists():
                         _leave(trial)
-                    replace(self._path(trial, number), self._text())
+                    metrics.replace(self._path(trial, number), self._text())
 
 
 def _leave(trial):

@@ -48,7 +48,7 @@ def read(directory):
 
 
 def _write(directory, about):
-    trials.replace(Path(directory) / RECORD, json.dumps(about, indent=1) + '\n')
+    metrics.replace(Path(directory) / RECORD, json.dumps(about, indent=1) + '\n')
 
 
 def ended(sweep):

@@ -3,7 +3,6 @@ import contextlib
 import fcntl
 import functools
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +148,7 @@ def add(directory, trials):
     """Lists more trials in a sweep's directory; to be called within `alone`."""
     about = json.loads((directory / RECORD).read_text())
     about['trials'] |= _dumped(trials)
-    replace(directory / RECORD, json.dumps(about, indent=1) + '\n')
+    metrics.replace(directory / RECORD, json.dumps(about, indent=1) + '\n')
 
 
 def _dumped(trials):
@@ -163,15 +162,8 @@ def _write(sweep, file, given):
              'rule': config.dump(sweep.rule), 'trials': _dumped(sweep.trials)}
     copy = sweep.directory / 'experiment.py'
     if path != copy.resolve():
-        replace(copy, Path(file).read_text())
-    replace(sweep.directory / RECORD, json.dumps(about, indent=1) + '\n')
-
-
-def replace(path, text):
-    """Writes a text file whole: who reads it sees the text before or this one."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    temporary.write_text(text)
-    os.replace(temporary, path)
+        metrics.replace(copy, Path(file).read_text())
+    metrics.replace(sweep.directory / RECORD, json.dumps(about, indent=1) + '\n')
 
 
 def open_sweep(directory):

@@ -6,7 +6,7 @@ import time
 import traceback
 from pathlib import Path
 
-from lm import config, hosts, loop, runs
+from lm import config, hosts, loop, metrics, runs
 from lm.data.cache import root
 from lm.sweep import claims, grid, search, vectors, view
 from lm.sweep import together as groups
@@ -17,7 +17,6 @@ from lm.sweep.trials import (
     judged_every,
     open_sweep,
     plan,
-    replace,
     rule_of,
     shown,
     states,
@@ -185,7 +184,7 @@ def fail(trial, fault):
         traceback.print_exception(fault)
     try:
         trial.directory.mkdir(parents=True, exist_ok=True)
-        replace(trial.directory / FAILED, json.dumps({'error': config.first_line(fault)}) + '\n')
+        metrics.replace(trial.directory / FAILED, json.dumps({'error': config.first_line(fault)}) + '\n')
     except OSError as error:
         raise config.Error(f'cannot write to {trial.directory}: {error.strerror}; free some space and '
                            'start again.') from fault
