@@ -2,6 +2,14 @@
 
     lm sweep experiments/ablations/dropout.py --together=20
     lm report runs/dropout_sweep --html report.html
+
+Hardware and time: two shared CPU cores, 20 runs in 3 CPU minutes, November 2026, jax 0.12. Validation loss after
+307,200 tokens, five seeds each, against none; p by Holm over three comparisons:
+
+    none   2.330
+    0.05   2.337  +0.007 [-0.017, +0.032]  p 0.45   undecided, 73 more seeds
+    0.1    2.359  +0.029 [+0.012, +0.046]  p 0.017  worse
+    0.2    2.382  +0.052 [+0.031, +0.073]  p 0.007  worse
 """
 import dataclasses
 

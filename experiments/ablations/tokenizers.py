@@ -1,4 +1,4 @@
-"""How many pieces a tokenizer should have, in bits per byte: bytes and three sizes, two rates, five seeds.
+"""How many pieces a tokenizer should have, in bits per byte: bytes and three sizes, four rates, five seeds.
 
     lm sweep experiments/ablations/tokenizers.py --together=15
     lm report runs/tokenizers_sweep --html report.html
@@ -14,4 +14,4 @@ SIZES = (512, 1024, 2048)
 def sweep():
     kinds = [{'data.tokenizer': data.Bytes(), 'model.vocab': 258},
              *({'data.tokenizer': data.SentencePiece(size=size), 'model.vocab': size} for size in SIZES)]
-    return grid(kinds, {'optimizer.peak': [3e-3, 1e-2]}, small.SEEDS)
+    return grid(kinds, {'optimizer.peak': [1e-3, 3e-3, 1e-2, 3e-2]}, small.SEEDS)
