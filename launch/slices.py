@@ -5,7 +5,7 @@ from collections import namedtuple
 
 import shell
 
-PRICED = 'late 2025'  # list prices on demand in the United States, https://cloud.google.com/tpu/pricing
+PRICED = 'autumn 2026'  # list prices on demand in the United States, https://cloud.google.com/tpu/pricing
 # accelerator: the name's beginning in Cloud TPU. cores: how many one chip counts for in the name. price: dollars for an
 # hour of a chip. limit: most chips of a slice. runtime, zone: of a queued resource; a generation without them has none.
 Generation = namedtuple('Generation', 'accelerator cores price limit dimensions node runtime zone')

@@ -10,7 +10,7 @@ from lm.config.annotations import close
 
 TERA, GIGA, GIB = 1e12, 1e9, 2 ** 30
 GPU_SHARE = 0.92  # of a GPU's memory for arrays; the rest is for the driver, the libraries and NCCL
-PRICED = 'late 2025'
+PRICED = 'autumn 2026'
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,10 @@ def _gpu(name, bfloat16, size, bandwidth, **rest):
     return name, Chip(name, flops, size * GPU_SHARE, bandwidth * GIGA, **rest)
 
 
-# Links and networks: "How to Scale Your Model" (Austin et al. 2025) and Google's and NVIDIA's data sheets. Prices: list
-# prices on demand in the United States, Google Cloud for TPUs, Amazon EC2 for data-centre GPUs.
+# Links and networks: "How to Scale Your Model" (Austin et al. 2025) and Google's and NVIDIA's data sheets. Prices are
+# on demand. TPUs: https://cloud.google.com/tpu/pricing for the United States, October 2026, and SkyPilot's catalogue of
+# 2026; v4 as there in January 2025. GPUs: an eighth of Amazon EC2's in us-east-1, September 2026: p4d.24xlarge 21.96,
+# p4de.24xlarge 27.45, p5.48xlarge 55.04, p5en.48xlarge 63.30, p6-b200.48xlarge 113.93.
 CHIPS = dict([
     _tpu('v4', 275, 30.75, 1228, link=45e9, network=6.25e9, torus=3, price=3.22, named_by_core=True),
     _tpu('v5e', 197, 15.75, 819, link=45e9, network=3.125e9, torus=2, price=1.20),
@@ -138,7 +140,8 @@ def here(kind, devices):
         return None
     if not chip.torus:
         return Cluster(kind, chip, (min(devices, NODE),), -(-devices // NODE))
-    return Cluster(kind, chip, (devices // chip.cores or 1,) + (1,) * (chip.torus - 1))
+    chips = devices // chip.cores or 1
+    return Cluster(kind, chip, (chips,) + (1,) * (chip.torus - 1) if chips & (chips - 1) else _sides(chips, chip.torus))
 
 
 def _nodes(name, chip, count):
@@ -149,18 +152,25 @@ def _nodes(name, chip, count):
 
 
 def _torus(name, chip, number):
-    """Returns the sides of the slice of that number, as even as powers of two can be, the longer ones last."""
+    """Returns the sides of the slice of that number; raises config.Error where there is none."""
     per_chip = 2 if chip.named_by_core else 1
     chips, most = number // per_chip, LARGEST[chip.torus]
     if chips < 1 or chips & (chips - 1) or number % per_chip or chips > most:
         near = min(most, 2 ** max(0, round(math.log2(max(1, chips)))))
         slices = -(-chips // most)
         remedy = f'{chip.name}-{near * per_chip}' if chips <= most else f'{slices}x{chip.name}-{most * per_chip}'
-        raise config.Error(f'{name!r} is no slice of a power of two chips up to {most}; try {remedy}.')
-    if chip.torus == 3 and chips <= 4:
+        counted = ' (the number counts cores, two a chip)' if chip.named_by_core else ''
+        sides = f', or give its sides: {chip.name}:4x4x12' if chip.torus == 3 else ''
+        raise config.Error(f'{name!r} is no slice of a power of two chips up to {most}{counted}; try {remedy}{sides}.')
+    return _sides(chips, chip.torus)
+
+
+def _sides(chips, dimensions):
+    """Returns the sides of a torus of 2 ** n chips, as even as powers of two can be, the longer ones last."""
+    if dimensions == 3 and chips <= 4:
         return {1: (1, 1, 1), 2: (1, 2, 1), 4: (2, 2, 1)}[chips]
-    power, sides = chips.bit_length() - 1, chip.torus
-    return tuple(2 ** (power // sides + (side >= sides - power % sides)) for side in range(sides))
+    power = chips.bit_length() - 1
+    return tuple(2 ** (power // dimensions + (side >= dimensions - power % dimensions)) for side in range(dimensions))
 
 
 def measure_gemm(dtype, size=1024, seconds=0.5):

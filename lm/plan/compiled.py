@@ -17,6 +17,7 @@ from lm import config, hardware
 from lm.plan import topology
 
 OUT_OF_MEMORY = re.compile(r'(?:Used |required[^(]*\()([\d.]+)([KMG])\b')
+POINTER = re.compile(r'backend_config = "\d+"')  # of a kernel partitioned in Python: another one in every process
 REMATERIALIZED = 'nvoluntary full rematerialization'
 UNITS = {'K': 2 ** 10, 'M': 2 ** 20, 'G': 2 ** 30}
 
@@ -61,6 +62,8 @@ def compile_step(settings, cluster, file=None):
         said = [line for line in child.stderr.splitlines() if line.strip()] or ['nothing said']
         raise config.Error(f'compiling for {cluster.name} failed: {said[-1][:500]}')
     answer = json.loads(child.stdout.splitlines()[-1])
+    if 'error' in answer:
+        raise config.Error(answer['error'])
     return Compiled(**json.loads(gzip.decompress(pathlib.Path(answer['path']).read_bytes())), cached=answer['cached'])
 
 
@@ -86,13 +89,24 @@ def folder():
     return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 'lm' / 'plan'
 
 
+def writable(path):
+    """Returns a directory, made if need be; raises config.Error where nothing can be written there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise config.Error(f'compiled steps cannot be kept in {path} ({error.strerror}); '
+                           'name another folder: XDG_CACHE_HOME=/tmp/cache.') from error
+    return path
+
+
 def _key(step, cluster):
     names = ('jax', 'jaxlib', 'libtpu', 'jax-cuda13-plugin')
     known = {d.metadata['Name'] for d in importlib.metadata.distributions()}
     versions = [f'{name} {importlib.metadata.version(name)}' for name in names if name in known]
     flags = [os.environ.get(name, '') for name in ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')]
-    said = [step.as_text(), cluster.chip.name, str(cluster.shape), str(cluster.count), *versions, *flags]
-    return hashlib.sha256('\n'.join(said).encode()).hexdigest()
+    said = [POINTER.sub('', step.as_text()), cluster.chip.name, str(cluster.shape), str(cluster.count)]
+    return hashlib.sha256('\n'.join([*said, *versions, *flags]).encode()).hexdigest()
 
 
 def _compile(step):
@@ -134,20 +148,27 @@ def _stderr_to(file):
 
 
 def main():
-    """Reads what to compile as JSON from stdin and prints the path of the file that holds the answer."""
-    asked = json.load(sys.stdin)
+    """Reads what to compile as JSON from stdin and prints where the answer is, or what is wrong with the settings."""
+    try:
+        print(json.dumps(_answered(json.load(sys.stdin))))
+    except config.Error as error:
+        print(json.dumps({'error': str(error)}))
+
+
+def _answered(asked):
+    """Returns {'path': of the file that holds the answer, 'cached': whether it was there}; compiles if it was not."""
     cluster = hardware.cluster(asked['cluster'])
     settings = config.build(asked['settings'], asked['file'])
+    kept = writable(folder())
     step = lowered(settings, topology.devices(cluster), cluster.chip.platform)
-    path = folder() / f'{_key(step, cluster)}.json.gz'
+    path = kept / f'{_key(step, cluster)}.json.gz'
     cached = path.exists()
     if not cached:
         packed = gzip.compress(json.dumps(_compile(step)).encode())
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f'.{os.getpid()}')
         part.write_bytes(packed)
         part.replace(path)
-    print(json.dumps({'path': str(path), 'cached': cached}))
+    return {'path': str(path), 'cached': cached}
 
 
 if __name__ == '__main__':

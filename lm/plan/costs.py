@@ -29,7 +29,7 @@ def measure(text, sizes, seen=1.0):
     """Returns {'flops', 'memory_bytes', 'collectives'} of one run on one device, from a compiled module's text.
 
     `sizes` is {mesh axis: size} in order and `seen` the share of all pairs that attention kernels compute. collectives
-    is {(kind, axes): bytes sent}, axes joined by '+'.
+    is {(kind, axes): bytes sent}, axes as by `axes`, joined by '+'.
     """
     program = hlo.parse(text)
     flops = memory = 0
@@ -217,6 +217,12 @@ def _named(mesh, chosen):
 
 
 def axes(instruction, sizes):
-    """Returns the names of the mesh axes that a collective goes along."""
+    """Returns the names of the mesh axes that a collective goes along.
+
+    'fsdp:16' where it goes over 16 devices of the axis at a time, and those are not all.
+    """
     at = np.array(np.unravel_index(group(instruction, sizes), tuple(sizes.values())))
-    return tuple(name for name, places in zip(sizes, at) if len(set(places.tolist())) > 1)
+    taken = {name: len(set(places.tolist())) for name, places in zip(sizes, at)}
+    whole = 'source_target_pairs' in instruction.rest
+    return tuple(name if whole or count == sizes[name] else f'{name}:{count}'
+                 for name, count in taken.items() if count > 1)

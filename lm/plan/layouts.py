@@ -1,6 +1,7 @@
 """Layouts of an experiment on a cluster: the mesh, the rematerialisation and the micro-batches."""
 import dataclasses
 import itertools
+import json
 import math
 
 from lm import config, sharding
@@ -24,15 +25,12 @@ class Layout:
 
     def lines(self):
         """Returns the two lines to write into the experiment: of the model and of train.Config."""
-        mesh = ', '.join(f'{axis!r}: {size}' for axis, size in self.sizes.items())
         return [f'remat={self.remat!r}, loss_parts={self.loss_parts},',
-                f'mesh={{{mesh}}}, accumulate={self.accumulate},']
+                f'mesh={self.sizes}, accumulate={self.accumulate},']
 
     def changes(self, other):
-        """Returns in words what is to be changed in `other` to have this one."""
-        said = []
-        if self.sizes != other.sizes:
-            said.append('mesh=' + '{' + ', '.join(f'{axis!r}: {size}' for axis, size in self.sizes.items()) + '}')
+        """Returns the overrides that make `other` this one."""
+        said = [] if self.sizes == other.sizes else [f'mesh={json.dumps(self.sizes)}']
         for field in ('remat', 'loss_parts'):
             if getattr(self, field) != getattr(other, field):
                 said.append(f'model.{field}={getattr(self, field)}')
@@ -51,7 +49,9 @@ def every(settings, cluster):
     """Yields the Layouts that an experiment can have on a cluster, several thousand for 256 devices.
 
     Data, fsdp, tensor, context and expert parallelism; between slices data alone, between nodes fsdp too. What divides:
-    heads and the feed-forward width by tensor, experts by expert, length by context, rows by the rest.
+    heads and the feed-forward width by tensor, experts by expert, length by context, rows by the rest. Not stages:
+    what a pipeline holds depends on its schedule, which the formulas do not know, and on links this fast its idle turns
+    cost more than the bytes of fsdp that it saves. A mesh with stages can be planned without a search.
     """
     model, island = settings.model, cluster.devices // cluster.count
     for tensor, context, expert in itertools.product(_tensor(model), _context(settings), _expert(model)):

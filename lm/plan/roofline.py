@@ -50,11 +50,15 @@ def roofline(cluster, sizes, dtype, measured):
 def joint(cluster, speeds, axes):
     """Returns the bytes/s of a collective along axes joined by '+': their links together, or the network they cross.
 
-    The axis 'host' is the way to the host's memory.
+    `speeds` is what `bandwidths` returns. A collective over a part of an axis on a torus, such as 'fsdp:16', has the
+    links of the sides that this part fills. The axis 'host' is the way to the host's memory.
     """
     if axes == 'host':
         return HOST[cluster.chip.platform]
-    each = [speeds[axis] for axis in axes.split('+') if axis in speeds] or list(speeds.values())
+    each = []
+    for name, _, part in (axis.partition(':') for axis in axes.split('+')):
+        alone = part and cluster.chip.torus and not speeds[name][1]
+        each.append(bandwidths(cluster, {name: int(part)})[name] if alone else speeds[name])
     inside = [speed for speed, crosses in each if not crosses]
     across = [speed for speed, crosses in each if crosses]
     return min(across) if across else sum(inside) if cluster.chip.torus else min(inside)

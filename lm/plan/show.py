@@ -1,5 +1,8 @@
 """`lm plan`: a plan as a page of text or as JSON."""
+import functools
 import json
+import shlex
+import sys
 import time
 
 from lm import config, hardware
@@ -25,43 +28,71 @@ def main(experiment: str, *overrides: str, on: str = '', search: bool = False, c
         price: dollars for an hour of one chip, in place of the list price
         json: print JSON
     """
-    if not on:
-        raise config.Error(f'name the hardware: --on v5e-256 or --on 8xh100; chips are {", ".join(hardware.CHIPS)}.')
-    cluster, loaded = hardware.cluster(on), config.load(experiment, overrides)
-    settings = loaded.config
+    cluster, loaded = _cluster(on), config.load(experiment, overrides)
+    if check < 1 or price < 0:
+        raise config.Error(f'--check={check} compiles none; try --check=1.' if check < 1 else
+                           f'--price={price} is negative; try --price=2.5, in dollars for an hour of a chip.')
     if search:
-        return _search(settings, cluster, loaded.file, check, json)
-    found = plans.plan(settings, cluster, loaded.file, price)
+        return _search(loaded, cluster, check, price, json)
+    found = plans.plan(loaded.config, cluster, loaded.file, price)
     print(_dumped(found) if json else text(found))
     return 0 if found['fits'] else 1
+
+
+def _cluster(on):
+    if not on:
+        raise config.Error(f'name the hardware: --on v5e-256 or --on 8xh100; chips are {", ".join(hardware.CHIPS)}.')
+    return hardware.cluster(on)
 
 
 def _dumped(found):
     return json.dumps(found, indent=1)
 
 
-def _search(settings, cluster, file, check, as_json):
-    begun = time.perf_counter()
-    count = len(ranked(settings, cluster))
-    if not as_json:
-        print(f'{count} layouts ranked by formula in {time.perf_counter() - begun:.1f} s')
+def _search(loaded, cluster, check, price, as_json):
+    say = functools.partial(print, flush=True, file=sys.stderr if as_json else sys.stdout)
+    settings, begun = loaded.config, time.perf_counter()
+    found = ranked(settings, cluster)
+    if not found:
+        raise config.Error(f'no mesh of {cluster.devices} devices divides {settings.data.batch} rows; '
+                           f'try data.batch={cluster.devices}.')
+    say(f'{len(found)} layouts ranked by formula in {time.perf_counter() - begun:.1f} s')
 
-    def report(candidate):
-        if not as_json:
-            print(f'compiling {", ".join(candidate.layout.lines())}  formula: {candidate.peak / GIB:.2f} GiB, '
-                  f'{candidate.seconds:.2f} s a step', flush=True)
-    found, chosen, outcome = plans.best(settings, cluster, file, check, report)
+    def compiled(candidate):
+        say(f'compiling {_named(candidate)}; formula: {candidate.peak / GIB:.2f} GiB, predicted '
+            f'{candidate.seconds:.3f} s a step')
+        return plans.outcome(candidate.layout.of(settings), cluster, loaded.file, price)
+    chosen, outcome = plans.best(found, cluster, compiled, check)
     if as_json:
-        print(_dumped({'layouts': count, 'best': chosen and chosen.layout.lines(), 'plan': outcome}))
+        print(_dumped({'layouts': len(found), 'best': chosen and chosen.layout.lines(), 'plan': outcome}))
     elif chosen:
-        print(text(outcome), '\nThe best that fits; write into the experiment:\n')
+        print(text(outcome), '\nThe best that fits; write into the experiment, in its model and in train.Config:\n')
         print(*(f'    {line}' for line in chosen.layout.lines()), sep='\n')
     else:
-        least = min(found, key=lambda c: c.peak)
-        print(f'None fits {cluster.name}: the least is {least.peak / GIB:.1f} GiB a device of '
-              f'{cluster.chip.memory / GIB:.1f} with {", ".join(least.layout.lines())}; '
-              f'{enough(settings, cluster) or "chips with more memory"} would do.')
+        print(_none(found, settings, cluster, outcome))
     return 0 if chosen else 1
+
+
+def _named(candidate):
+    return ' '.join(candidate.layout.lines()).rstrip(',')
+
+
+def _none(found, settings, cluster, outcome):
+    """Returns in words why no Candidate fits: by formula, or by the last of those that were compiled."""
+    least, has = min(found, key=lambda c: c.peak), cluster.chip.memory
+    off = plans.excess(outcome) if outcome else 1.0
+    more = enough(settings, cluster, off)
+    remedy = f'{more} is enough by formula.' if more else 'take chips with more memory.'
+    if off * least.peak > has:
+        return (f'None fits {cluster.name}: the least takes {_over(off * least.peak, has, cluster.chip.name)}, with '
+                f'{_named(least)}; {remedy}')
+    return (f'None that was compiled fits {cluster.name}: the last takes '
+            f'{_over(outcome["peak"], has, cluster.chip.name)}; a larger --check compiles more, and {remedy}')
+
+
+def _over(peak, capacity, chip):
+    return f'{peak / GIB:.2f} GiB a device, {(peak - capacity) / GIB:.2f} more than the {capacity / GIB:.2f} of {chip}'
+
 
 
 def text(found):
@@ -96,19 +127,17 @@ def _time(said):
             (f'hours to {said["tokens"] / 1e9:.1f}B tokens', 'hours', ',.1f')]
     rows += [(f'dollars at {said["price"]:.2f} a chip-hour', 'dollars', ',.0f')] if said['price'] else []
     head = f'{"Prediction":<38}{"all overlaps":>14}{"no collective does":>20}'
-    return [f'Bound by {said["bound"]}; seconds: {parts}', head,
+    note = f'List prices of {hardware.PRICED}, on demand; --price sets your own.'
+    return [f'Bound by {said["bound"]}; predicted seconds: {parts}', head,
             *(f'  {name:<36}{format(least[key], shape):>14}{format(most[key], shape):>20}'
-              for name, key, shape in rows),
-            f'List prices of {hardware.PRICED}, on demand; --price sets your own.']
+              for name, key, shape in rows), *([note] if said['listed'] else [])]
 
 
 def _misfit(found):
-    over = found['peak'] - found['capacity']
-    lines = [f'DOES NOT FIT: {over / GIB:.2f} GiB too much for the {found["capacity"] / GIB:.2f} GiB of a '
-             f'{found["chip"]}.']
+    lines = [f'DOES NOT FIT: it takes {_over(found["peak"], found["capacity"], found["chip"])}.']
     if not found['remedies']:
         more = f'{found["enough"]} is enough' if found['enough'] else 'take chips with more memory'
         return [*lines, f'By formula no mesh, rematerialisation or number of micro-batches makes it fit; {more}.']
     return [*lines, 'By formula these would, the fewest changes first:', *(
-        f'  {" ".join(each["changes"])}: {each["peak"] / GIB:.2f} GiB, {each["seconds"]:.2f} s a step'
+        f'  {shlex.join(each["changes"])}: {each["peak"] / GIB:.2f} GiB, predicted {each["seconds"]:.3f} s a step'
         for each in found['remedies'])]

@@ -1,0 +1,167 @@
+"""Layouts, the search among them, and what it says where none fits."""
+import dataclasses
+import json
+import pathlib
+import types
+
+import numpy as np
+import pytest
+
+from lm import config, hardware, sharding
+from lm.plan import analytic, compiled, layouts, plans, search, show
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TINY = str(ROOT / 'experiments' / 'tiny.py')
+
+
+def settings_of(name, **overrides):
+    return config.load(ROOT / 'experiments' / f'{name}.py', overrides).config
+
+
+def test_every_layout_can_be_trained():
+    settings, cluster = settings_of('llama_1b'), hardware.cluster('v5e-16')
+    found = list(layouts.every(settings, cluster))
+    assert len(found) == len({str(layout) for layout in found}) > 500
+    for layout in found[::37]:
+        tried = layout.of(settings)
+        assert np.prod(list(tried.mesh.values())) == 16
+        sharding.check_rows(tried.data.batch, tried.accumulate, type('Mesh', (), {'shape': tried.mesh}))
+
+
+def test_the_best_fits_and_what_fits_comes_first():
+    cluster = hardware.cluster('v5e-16')
+    found = search.ranked(settings_of('llama_1b'), cluster)
+    fits = [c.peak <= search.MARGIN * cluster.chip.memory for c in found]
+    assert fits[0] and not fits[-1] and fits == sorted(fits, reverse=True)
+    assert found[0].seconds <= found[1].seconds
+
+
+def test_remedies_change_little_and_fit():
+    settings, cluster = settings_of('llama_1b', **{'model.remat': 'none'}), hardware.cluster('v5e-16')
+    own = layouts.given(settings, 16)
+    found = search.remedies(settings, cluster)
+    assert len(found) == 3 and all(c.peak < cluster.chip.memory for c in found)
+    assert len(found[0].layout.changes(own)) <= 2
+    assert search.judge(own, analytic.subject(settings), cluster, 0.5).peak > cluster.chip.memory
+
+
+def test_what_no_layout_helps_is_told_how_many_chips_would_do():
+    settings, cluster = settings_of('llama_70b'), hardware.cluster('8xh100')
+    assert not search.remedies(settings, cluster)
+    name = search.enough(settings, cluster)
+    assert name.endswith('xh100') and hardware.cluster(name).devices > 8
+
+
+def test_more_sharding_and_more_recomputation_never_take_more_memory():
+    settings = settings_of('llama_1b')
+    subject = analytic.subject(settings)
+
+    def peak(sizes, remat, accumulate):
+        return sum(analytic.memory(layouts.Layout(sizes, remat, accumulate, 1), subject, 'tpu').values())
+    by_remat = [peak({'fsdp': 16}, remat, 1) for remat in ('none', 'dots', 'full', 'offload')]
+    assert by_remat == sorted(by_remat, reverse=True)
+    assert peak({'data': 16}, 'full', 4) > peak({'data': 4, 'fsdp': 4}, 'full', 4) > peak({'fsdp': 16}, 'full', 4)
+    assert peak({'fsdp': 16}, 'none', 1) > peak({'fsdp': 16}, 'none', 4)
+
+
+def took(candidate, times):
+    """Returns the outcome of a Candidate of which the compiler takes `times` as much as the formulas."""
+    return {'peak': times * candidate.peak, 'formula': candidate.peak, 'capacity': hardware.CHIPS['v5e'].memory,
+            'fits': times * candidate.peak <= hardware.CHIPS['v5e'].memory}
+
+
+def test_what_the_compiler_takes_more_than_the_formulas_holds_for_all_layouts():
+    cluster = hardware.cluster('v5e-16')
+    found, asked = search.ranked(settings_of('llama_1b'), cluster), []
+    times = 1.2 * cluster.chip.memory / found[0].peak
+
+    def compiled(candidate):
+        asked.append(candidate)
+        return took(candidate, times)
+    chosen, outcome = plans.best(found, cluster, compiled, check=9)
+    assert outcome['fits'] and asked == [found[0], chosen] and times * chosen.peak <= cluster.chip.memory
+
+
+def test_no_more_are_compiled_than_asked_for():
+    cluster, asked = hardware.cluster('v5e-16'), []
+
+    def compiled(candidate):
+        asked.append(candidate)
+        return took(candidate, 1) | {'fits': False}
+    chosen, outcome = plans.best(search.ranked(settings_of('llama_1b'), cluster), cluster, compiled, check=3)
+    assert chosen is None and not outcome['fits'] and len(asked) == 3
+    assert len({(str(c.layout.sizes), c.layout.remat) for c in asked}) == 3
+
+
+TEXT = """ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  ROOT %y = f32[8]{0} add(%x, %x)
+}"""
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """Returns a dict of what the compiler is made to answer; {'times': 2} is twice what the formulas say."""
+    says = {'times': 1}
+
+    def compile_step(settings, cluster, file):
+        held = analytic.memory(layouts.given(settings, cluster.devices), analytic.subject(settings), 'tpu')
+        return compiled.Compiled(TEXT, {'arguments': says['times'] * sum(held.values())}, 0, 0, 1, True)
+    monkeypatch.setattr(compiled, 'compile_step', compile_step)
+    return says
+
+
+def test_a_search_has_the_price_it_is_given(compiler, capsys):
+    assert show.main(TINY, on='v5e-8', search=True, price=2.5, json=True) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)['plan']['prediction']['price'] == 2.5
+    assert 'layouts ranked by formula' in said.err
+
+
+def test_a_search_prints_lines_that_make_the_layout(compiler, capsys):
+    assert show.main(TINY, on='v5e-8', search=True) == 0
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    model, whole = (eval(f'dict({line})') for line in lines)
+    assert layouts.Layout(whole['mesh'], model['remat'], whole['accumulate'], model['loss_parts']).lines() == [
+        line.strip() for line in lines]
+
+
+def test_a_search_in_which_none_fits_says_by_how_much_and_what_would(compiler, capsys):
+    assert show.main(str(ROOT / 'experiments' / 'llama_70b.py'), on='v5e-16', search=True) == 1
+    said = capsys.readouterr().out
+    assert 'None fits v5e-16: the least takes' in said and 'more than the 15.75 of v5e' in said
+    assert 'is enough by formula' in said
+
+
+def test_a_search_whose_compiles_do_not_fit_says_what_the_compiler_takes(compiler, capsys):
+    compiler['times'] = 1e9
+    assert show.main(TINY, on='v5e-8', search=True) == 1
+    said = capsys.readouterr().out
+    assert 'compiling' in said and 'None fits' in said and 'more than the 15.75 of v5e' in said
+
+
+@pytest.mark.parametrize('options, remedy', [({'check': 0}, '--check=1'), ({'price': -1.0}, '--price=2.5')])
+def test_options_must_make_sense(options, remedy):
+    with pytest.raises(config.Error, match=remedy):
+        show.main(TINY, on='v5e-8', search=True, **options)
+
+
+def test_what_is_wrong_with_settings_is_said_as_everywhere(monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setattr(compiled.topology, 'require', lambda cluster: None)
+    cluster = dataclasses.replace(hardware.cluster('v5e-256'), name='v5e-257')
+    with pytest.raises(config.Error, match="^'v5e-257' is no slice"):
+        compiled.compile_step(settings_of('tiny'), cluster)
+
+
+def test_where_a_kernel_lies_in_memory_makes_no_other_program():
+    def key(place):
+        text = f'stablehlo.custom_call @CustomSPMDPartitioning(%1) {{backend_config = "{place}", api_version = 2}}'
+        return compiled._key(types.SimpleNamespace(as_text=lambda: text), hardware.cluster('8xh100'))
+    assert key(139660575054432) == key(139862505880320)
+
+
+def test_where_nothing_can_be_kept_is_known_before_compiling(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(config.Error, match='XDG_CACHE_HOME'):
+        compiled.writable(tmp_path / 'file' / 'lm')
