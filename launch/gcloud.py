@@ -13,7 +13,7 @@ LOST = ('SUSPENDING', 'SUSPENDED', 'FAILED', 'PREEMPTED', 'TERMINATED', 'DELETIN
 CURES = [
     (r'active account selected|Reauthentication|invalid_grant|gcloud auth login|application-default login',
      'gcloud is not logged in; run gcloud auth login, then this again.'),
-    (r'property \[(core/)?project\]|project property is set to the empty|required property \[project\]',
+    (r'(property|attribute) \[(core/)?project\]|project property is set to the empty',
      'no Google Cloud project is chosen; add --project=NAME, or run gcloud config set project NAME.'),
     (r'SERVICE_DISABLED|has not been used in project|is disabled\. Enable it',
      'the TPU service is off in this project; run gcloud services enable tpu.googleapis.com.'),

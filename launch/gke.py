@@ -7,7 +7,8 @@
 
 The code goes along; --image needs Python 3.11 or newer and bash, and `lm` is installed when it starts unless the image
 has it. A run that is preempted, or ends with code 75 (asked to stop, and saved), is started again. The output of
-worker 0 is shown; Ctrl-C stops watching and leaves the run alone.
+worker 0 is shown; Ctrl-C stops watching and leaves the run alone. Nodes of GPUs talk over the pods' own network: where
+yours have GPUDirect, use an image and a cluster that set it up.
 """
 
 import hashlib
@@ -32,7 +33,6 @@ CURES = [
     ('Unauthorized|must be logged in|auth login|Reauthentication', 'run gcloud auth login.'),
     ('Forbidden|forbidden', 'ask for the role Kubernetes Engine Developer (roles/container.developer).'),
 ]
-TAR = 'cd {root} && git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -{how} -T -'
 
 
 def main(arguments):
@@ -81,7 +81,7 @@ def parser():
                       help='restarts after a failure that is no preemption (%(default)s)')
     made.add_argument('--hours', type=shell.positive, help='for the cost stated')
     made.add_argument('--price', type=shell.positive, help='dollars for an hour of a chip, for the cost stated')
-    made.add_argument('--xpk', metavar='CLUSTER', help='submit to this cluster through xpk')
+    made.add_argument('--xpk', metavar='CLUSTER', help='submit to this cluster through xpk, and return')
     made.add_argument('--xpk-option', action='append', default=[], metavar='OPTION',
                       help='any other option of xpk workload create, e.g. --xpk-option=--zone=us-east5-b')
     made.add_argument('--detach', action='store_true', help='submit and return')
@@ -101,6 +101,9 @@ def chosen(options):
         if options.slice.split('-')[0] in jobset.GPUS:
             raise shell.Fault(f'{options.slice!r} has no number of GPUs; try {options.slice.split("-")[0]}-8.')
         kind = slices.find(options.slice)
+        if options.slices > 1 and kind.hosts == 1:
+            raise shell.Fault(f'--slices={options.slices}: GKE joins slices of several hosts only, and {options.slice} '
+                              f'has one; try {slices.several(kind)}.')
         return kind, jobset.tpu_pool(kind, options.slices)
     if options.slices > 1:
         raise shell.Fault(f'--slices={options.slices} is for TPUs; try {found[1]}-{int(found[2]) * options.slices}.')
@@ -115,10 +118,10 @@ def default_name(options, command):
 
 
 def packed():
-    """Returns the files of the project that git does not ignore, as the bytes of a tar.gz."""
+    """Returns the files of the project as the bytes of a tar.gz."""
     shell.need('git', 'install it; it names the files to copy.')
-    done = subprocess.run(['bash', '-o', 'pipefail', '-c', TAR.format(root=shell.shown([shell.ROOT]), how='cz')],
-                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    done = subprocess.run(['bash', '-o', 'pipefail', '-c', shell.packing('cz')], stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise shell.Fault(f'git cannot name the files of {shell.ROOT}; try git init there.')
     return done.stdout
@@ -132,7 +135,7 @@ def through_xpk(options, name, kind, command):
                  f'--base-docker-image={options.image}', f'--script-dir={code}',
                  f'--restart-on-exit-codes={shell.STOPPED}', f'--max-restarts={options.restarts}',
                  *(['--spot'] if options.spot else []), *options.xpk_option]
-        copy = f'{TAR.format(root=shell.shown([shell.ROOT]), how="c")} | tar x -C {code}'
+        copy = f'{shell.packing("c")} | tar x -C {code}'
         if options.dry_run:
             print(f'{copy}\n{shell.shown(words)}')
             return 0

@@ -1,7 +1,8 @@
 """The Kubernetes objects of a run in GKE: a ConfigMap with the code, and a JobSet that runs a command beside it.
 
 The fields are those of jobset.x-k8s.io/v1alpha2 (https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2/); labels
-of nodes: https://cloud.google.com/kubernetes-engine/docs/how-to/tpu-multislice and .../how-to/gpus.
+of nodes: https://cloud.google.com/kubernetes-engine/docs/how-to/tpu-multislice and .../how-to/gpus; locked memory, in
+which a TPU's driver moves what goes to and from the host: .../how-to/tpus#privileged-mode.
 """
 
 import base64
@@ -16,6 +17,7 @@ GPUS = {'a100-40g': 'nvidia-tesla-a100', 'a100': 'nvidia-a100-80gb', 'h100': 'nv
         'h100-mega': 'nvidia-h100-mega-80gb', 'h200': 'nvidia-h200-141gb', 'b200': 'nvidia-b200'}
 NODE = 8  # GPUs of a node
 # Unpacks the code and becomes the command, so that a request to stop reaches it. GKE mounts the NVIDIA driver.
+LOCKED = 'ulimit -l 68719476736\n'
 SCRIPT = '''mkdir -p /lm && tar xzf /code/code.tgz -C /lm && cd /lm
 export PATH=$PATH:/usr/local/nvidia/bin LD_LIBRARY_PATH=/usr/local/nvidia/lib64:${{LD_LIBRARY_PATH:-}} PYTHONPATH=/lm
 command -v {program} >/dev/null || exec launch/local.sh {command}
@@ -43,7 +45,7 @@ def objects(name, pool, options, command, code):
     """Returns the List of the ConfigMap and the JobSet; `code` is the project as the bytes of a tar.gz."""
     if len(code) > 2 ** 20:
         raise shell.Fault(f'the code takes {len(code) / 2 ** 20:.1f} MiB packed, and a ConfigMap holds 1 MiB; leave '
-                          'large files out of it with .gitignore, and read data from a bucket.')
+                          'large files out of the repository, or name them in .gitignore, and read data from a bucket.')
     held = {'apiVersion': 'v1', 'kind': 'ConfigMap', 'metadata': {'name': f'{name}-code'},
             'binaryData': {'code.tgz': base64.b64encode(code).decode()}}
     return {'apiVersion': 'v1', 'kind': 'List', 'items': [held, jobset(name, pool, options, command)]}
@@ -79,6 +81,8 @@ def job(name, pool, options, command):
 def pod(name, pool, options, command):
     spot = {'cloud.google.com/gke-spot': 'true'} if options.spot else {}
     tolerated = [pool.resource, *spot]
+    tpu = pool.resource == 'google.com/tpu'
+    script = SCRIPT.format(program=shell.shown(command[:1]), command=shell.shown(command))
     spec = {
         'restartPolicy': 'Never', 'terminationGracePeriodSeconds': 120, 'nodeSelector': {**pool.labels, **spot},
         'tolerations': [{'key': key, 'operator': 'Exists'} for key in tolerated],
@@ -86,7 +90,8 @@ def pod(name, pool, options, command):
                     {'name': 'memory', 'emptyDir': {'medium': 'Memory'}}],
         'containers': [{
             'name': 'lm', 'image': options.image, 'env': environment(name, pool),
-            'command': ['bash', '-c', SCRIPT.format(program=shell.shown(command[:1]), command=shell.shown(command))],
+            'command': ['bash', '-c', LOCKED + script if tpu else script],
+            **({'securityContext': {'capabilities': {'add': ['SYS_RESOURCE']}}} if tpu else {}),
             'resources': {'limits': {pool.resource: pool.amount}},
             'volumeMounts': [{'name': 'code', 'mountPath': '/code'}, {'name': 'memory', 'mountPath': '/dev/shm'}]}]}
     if options.account:

@@ -82,6 +82,15 @@ def shown(words):
     return ' '.join(shlex.quote(str(word)) for word in words)
 
 
+def packing(how):
+    """Returns the shell command that gives the project's files to tar, `how` being its letters, e.g. czf FILE.
+
+    The files are those that git does not ignore, without pictures and pages of results.
+    """
+    return (f'cd {shown([ROOT])} && git ls-files -z --cached --others --exclude-standard -- . ":!*.png" '
+            f'":!experiments/*.html" | tar --null --ignore-failed-read -{how} -T -')
+
+
 def wrapped(command):
     """Returns the command; through launch/local.sh, which installs the project, if PATH lacks its program."""
     if '/' in command[0] and not shutil.which(command[0]):

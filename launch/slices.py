@@ -40,6 +40,12 @@ def find(name):
     return Slice(f'{generation.accelerator}-{size}', chips, hosts, topology(generation, chips), generation)
 
 
+def several(kind):
+    """Returns the name of the smallest slice of several hosts of the same generation as a Slice."""
+    name = next(name for name, generation in GENERATIONS.items() if generation is kind.generation)
+    return f'{name}-{16 if kind.generation.dimensions == 2 else 8 * kind.generation.cores}'
+
+
 def chips_of(generation):
     """Returns how many chips a slice of a generation can have."""
     if generation.dimensions == 2:

@@ -114,14 +114,17 @@ def script(options, command, logs):
 def submit(words):
     """Returns the number of the submitted job."""
     code, out, err = shell.ask(words)
-    if code:
-        lines = [line for line in err.splitlines() if 'Batch job submission failed' not in line] or err.splitlines()
-        reason = re.sub(r'^sbatch: (error|fatal): ', '', lines[0]) if lines else f'code {code}'
-        if 'partition' in reason:
-            names = ', '.join(sorted(set(shell.ask(['sinfo', '-h', '-o', '%R'])[1].split())))
-            raise shell.Fault(f'Slurm refuses the job: {reason}; its partitions are {names}.')
-        raise shell.Fault(f'Slurm refuses the job: {reason}; see sinfo, and {shell.shown([words[-1]])}.')
-    return out.strip().split(';')[0]
+    if not code:
+        return out.strip().split(';')[0]
+    lines = [re.sub(r'^sbatch: (error|fatal): ', '', line) for line in err.splitlines()] or [f'code {code}']
+    if re.search('configuration source|contact slurm controller', err):
+        raise shell.Fault(f'no Slurm answers here ({lines[-1]}); run this on a login node of the cluster, or try '
+                          'launch/local.py.')
+    reason = next((line for line in lines if 'Batch job submission failed' not in line), lines[0])
+    if 'partition' in reason:
+        names = ', '.join(sorted(set(shell.ask(['sinfo', '-h', '-o', '%R'])[1].split())))
+        raise shell.Fault(f'Slurm refuses the job: {reason}; its partitions are {names}.')
+    raise shell.Fault(f'Slurm refuses the job: {reason}; see sinfo, and {shell.shown([words[-1]])}.')
 
 
 def follow(job, logs, poll):

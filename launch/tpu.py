@@ -5,8 +5,9 @@
 
 The command runs on every worker; the output of worker 0 is shown. When the slice is preempted it is created anew and
 the same line is run again, as when the command ends with code 75 (it was asked to stop, and has saved). Ctrl-C asks
-the command to stop; a second one deletes the slice at once. If this program or its machine is lost, the same line
-takes up the same run. Slices are named as Cloud TPU names them: v5p-16 and v4-16 count cores, v5e-16 and v6e-16 chips.
+the command to stop; a second one deletes the slice at once. If this program or its machine is lost, the slice stays
+and goes on costing; the same line takes up the same run. Slices are named as Cloud TPU names them: v5p-16 and v4-16
+count cores, v5e-16 and v6e-16 chips.
 """
 
 import hashlib
@@ -35,8 +36,6 @@ tail -s 0.2 -n +{first} --pid="$(cat pid)" -f log | grep --line-buffered -n ''; 
 STOP = 'pkill -TERM -P "$(cat ~/lm.run/pid)"'
 CHECK = r'''cd ~/lm.run; timeout 60 tail --pid="$(cat pid)" -f /dev/null; code=$(cat code 2>/dev/null || echo 137)
 [ $code = 0 ] || { echo "$(hostname) ended with code $code; the end of its log:"; tail -n 30 log; }; exit $code'''
-PACK = ('cd {root} && git ls-files -z --cached --others --exclude-standard | '
-        'tar --null --ignore-failed-read -czf {file} -T -')
 
 
 def main(arguments):
@@ -112,7 +111,7 @@ class Job:
         return self.queued.create(self.kind, given.slices, extra)
 
     def pack(self):
-        return PACK.format(root=shell.shown([shell.ROOT]), file=self.file)
+        return shell.packing(f'czf {shell.shown([self.file])}')
 
     def start(self, token):
         limit = ''

@@ -82,7 +82,7 @@ KINDS = {
     ('L4',): 'l4', ('4090',): 'rtx4090', ('3090',): 'rtx3090',
 }
 NODE = 8  # GPUs that one switch joins
-LARGEST = {2: 256, 3: 8192}  # chips in one slice by the dimensions of its torus
+LARGEST = {'v4': 4096, 'v5e': 256, 'v5p': 4096, 'v6e': 256, 'v7x': 8192}  # power of two of chips in one slice
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _nodes(name, chip, count):
 def _torus(name, chip, number):
     """Returns the sides of the slice of that number; raises config.Error where there is none."""
     per_chip = 2 if chip.named_by_core else 1
-    chips, most = number // per_chip, LARGEST[chip.torus]
+    chips, most = number // per_chip, LARGEST[chip.name]
     if chips < 1 or chips & (chips - 1) or number % per_chip or chips > most:
         near = min(most, 2 ** max(0, round(math.log2(max(1, chips)))))
         slices = -(-chips // most)

@@ -16,8 +16,9 @@ FAKE = pathlib.Path(os.environ['FAKE'])
 ERRORS = {
     'auth': 'ERROR: (gcloud.compute.tpus.queued-resources.create) You do not currently have an active account selected.'
             '\nPlease run:\n\n  $ gcloud auth login\n\nto obtain new credentials.',
-    'project': 'ERROR: (gcloud.compute.tpus.queued-resources.create) The required property [project] is not currently '
-               'set.\nIt can be set on a per-command basis by re-running your command with the [--project] flag.',
+    'project': 'ERROR: (gcloud.compute.tpus.queued-resources.create) Error parsing [queued_resource].\nThe '
+               '[queued_resource] resource is not properly specified.\nFailed to find attribute [project]. The '
+               'attribute can be set in the following ways: \n- set the property `core/project`',
     'quota': 'ERROR: (gcloud.compute.tpus.queued-resources.create) {\n  "code": 8,\n  "message": "Quota limit '
              '\'TPUV5sLitepodPerProjectPerZone\' has been exceeded. Limit: 4 in zone us-west4-a."\n}',
     'stockout': 'ERROR: (gcloud.compute.tpus.queued-resources.create) {\n  "code": 8,\n  "message": "There is no more '

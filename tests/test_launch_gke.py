@@ -98,6 +98,8 @@ def test_the_objects_fit_the_published_api_and_ask_for_the_right_nodes(cluster, 
     assert worker['replicas'] == (2 if '--slices=2' in options else 1)
     assert len(f'{made["metadata"]["name"]}-worker-1-{pods}') <= 63
     assert held['metadata']['name'] == pod['volumes'][0]['configMap']['name']
+    tpu = 'gke-tpu-topology' in labels
+    assert ('ulimit -l' in container['command'][2], 'securityContext' in container) == (tpu, tpu)
 
 
 def test_a_run_that_stopped_and_saved_starts_again_whatever_the_limit(cluster):
@@ -118,11 +120,14 @@ def test_gpu_nodes_know_their_place_and_tpus_are_told_by_gke(cluster):
 
 def test_the_code_goes_along_and_the_container_runs_the_command(cluster, tmp_path):
     (cluster.project / '.gitignore').write_text('big\n')
-    (cluster.project / 'big').write_text('x')
+    for name in ('big', 'plot.png', 'experiments/page.html', 'lm/page.html'):
+        (cluster.project / name).parent.mkdir(exist_ok=True)
+        (cluster.project / name).write_text('x')
     held, made = cluster.objects('v5e-16', '--', 'no-lm', 'train', 'a  b')
     code = base64.b64decode(held['binaryData']['code.tgz'])
     names = tarfile.open(fileobj=io.BytesIO(code)).getnames()
-    assert 'launch/gke.py' in names and 'big' not in names
+    assert {'launch/gke.py', 'lm/page.html'} <= set(names)
+    assert not {'big', 'plot.png', 'experiments/page.html'} & set(names)
     (tmp_path / 'code').mkdir()
     (tmp_path / 'code' / 'code.tgz').write_bytes(code)
     pod = made['spec']['replicatedJobs'][0]['template']['spec']['template']['spec']
@@ -191,6 +196,8 @@ def test_xpk_gets_the_same_run(cluster):
     (['v5e-12'], 'try v5e-8 or v5e-16.'),
     (['h100-12'], 'h100-12 is not a whole number of nodes of 8 GPUs; try h100-8 or h100-16.'),
     (['h100'], "'h100' has no number of GPUs; try h100-8."),
+    (['v5e-8', '--slices=2'], 'GKE joins slices of several hosts only, and v5e-8 has one; try v5e-16.'),
+    (['v5p-8', '--slices=2'], 'GKE joins slices of several hosts only, and v5p-8 has one; try v5p-16.'),
     (['h100-8', '--slices=2'], '--slices=2 is for TPUs; try h100-16.'),
     (['h100-8', '--xpk=c'], '--xpk is for TPUs here; without it, launch/gke.py h100-8 submits a JobSet itself.'),
     (['v5e-16', '--name=A'], '--name=A is not a name there'),

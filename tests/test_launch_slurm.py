@@ -122,6 +122,8 @@ def test_a_mistake_is_one_line(tmp_path, words, message):
     ('sbatch: error: invalid partition specified: nope\nsbatch: error: Batch job submission failed: Invalid partition',
      'Slurm refuses the job: invalid partition specified: nope; its partitions are long, short.'),
     (REFUSED, 'Requested node configuration is not available; see sinfo'),
+    ('sbatch: error: fetch_config: DNS SRV lookup failed\nsbatch: fatal: Could not establish a configuration source',
+     'no Slurm answers here (Could not establish a configuration source); run this on a login node'),
 ])
 def test_a_refused_job_says_why(tmp_path, tools, refusal, message):
     code, _, err = launch('--', 'true', cwd=tmp_path, **tools, FAKE_REFUSAL=refusal)

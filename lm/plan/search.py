@@ -66,7 +66,7 @@ def enough(settings, cluster, off=1.0, most=16):
         number = cluster.chips * times
         cores = number * (2 if chip.named_by_core else 1)
         larger = f'{chip.name}-{cores}' if chip.torus else f'{number}x{chip.name}'
-        if chip.torus and cluster.count * times * math.prod(cluster.shape) > hardware.LARGEST[chip.torus]:
+        if chip.torus and cluster.count * times * math.prod(cluster.shape) > hardware.LARGEST[chip.name]:
             larger = f'{cluster.count * times}x{cluster.name.split("x", 1)[-1] if cluster.count > 1 else cluster.name}'
         peaks = (sum(analytic.memory(layout, subject, chip.platform).values())
                  for layout in layouts.every(settings, hardware.cluster(larger)))
