@@ -46,7 +46,7 @@ def parser():
     made.add_argument('--processes', type=shell.count, metavar='N', help='how many; by default one for each GPU')
     made.add_argument('--logs', metavar='DIR', help='folder of the logs; by default a new one under runs/local')
     made.add_argument('--port', type=shell.count, help='port of process 0 for the others; by default a free one')
-    made.add_argument('--grace', type=shell.positive, default=30, metavar='SECONDS',
+    made.add_argument('--grace', type=shell.positive, default=45, metavar='SECONDS',
                       help='how long the others may take to stop when one fails (%(default)s)')
     made.add_argument('--dry-run', action='store_true', help='print the commands and run nothing')
     return made
@@ -134,11 +134,12 @@ class Group:
                     self.report(index, codes[index])
                 if failed is not None and deadline is None:
                     self.send(signal.SIGTERM)
-                    deadline = time.monotonic() + self.grace
+                    waited = codes[failed] == shell.LOST
+                    deadline = time.monotonic() + (min(self.grace, 10) if waited else self.grace)
             except queue.Empty:
                 if deadline is not None and time.monotonic() > deadline:
                     stuck = [str(i) for i in range(len(self.processes)) if i not in codes]
-                    shell.say(f'killing process {", ".join(stuck)}, still running {self.grace:g} s after the failure')
+                    shell.say(f'killing process {", ".join(stuck)}, which did not stop')
                     self.send(signal.SIGKILL)
                     deadline = float('inf')
         return codes[failed] if failed is not None else max(codes.values())

@@ -12,6 +12,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STOPPED = 75  # EX_TEMPFAIL: the command was asked to stop and has saved; the same line again goes on
+LOST = 76  # EX_PROTOCOL: the command ended because it had waited long enough for another of its processes
 
 
 class Fault(Exception):

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import urllib.request
 from glob import glob
@@ -119,19 +120,57 @@ def joined(environ=os.environ):
 
 def _start(given):
     """Returns the running watch.Guard of this process, once all are here; warns where their clocks disagree."""
-    try:
+    address = given.get('coordinator_address', '')
+    if given.get('process_id') == 0:
+        check_port(address)
+    with _waiting(f'process {given.get("process_id", "")} on {socket.gethostname()}'.replace('  ', ' '), address):
         jax.distributed.initialize(**given, heartbeat_timeout_seconds=watch.FALLBACK, shutdown_timeout_seconds=60)
-    except RuntimeError as error:
-        raise config.Error(f'process {given.get("process_id", "")} on {socket.gethostname()} found no others: '
-                           f'{str(error).splitlines()[0]}; start all processes within 5 minutes, with one '
-                           'LM_COORDINATOR that they can reach.') from error
-    if _state().process_id:
-        sys.stdout = open(os.devnull, 'w')
-    names = gather(socket.gethostname())
-    guard = watch.Guard(_state().client, _state().process_id, names, _state().coordinator_address)
+        if _state().process_id:
+            sys.stdout = open(os.devnull, 'w')
+        names = gather(socket.gethostname())
+        guard = watch.Guard(_state().client, _state().process_id, names, _state().coordinator_address)
     for line in skewed(names, gather(time.time())):
         guard.say(line)
     return guard
+
+
+@contextlib.contextmanager
+def _waiting(name, address):
+    """Says after a while for whom a process waits in a block, and why it ends where jax aborts it for want of them."""
+    alone = (f'{name} found no others{" at " if address else ""}{address}; start all processes within 5 minutes, with '
+             'one LM_COORDINATOR that they can reach.')
+    timer = threading.Timer(watch.QUIET, lambda: print(f'lm: {waiting(name, address)}', file=sys.stderr, flush=True))
+    handler = watch.at_abort(lambda number: watch.end(alone, 2))
+    timer.start()
+    try:
+        yield handler
+    except RuntimeError as error:
+        raise config.Error(alone) from error
+    finally:
+        timer.cancel()
+
+
+def check_port(address):
+    """Raises config.Error where process 0 cannot have the port of host:port."""
+    host, _, port = address.rpartition(':')
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(('', int(port)))
+        except OSError as error:
+            raise config.Error(f'process 0 cannot have port {port} of {socket.gethostname()} ({error.strerror}); try '
+                               f'LM_COORDINATOR={host}:{int(port) + 1} on all.') from error
+
+
+def waiting(name, address):
+    """Returns the line for a process that still waits for the others; address is the coordinator's or ''."""
+    host, _, port = address.rpartition(':')
+    known = ''
+    try:
+        socket.getaddrinfo(host.strip('[]') or 'localhost', port)
+    except OSError:
+        known = ', which names no host known here'
+    return f'{name} waits for the others{" at " if address else ""}{address}{known}, for 5 minutes at most.'
 
 
 def skewed(names, times):

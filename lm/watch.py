@@ -122,7 +122,7 @@ class Guard:
 
     def _leave(self, fact):
         if not self.ended.is_set():
-            _end(f'{fact}; this run stopped, and the same command on all hosts resumes it.', LOST)
+            end(f'{fact}; this run stopped, and the same command on all hosts resumes it.', LOST)
 
 
 def slowest(own, step):
@@ -146,29 +146,35 @@ def fail(guard, fault):
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             guard.tell()
         time.sleep(3 * PERIOD if guard.index == 0 else 0)  # the others hear it from process 0, while that lives
-    _end(reason if known else f'{type(fault).__name__}: {reason}', 2 if known else 130
+    end(reason if known else f'{type(fault).__name__}: {reason}', 2 if known else 130
          if isinstance(fault, KeyboardInterrupt) else 1)
 
 
-def _end(line, code):
+def end(line, code):
+    """Ends this process at once, with a line on standard error."""
     sys.stdout.flush()
     os.write(2, f'lm: {line}\n'.encode())
     os._exit(code)
 
 
 def name_the_lost_coordinator(name, address):
-    """Makes jax's abort, which follows at once when process 0 dies, end with a line that names its host.
-
-    jax gives Python no other way to hear of it. Returns the handler, which must be kept.
-    """
+    """Makes jax's abort, which follows when process 0 dies, end with a line that names its host; returns as at_abort."""
     host, _, port = address.rpartition(':')
 
     def stop(number):
         try:
             socket.create_connection((host.strip('[]'), int(port)), 2).close()
         except OSError:
-            _end(f'host 0 ({name}) is lost; this run stopped, and the same command on all hosts resumes it.', LOST)
-        _end('jax ended this process, for the reason above.', 128 + number)
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(stop)
+            end(f'host 0 ({name}) is lost; this run stopped, and the same command on all hosts resumes it.', LOST)
+        end('jax ended this process, for the reason above.', 128 + number)
+    return at_abort(stop)
+
+
+def at_abort(answer):
+    """Calls answer(number) when jax aborts this process: it gives Python no other way to hear of what it found.
+
+    Returns the handler, which must be kept.
+    """
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(answer)
     ctypes.CDLL(None).signal(signal.SIGABRT, handler)
     return handler

@@ -1,10 +1,16 @@
 """What a process knows of the others before it speaks to any: the environment, clocks, speeds."""
 import http.server
+import pathlib
+import socket
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from lm import config, hosts, watch
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize('environ, found', [
@@ -33,6 +39,30 @@ def test_the_environment_says_which_process_this_is(environ, found):
 def test_an_environment_that_says_half_is_refused(environ, words):
     with pytest.raises(config.Error, match=words):
         hosts.settings(environ)
+
+
+def test_a_port_that_another_program_has_is_refused():
+    with socket.socket() as other:
+        other.bind(('', 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(config.Error, match=f'port {port} .*try LM_COORDINATOR=here:{port + 1}'):
+            hosts.check_port(f'here:{port}')
+    hosts.check_port(f'here:{port}')
+
+
+@pytest.mark.parametrize('address, said', [
+    ('localhost:1234', 'p 1 waits for the others at localhost:1234, for 5 minutes at most.'),
+    ('no-such-host.invalid:1234', 'at no-such-host.invalid:1234, which names no host known here, for'),
+    ('', 'p 1 waits for the others, for 5 minutes at most.')])
+def test_a_process_that_waits_says_for_whom(address, said):
+    assert said in hosts.waiting('p 1', address)
+
+
+def test_who_found_no_others_says_so_where_jax_aborts():
+    text = 'import os\nfrom lm import hosts\nwith hosts._waiting("p 1", "a:1"):\n    os.abort()'
+    done = subprocess.run([sys.executable, '-c', text], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith('lm: p 1 found no others at a:1; start all')
 
 
 @pytest.mark.parametrize('environ, workers', [
@@ -82,7 +112,7 @@ def test_a_fault_waits_to_hear_whether_another_is_lost(dead, monkeypatch):
         def key_value_dir_get(self, room):
             return list(self.items())
     ends, lives = [], dead == 60
-    for name, value in {'PERIOD': 0.05, 'DEAD': dead, '_end': lambda *said: ends.append(said),
+    for name, value in {'PERIOD': 0.05, 'DEAD': dead, 'end': lambda *said: ends.append(said),
                         'name_the_lost_coordinator': lambda *_: None}.items():
         monkeypatch.setattr(watch, name, value)
     told = Told({f'{watch.ROOM}/1': '{"count": 7}'})  # written before the fault, whenever it is heard
