@@ -158,7 +158,7 @@ def end(line, code):
 
 
 def name_the_lost_coordinator(name, address):
-    """Makes jax's abort, which follows when process 0 dies, end with a line that names its host; returns as at_abort."""
+    """Makes jax's abort, which follows when process 0 dies, end with a line that names its host; see at_abort."""
     host, _, port = address.rpartition(':')
 
     def stop(number):
