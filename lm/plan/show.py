@@ -25,7 +25,7 @@ def main(experiment: str, *overrides: str, on: str = '', search: bool = False, c
         on: the hardware: v5e-256, v5p-512, 2xv6e-256, 8xh100, ...
         search: rank all meshes, rematerialisations and micro-batches, and compile the best few
         check: how many of those at most are compiled
-        price: dollars for an hour of one chip, in place of the list price
+        price: dollars for an hour of one chip; 0 for the list price
         json: print JSON
     """
     cluster, loaded = _cluster(on), config.load(experiment, overrides)
