@@ -30,11 +30,19 @@ def test_a_name_is_a_cluster(name, shape, count, devices):
 
 @pytest.mark.parametrize('name, remedy', [
     ('v5x-256', 'v5e'), ('h10', 'h100'), ('v5e-100', 'v5e-128'), ('v5e-512', '2xv5e-256'), ('12xh100', '16xh100'),
-    ('v5p:4x4', 'v5p:4x4x4'), ('v5e', 'v5e-1'), ('', 'as in v5e-256'),
+    ('v5p:4x4', 'v5p:4x4x4'), ('v5e', 'v5e-1'), ('', 'as in v5e-256'), ('v5p-16384', '2xv5p-8192'),
+    ('v5p-384', 'cores, two a chip.*v5p:4x4x12'),
 ])
 def test_a_wrong_name_is_answered_with_one_that_works(name, remedy):
     with pytest.raises(config.Error, match=remedy):
         hardware.cluster(name)
+
+
+@pytest.mark.parametrize('kind, devices, shape', [
+    ('TPU v5 lite', 256, (16, 16)), ('TPU v5', 256, (4, 8, 8)), ('TPU7x', 8, (2, 2, 1)), ('TPU v6 lite', 3, (3, 1)),
+    ('NVIDIA H200', 4, (4,)), ('NVIDIA H200', 16, (8,))])
+def test_devices_at_hand_make_the_slice_they_are_sold_as(kind, devices, shape):
+    assert hardware.here(kind, devices).shape == shape
 
 
 @pytest.mark.parametrize('chip', hardware.CHIPS.values(), ids=lambda chip: chip.name)

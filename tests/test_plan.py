@@ -243,7 +243,7 @@ def test_times_are_called_predictions():
 
 def test_what_is_missing_comes_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(config.Error, match='pip install .jax.tpu'):
+    with pytest.raises(config.Error, match='pip install libtpu'):
         topology.require(hardware.cluster('v5e-8'))
     with pytest.raises(config.Error, match='pip install --no-deps jax-cuda13-plugin'):
         topology.require(hardware.cluster('8xh100'))

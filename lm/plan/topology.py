@@ -22,16 +22,15 @@ def require(cluster):
     import jax
     chip = cluster.chip
     if chip.platform == 'tpu':
-        missing = [name for name in ('libtpu',) if importlib.util.find_spec(name) is None]
-        remedy = f"pip install 'jax[tpu]=={jax.__version__}'"
-    elif chip.name not in GPUS:
-        raise config.Error(f'{chip.name} cannot be compiled for from here; there are {", ".join(GPUS)}.')
-    else:
-        missing = [] if _has_cuda() else ['the CUDA plugin']
+        needed, found, remedy = 'libtpu', importlib.util.find_spec('libtpu'), 'pip install libtpu'
+    elif chip.name in GPUS:
+        needed, found = 'the CUDA plugin', _has_cuda()
         remedy = (f'pip install --no-deps jax-cuda13-plugin=={jax.__version__} jax-cuda13-pjrt=={jax.__version__} '
                   'nvidia-cuda-nvcc nvidia-nvvm nvidia-cudnn-cu13')
-    if missing:
-        raise config.Error(f'planning for {cluster.name} needs {missing[0]}, which is not here; try {remedy}')
+    else:
+        raise config.Error(f'{chip.name} cannot be compiled for from here; there are {", ".join(GPUS)}.')
+    if not found:
+        raise config.Error(f'planning for {cluster.name} needs {needed}, which is not here; try {remedy}')
 
 
 def _has_cuda():
