@@ -94,7 +94,6 @@ def _over(peak, capacity, chip):
     return f'{peak / GIB:.2f} GiB a device, {(peak - capacity) / GIB:.2f} more than the {capacity / GIB:.2f} of {chip}'
 
 
-
 def text(found):
     """Returns a plan as lines of text."""
     lines = [f'{found["on"]}: {found["chips"]} chips, mesh {found["mesh"]}, compiled in {found["compile_seconds"]} s'
