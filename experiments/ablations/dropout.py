@@ -3,7 +3,7 @@
     lm sweep experiments/ablations/dropout.py --together=20
     lm report runs/dropout_sweep --html report.html
 
-With a hundredth of the text, 28 epochs, behind the first line: data.train.stop=0.01 --workdir=runs/dropout_scarcer_sweep
+A hundredth of the text, 28 epochs: behind the first line, data.train.stop=0.01 --workdir=runs/dropout_scarcer_sweep
 
 Hardware and time: two shared CPU cores, 40 runs in 6 CPU minutes, November 2026, jax 0.12. Validation loss after
 307,200 tokens, five seeds each, against none; p by Holm over three comparisons:
