@@ -73,9 +73,10 @@ def test_a_winner_on_the_edge_of_its_rates_is_refused(tmp_path, best, added):
     for name, change, loss, at in ('a', {}, 3.0, 1), ('b', BETTER, 2.8, best):
         simulated.sweep(tmp_path / 'sweep', {f'{name}{rate}': ({**change, 'optimizer.peak': rate},
                                                               loss + 0.1 * abs(i - at)) for i, rate in enumerate(grid)})
-    c = study.read([tmp_path / 'sweep']).families['tokens'].compared[0]
-    assert c.verdict == ('better' if added is None else 'undecided')
-    numbers = [float(n) for n in re.findall(r'[\d.e-]+', c.notes[0].partition('add')[2])] if added else []
+    family = study.read([tmp_path / 'sweep']).families['tokens']
+    assert family.compared[0].verdict == ('better' if added is None else 'undecided')
+    said = show.notes(family)
+    numbers = [float(n) for n in re.findall(r'[\d.e-]+', said[0].partition('add')[2])] if added else []
     assert numbers == pytest.approx([float(n) for n in added.split(' and ')] if added else [], rel=0.15)
 
 
@@ -108,7 +109,15 @@ def test_a_failed_seed_is_shown_and_wins_nothing(swept):
     found = study.read([swept])
     assert ('b-9', 'failed: loss not finite at step 500') in found.left
     assert verdicts(found)['position=Alibi'] == 'undecided'
-    assert '1 of 6 runs failed' in found.families['tokens'].compared[0].notes
+    assert 'position=Alibi: 1 of 6 runs failed' in show.notes(found.families['tokens'])
+
+
+def test_a_finished_run_without_the_metric_counts_as_failed(swept):
+    path = swept / 'b-0' / 'metrics.jsonl'
+    path.write_text(path.read_text().replace('"valid/bits_per_byte"', '"other"'))
+    found = study.read([swept], study.Options(metric='valid/bits_per_byte'))
+    assert ('b-0', 'failed: no finite valid/bits_per_byte at its last step') in found.left
+    assert verdicts(found)['position=Alibi'] == 'undecided'
 
 
 def test_an_unfinished_run_is_named_and_left_out(swept):
@@ -122,9 +131,18 @@ def test_seeds_that_a_rule_left_over_win_nothing(swept):
     simulated.write(swept / 'b-9', BETTER, 5.0, 9, until=500)
     (swept / 'sweep.json').write_text(json.dumps({
         **SWEEP, 'rule': {'type': 'lm.sweep.rules:Halving'}, 'trials': {'a-0': {}}}))
-    c = study.read([swept]).families['tokens'].compared[0]
-    assert c.verdict == 'undecided'
-    assert 'no fair sample' in c.notes[0]
+    family = study.read([swept]).families['tokens']
+    assert {c.name: c.verdict for c in family.compared}['position=Alibi'] == 'undecided'
+    assert 'no fair sample' in show.notes(family)[0]
+
+
+def test_a_note_is_told_once_of_all_it_is_about(tmp_path):
+    for name, change in ('a', {}), ('b', BETTER), ('c', simulated.SAME):
+        simulated.sweep(tmp_path / 'sweep', {f'{name}{rate}': ({**change, 'optimizer.peak': rate}, 3.0 - rate)
+                                             for rate in (1e-1, 3e-1)})
+    said = show.notes(study.read([tmp_path / 'sweep']).families['tokens'])
+    assert len(said) == 1
+    assert all(name in said[0] for name in ('baseline', 'Alibi', 'weight_decay=0.2', 'the highest tried'))
 
 
 def test_seconds_count_the_slower_variant_less_far(tmp_path):
@@ -136,6 +154,27 @@ def test_seconds_count_the_slower_variant_less_far(tmp_path):
     halfway = 3 * (1 / 500 ** 0.5 - 1 / 1000 ** 0.5)
     assert found.families['seconds'].compared[0].difference == pytest.approx(halfway, rel=1e-6)
     assert verdicts(found, 'seconds') == {'position=Alibi': 'worse'}
+
+
+def test_a_slow_moment_of_the_machine_does_not_count(swept):
+    for seed in range(5):
+        path = swept / f'b-{seed}' / 'metrics.jsonl'
+        before, _, after = path.read_text().rpartition('"tokens_per_second": 10000.0')
+        path.write_text(f'{before}"tokens_per_second": 100.0{after}')
+    assert verdicts(study.read([swept]), 'seconds')['position=Alibi'] == 'better'
+
+
+def test_runs_of_one_program_are_not_compared_by_its_seconds(swept, tmp_path):
+    for path in swept.glob('*/config.json'):
+        about = json.loads(path.read_text())
+        path.write_text(json.dumps({**about, 'command': ['lm', 'sweep', 'experiments/x.py', '--together=15']}))
+    found = study.read([swept])
+    assert found.families['seconds'].compared == []
+    assert 'one program' in show.as_text(found, [])
+    assert report(swept, '--html', tmp_path / 'report.html') == 0
+    page = (tmp_path / 'report.html').read_text()
+    assert '10,000 shared' in page
+    assert 'against seconds' not in page
 
 
 def test_flops_count_the_wider_model_less_far(tmp_path):
@@ -152,11 +191,32 @@ def test_flops_count_the_wider_model_less_far(tmp_path):
 def test_gain_is_how_much_longer_the_baseline_takes():
     x = np.arange(1, 101) * 1e4
     y = 2 + 50 * x ** -0.5
-    found = curves.gains(x, y, {'half': y[49], 'twice': 2 + 50 * 2e6 ** -0.5, 'never': 1.9, 'worse': 9.0})
+    losses = {'half': y[49], 'twice': 2 + 50 * 2e6 ** -0.5, 'never': 1.9, 'worse': 9.0}
+    found = curves.gains(x, y, losses, 1e6)
     assert found['half'] == (pytest.approx(0.5), '', False)
     assert found['twice'] == (pytest.approx(2, rel=0.02), '', True)
     assert found['never'] == (curves.REACH, '>', True)
     assert found['worse'] == (0.01, '<', False)
+    assert curves.gains(x, y, losses, 5e5)['half'] == (pytest.approx(1), '', False)
+    assert curves.gains(x[-2:], y[-2:], losses, 1e6)['never'] == (1, '>', False)
+
+
+def test_a_longer_baseline_has_no_gain_over_itself(tmp_path):
+    for name, change, until in ('a', {}, 2000), ('b', {'optimizer.weight_decay': 0.2}, 1000):
+        for seed in range(4):
+            loss = 3 + 0.001 * seed + (until == 1000) * 3 * (1000 ** -0.5 - 2000 ** -0.5)
+            simulated.write(tmp_path / f'{name}{seed}', {**change, 'steps': until}, loss, seed)
+    family = study.read([tmp_path]).families['tokens']
+    assert family.compared[0].difference == pytest.approx(0, abs=1e-9)
+    assert next(iter(family.gains.values())).times == pytest.approx(1, rel=1e-6)
+
+
+def test_variants_are_in_the_order_of_their_losses(tmp_path):
+    simulated.sweep(tmp_path, {'a': ({}, 3.0), **{f'b{i}': ({'model.depth': 3 + i}, loss)
+                                                  for i, loss in enumerate((3.3, 2.7, 3.1))}})
+    found = study.read([tmp_path])
+    assert [row[0] for row in show.verdict_rows(found.families['tokens'])] == [
+        'baseline', 'depth=4', 'depth=5', 'depth=3']
 
 
 def test_bits_per_byte_where_tokenizers_differ(tmp_path):

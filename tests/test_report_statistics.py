@@ -161,6 +161,40 @@ def test_a_best_rate_by_its_mean_makes_no_more_false_claims():
         assert np.mean(statistics.p_two_sided(*statistics.moments(chosen[0] - chosen[1])) < 0.05) < 0.06
 
 
+@pytest.mark.parametrize('rates', [(4, 4), (4, 1), (1, 4), (10, 1), (10, 4)])
+def test_the_best_of_more_rates_makes_no_more_false_claims(rates):
+    """Equal variants that share half of their variance by seed, each at the best of as many rates, all equally good."""
+    shared, chosen = drawn(2, SWEEPS, 1, 5), []
+    for seed, count in enumerate(rates):
+        x = shared + drawn(seed, SWEEPS, count, 5)
+        chosen.append(x[np.arange(SWEEPS), x.mean(-1).argmin(-1)])
+    found = [comparisons.compare('a', scores(a)._replace(tried=rates[0]), scores(b)._replace(tried=rates[1]))
+             for a, b in zip(*chosen, strict=True)]
+    assert np.mean([c.p_raw < comparisons.ALPHA for c in found]) < 0.06
+    if max(rates) > 4 * min(rates):
+        unpaid = statistics.p_two_sided(*statistics.moments(chosen[0] - chosen[1]))
+        assert np.mean(unpaid < comparisons.ALPHA) > 0.1
+
+
+@pytest.mark.long
+def test_a_second_look_after_adding_seeds_makes_as_many_false_claims_as_is_said():
+    x, claimed = drawn(3, SWEEPS, 60), 0
+    for row in x:
+        seeds = 5
+        for _ in range(2):
+            c = comparisons.judge([comparisons.compare('a', scores(row[:seeds]), scores(np.zeros(seeds)))], 1.0)[0]
+            seeds = min(seeds + (c.more or 0), 60)
+            if c.verdict != comparisons.UNDECIDED:
+                break
+        claimed += c.verdict in (comparisons.BETTER, comparisons.WORSE)
+    assert 0.05 < claimed / SWEEPS < 0.1
+
+
+def test_the_least_p_is_no_zero():
+    mean, error, freedom = 40.0, 1.0, 20.0
+    assert statistics.p_two_sided(mean, error, freedom) == pytest.approx(2 * stats.t.sf(40, 20), rel=1e-9)
+
+
 def test_the_seeds_said_to_be_missing_would_have_settled_it():
     """Where the true difference is what was seen, adding them finds it in about 80 of 100 sweeps."""
     mean, spread, n = 0.8, 1.0, 5

@@ -24,14 +24,20 @@ class Score(NamedTuple):
     add: tuple = ()
     tried: int = 1
 
+    @property
+    def mean(self):
+        """The mean loss, infinite where there is none."""
+        return float(np.mean(list(self.losses.values()))) if self.losses else math.inf
+
 
 @dataclass(frozen=True)
 class Comparison:
     """A variant's loss minus the baseline's over seeds: below 0 is better.
 
     interval and bootstrap hold the true difference in 95 of 100 cases. p is adjusted by Holm over the family, as is the
-    verdict. held: no verdict is given, for the reason in the notes. effect: Hedges' g. more: seeds that would settle it
-    with power 0.8 if the difference is what it seems.
+    verdict. held: no verdict is given, for the reason in the notes of its Scores. effect: Hedges' g. more: seeds that
+    would settle it with power 0.8 if the difference is what it seems. penalties: what the one-sided p of (below, above)
+    are multiplied by, as the best of more rates is lower by chance alone: Bonferroni's bound on that.
     """
 
     name: str
@@ -47,6 +53,7 @@ class Comparison:
     bootstrap: tuple
     effect: float
     p_raw: float
+    penalties: tuple = statistics.EVEN
     p: float = math.nan
     p_equivalent: float = math.nan
     verdict: str = UNDECIDED
@@ -74,7 +81,7 @@ def score(variant, value):
     notes, add = _edge(list(table), best)
     stopped = sum(trial.state == 'stopped' for trial in variant.rates[best])
     if stopped:
-        notes = (*notes, f'{stopped} of its runs were stopped early: those left are no fair sample of seeds')
+        notes = (*notes, f'{stopped} runs were stopped early: those left are no fair sample of seeds')
     return Score(tried[best], best, notes, add, len(table))
 
 
@@ -90,7 +97,7 @@ def _edge(rates, best):
     else:
         return (), ()
     shown = ' and '.join(f'{rate:.2g}' for rate in add)
-    return (f'its best rate {best:.4g} is the {side} tried: add {shown}',), add
+    return (f'the best rate, {best:.4g}, is the {side} tried: add {shown}',), add
 
 
 def compare(name, ours, base):
@@ -109,9 +116,10 @@ def compare(name, ours, base):
         spread = math.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2)
         bootstrap = (math.nan, math.nan)
     mean, error, freedom = map(float, found)
-    notes = (*ours.notes, *(f'the baseline: {note}' for note in base.notes),
-             *(() if ours.tried == base.tried else
-               (f'{ours.tried} rates tried, {base.tried} of the baseline: more of them flatter',)),
+    penalties = tuple(max(1.0, ratio) for ratio in (ours.tried / base.tried, base.tried / ours.tried))
+    notes = (*(() if ours.tried == base.tried else
+               (f'{ours.tried} rates tried, {base.tried} of the baseline: more of them flatter, so that p is '
+                f'{max(penalties):.2g} times as large, to whose favour that is; the intervals leave it out',)),
              *((f'paired over the {len(shared)} seeds that both have',)
                if 0 < len(shared) < max(len(x), len(y)) else ()),
              *(() if shared else ("seeds do not match: Welch's test, unpaired",)))
@@ -119,18 +127,19 @@ def compare(name, ours, base):
                       bool(ours.notes or base.notes), float(x.mean()), float(x.std(ddof=1)), mean, error,
                       freedom, tuple(map(float, statistics.interval(mean, error, freedom))),
                       tuple(map(float, bootstrap)), statistics.effect(mean, spread, freedom),
-                      float(statistics.p_two_sided(mean, error, freedom)), notes=notes)
+                      float(statistics.p_two_sided(mean, error, freedom, penalties)), penalties, notes=notes)
 
 
 def judge(compared, margin):
     """Returns the Comparisons of one family with p adjusted and verdicts given; those that are held stay undecided.
 
-    A difference is claimed at p < ALPHA, and 'no difference larger than' the margin where two one-sided tests agree.
+    A difference is claimed at p < ALPHA, and 'no difference larger than' the margin where two one-sided tests agree: of
+    each kind of claim, at least one is false in at most ALPHA of families.
     """
     if not compared:
         return []
     ps = statistics.holm(np.array([c.p_raw for c in compared]))
-    equal = statistics.holm(np.array([statistics.p_equivalent(c.difference, c.error, c.freedom, margin)
+    equal = statistics.holm(np.array([statistics.p_equivalent(c.difference, c.error, c.freedom, margin, c.penalties)
                                       for c in compared], float))
     judged = []
     for c, p, q in zip(compared, ps.tolist(), equal.tolist(), strict=True):
@@ -151,8 +160,9 @@ def _more(c, margin, family):
     spread = c.error * math.sqrt(c.seeds)
     if not spread:
         return 1
-    needed = min(statistics.seeds_to_differ(c.difference, spread, ALPHA / family),
-                 statistics.seeds_to_equal(c.difference, spread, margin, ALPHA / family))
+    level = ALPHA / family / max(c.penalties)
+    needed = min(statistics.seeds_to_differ(c.difference, spread, level),
+                 statistics.seeds_to_equal(c.difference, spread, margin, level))
     return min(max(1, needed - c.seeds), statistics.MOST)
 
 

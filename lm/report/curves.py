@@ -9,12 +9,8 @@ AXES = ('tokens', 'flops', 'seconds')
 
 def axis(trial, steps, name, flops_per_token=1.0):
     """Returns what training to each of `steps` [n] cost a trial: its tokens, FLOPs or seconds."""
-    if name == 'seconds':
-        known, seconds = trial.timeline
-        if not known.size:
-            return np.full(len(steps), np.nan)
-        return np.interp(steps, np.concatenate([[0], known]), np.concatenate([[0], seconds]))
-    return steps * trial.tokens_per_step * (flops_per_token if name == 'flops' else 1.0)
+    token = {'tokens': 1.0, 'flops': flops_per_token, 'seconds': 1 / trial.speed}[name]
+    return steps * trial.tokens_per_step * token
 
 
 def value_at(x, y, budget):
@@ -29,9 +25,10 @@ def value_at(x, y, budget):
 
 
 class Gain(NamedTuple):
-    """How many times its own cost the baseline needs to reach a loss. bound: '' or '>' where only that much is known.
+    """How many times a budget the baseline needs to reach the loss that another has reached with it.
 
-    extended: whether the curve was continued past its last point by the power law fitted to its second half.
+    bound: '<' or '>' where only that much is known, else ''. extended: whether the curve was continued past its last
+    point by the power law fitted to its second half.
     """
 
     times: float
@@ -39,34 +36,37 @@ class Gain(NamedTuple):
     extended: bool
 
 
-def gains(x, y, losses):
+def gains(x, y, losses, budget):
     """Returns {name: Gain} of {name: loss} against the curve (x [n] ascending, y [n]), taken as its least until then.
 
-    Past the last point the curve is a power law with a floor; None where it has fewer points than that needs.
+    Past the last point the curve is a power law with a floor, where it has the points that this needs.
     """
     y = np.minimum.accumulate(y)
     law = power_law(x, y)
-    return {name: _inside(x, y, loss) if loss >= y[-1] else _past(x[-1], law, loss) for name, loss in losses.items()}
+    reached = {name: _inside(x, y, loss) if loss >= y[-1] else _past(x[-1], law, loss) for name, loss in losses.items()}
+    return {name: gain._replace(times=float(gain.times / budget)) for name, gain in reached.items()}
 
 
 def _past(end, law, loss):
+    """Returns the Gain, in units of x, of a loss below that at the curve's end."""
     if law is None:
-        return None
+        return Gain(end, '>', False)
     floor, scale, power = law
     if loss <= floor:
-        return Gain(REACH, '>', True)
-    times = ((loss - floor) / scale) ** (-1 / power) / end
-    return Gain(min(times, REACH), '>' if times > REACH else '', True) if times >= 1 else Gain(1.0, '', True)
+        return Gain(REACH * end, '>', True)
+    cost = max(end, ((loss - floor) / scale) ** (-1 / power))
+    return Gain(min(cost, REACH * end), '>' if cost > REACH * end else '', True)
 
 
 def _inside(x, y, loss):
+    """Returns the Gain, in units of x, of a loss that the curve has reached, between its points in log x."""
     if loss > y[0]:
-        return Gain(x[0] / x[-1], '<', False) if len(x) > 1 else None
+        return Gain(x[0], '<', False)
     at = int(np.argmax(y <= loss))
     if at == 0:
-        return Gain(x[0] / x[-1], '', False)
+        return Gain(x[0], '', False)
     share = (y[at - 1] - loss) / (y[at - 1] - y[at])
-    return Gain(float(np.exp(np.log(x[at - 1]) + share * np.log(x[at] / x[at - 1])) / x[-1]), '', False)
+    return Gain(np.exp(np.log(x[at - 1]) + share * np.log(x[at] / x[at - 1])), '', False)
 
 
 def power_law(x, y):

@@ -25,21 +25,20 @@ def check(texts, study):
     Each is about losses at equal tokens, at each variant's best rate. Raises config.Error for one that cannot be read.
     """
     asked = [_parsed(text, study) for text in texts]
-    known = [i for i, each in enumerate(asked) if each[0]]
-    adjusted = dict(zip(known, statistics.holm(np.array([asked[i][1] for i in known], float)).tolist(), strict=True))
-    return [Outcome(text, adjusted[i] < comparisons.ALPHA and not found.held, _told(found, adjusted[i]))
-            if found else Outcome(text, False, 'nothing can be concluded from one seed')
-            for i, (text, (found, _)) in enumerate(zip(texts, asked, strict=True))]
+    adjusted = statistics.holm(np.array([p for _, p, _ in asked], float)).tolist()
+    return [Outcome(text, p < comparisons.ALPHA and not found.held, _told(found, p, notes))
+            if found else Outcome(text, False, '; '.join(['nothing can be concluded from one seed or none', *notes]))
+            for text, (found, _, notes), p in zip(texts, asked, adjusted, strict=True)]
 
 
-def _told(found, p):
+def _told(found, p, notes):
     low, high = found.interval
-    notes = ''.join(f'; {note}' for note in found.notes)
-    return f'difference {found.difference:+.4g} [{low:+.4g}, {high:+.4g}], {found.seeds} seeds, p {p:.2g}{notes}'
+    said = f'difference {found.difference:+.4g} [{low:+.4g}, {high:+.4g}], {found.seeds} seeds, one-sided p {p:.2g}'
+    return '; '.join([said, *notes])
 
 
 def _parsed(text, study):
-    """Returns (Comparison or None, p before it is adjusted) of an expectation."""
+    """Returns (Comparison or None, p before it is adjusted, notes) of an expectation."""
     form = FORM.fullmatch(text)
     size = _size(form)
     if size is None:
@@ -49,11 +48,13 @@ def _parsed(text, study):
         left, right = right, left
     scores = study.families['tokens'].scores
     found = comparisons.compare(left, scores[left], scores[right])
+    notes = [f'{name}: {note}' for name in (left, right) for note in scores[name].notes]
     if found is None:
-        return None, 1.0
+        return None, 1.0, notes
     numbers = found.difference, found.error, found.freedom
-    p = statistics.p_equivalent if form['sign'] == '=' else statistics.p_below
-    return found, float(p(*numbers, size if form['sign'] == '=' else -size))
+    p = (statistics.p_equivalent(*numbers, size, found.penalties) if form['sign'] == '=' else
+         found.penalties[0] * statistics.p_below(*numbers, -size))
+    return found, float(p), [*notes, *found.notes]
 
 
 def _size(form):

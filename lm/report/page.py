@@ -55,7 +55,7 @@ def _opening(found):
     trials = [trial for variant in found.variants for trial in variant.trials]
     return (f'<h1>{html.escape(found.question or "What these runs show")}</h1>\n'
             + tags.paragraph(f'Variants: {len(found.variants)}. Runs: {len(trials)}, left out {len(found.left)}. '
-                        f'Measured: {found.metric}; lower is better.'))
+                        f'Measured: {show.measured(found.metric)}; lower is better.'))
 
 
 def _verdicts(found):
@@ -70,15 +70,15 @@ def _verdicts(found):
 
 
 def _family(found, family):
-    if not family.scores:
-        return tags.paragraph(family.why[0].upper() + family.why[1:] + '.')
+    if not show.judged(family):
+        return tags.paragraph(family.why[:1].upper() + family.why[1:] + '.')
     notes = ''.join(f'<li>{html.escape(note)}</li>' for note in show.notes(family))
     return (tags.paragraph(show.heading(found, family)) + _table(found, family)
             + (f'<ul class="soft">{notes}</ul>' if notes else ''))
 
 
 def _table(found, family):
-    return tags.table(show.HEAD, show.verdict_rows(found, family), KINDS)
+    return tags.table(show.HEAD, show.verdict_rows(family), KINDS)
 
 
 def _plots(drawn):
@@ -118,12 +118,12 @@ def _sources(found):
 
 def _differences(found):
     base, *others = found.variants
-    rows = [(other.name, key, before, after) for other in others
-            for key, (before, after) in sorted(variants.changed(base.settings, other.settings).items())]
-    settings = tags.table(('setting', 'value'), sorted(base.settings.items()), ('', 'long'))
+    rows = [('' if i else other.name, key, before, after) for other in others
+            for i, (key, (before, after)) in enumerate(sorted(variants.changed(base.settings, other.settings).items()))]
+    settings = tags.table(('setting', 'value'), sorted(base.settings.items()), ('any', 'any'))
     every = (f'<details><summary>All settings of {html.escape(base.name if others else "this run")}</summary>{settings}'
              '</details>')
-    changes = tags.table(('variant', 'setting', 'baseline', 'here'), rows, ('', '', 'long', 'long')) if rows else ''
+    changes = tags.table(('variant', 'setting', 'baseline', 'here'), rows, ('any',) * 4) if rows else ''
     return tags.section('Settings', changes, every)
 
 
@@ -135,4 +135,4 @@ def _samples(found):
 
 
 def _left(found):
-    return tags.section('Left out', tags.table(('run', 'why'), found.left, ('', 'long'))) if found.left else ''
+    return tags.section('Left out', tags.table(('run', 'why'), found.left, ('', 'any'))) if found.left else ''

@@ -1,7 +1,7 @@
 """What the page draws, as JSON-able data: each plot is a grid of x and, for each variant, mean, low and high on it."""
 import numpy as np
 
-from lm.report import comparisons, curves
+from lm.report import comparisons, show
 
 SHOWN = 12  # variants in a plot: the baseline and the best of the others
 POINTS = 400
@@ -9,17 +9,13 @@ COSTS = {'tokens': 'tokens', 'flops': 'training FLOPs', 'seconds': 'seconds of t
 
 
 def shown(found):
-    """Returns the variants that plots show, the baseline first, the others in their order."""
-    scores = found.families['tokens'].scores
-    means = {v.name: np.mean(list(scores[v.name].losses.values())) if scores[v.name].losses else np.inf
-             for v in found.variants}
-    kept = sorted(found.variants[1:], key=lambda variant: means[variant.name])[:SHOWN - 1]
-    return [variant for variant in found.variants if variant is found.variants[0] or variant in kept]
+    """Returns the variants that plots show, the baseline first."""
+    return found.variants[:SHOWN]
 
 
 def losses(found, name):
     """Returns {cost axis: plot} of what was recorded under a name, for each axis on which it is known."""
-    drawn = {axis: _losses(found, axis, name) for axis in curves.AXES if axis != 'flops' or found.table.flops}
+    drawn = {axis: _losses(found, axis, name) for axis, family in found.families.items() if family.scores}
     return {axis: plot for axis, plot in drawn.items() if plot}
 
 
@@ -33,7 +29,7 @@ def _losses(found, axis, name):
     every = np.unique(np.concatenate([x for seeds in known.values() for x, _ in seeds]))
     every = every[every > 0]
     grid = every if len(every) <= POINTS else np.geomspace(every[0], every[-1], POINTS)
-    return {'x': rounded(grid), 'xname': COSTS[axis], 'yname': name,
+    return {'x': rounded(grid), 'xname': COSTS[axis], 'yname': show.measured(name),
             'series': [{'name': variant, **_band(grid, seeds)} for variant, seeds in known.items()]}
 
 
@@ -64,8 +60,8 @@ def sensitivity(found):
         spread = np.nan_to_num([comparisons.noise(s) for s in scores])
         series.append({'name': name, 'mean': rounded(mean), 'low': rounded(mean - spread),
                        'high': rounded(mean + spread)})
-    return {'x': rounded(np.array(grid, float)), 'xname': found.variants[0].rate_key, 'yname': found.metric,
-            'series': series}
+    return {'x': rounded(np.array(grid, float)), 'xname': found.variants[0].rate_key,
+            'yname': show.measured(found.metric), 'series': series}
 
 
 def rounded(values):

@@ -3,8 +3,6 @@ import math
 import shlex
 from pathlib import Path
 
-import numpy as np
-
 from lm import hardware
 from lm.report import costs, tags, trials
 
@@ -20,6 +18,8 @@ def section(found, flops):
     inside = tags.table(HEAD, rows[:MOST], long)
     more = f'{len(rows) - MOST} more runs are not listed.' if len(rows) > MOST else ''
     marks = "A + after a commit: files differed from it. MFU is a share of the chip's data sheet; a CPU has none."
+    if any(trial.together for variant in found.variants for trial in variant.trials):
+        marks += ' shared: of a run that had the chip together with others of its program.'
     summary = f'{len(rows)} runs, with the command that makes each again'
     return tags.section('Every run', f'<details{" open" * (len(rows) < 12)}><summary>{summary}</summary>{inside}'
                         '</details>', tags.paragraph(f'{more} {marks}'.strip()))
@@ -27,18 +27,12 @@ def section(found, flops):
 
 def _row(variant, trial, value, flops):
     loss = value(trial) if trial.state == 'finished' else math.nan
-    speed = _speed(trial)
-    rate = speed * flops.get(costs.key(trial.settings), math.nan)
+    rate = math.nan if trial.together else trial.speed * flops.get(costs.key(trial.settings), math.nan)
     peak = _peak(trial)
+    speed = f'{trial.speed:,.0f}{" shared" * trial.together}' if trial.speed == trial.speed else ''
     return (trial.name, variant, '/'.join(map(str, trial.seed)), trial.state, f'{loss:.4f}' if loss == loss else '',
-            f'{speed:,.0f}' if speed == speed else '', f'{rate:.3g}' if rate == rate else '',
+            speed, f'{rate:.3g}' if rate == rate else '',
             f'{rate / peak:.1%}' if rate / peak == rate / peak else '', _commit(trial), again(trial))
-
-
-def _speed(trial):
-    """Returns a trial's median tokens per second, NaN where none is recorded."""
-    known = [record['tokens_per_second'] for record in trial.records if record.get('tokens_per_second')]
-    return float(np.median(known)) if known else math.nan
 
 
 def _peak(trial):

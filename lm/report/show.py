@@ -6,8 +6,9 @@ from dataclasses import asdict
 
 from lm.report import comparisons, expectations, statistics, study, variants
 
-HEAD = ('variant', 'verdict', 'seeds', 'loss', 'difference', '95% t', '95% bootstrap', 'p', 'effect', 'gain')
+HEAD = ('variant', 'verdict', 'difference', '95% t', 'p', 'gain', 'loss', 'seeds', '95% bootstrap', 'effect')
 UNITS = {'tokens': 'tokens', 'flops': 'FLOPs', 'seconds': 'seconds of training'}
+NATS, BITS = ('loss', 'valid/loss'), 'valid/bits_per_byte'
 
 
 def main(*directories: str, html: str = '', json: bool = False, expect: tuple = (), baseline: str = '',
@@ -81,8 +82,9 @@ def as_text(found, outcomes):
 def heading(found, family):
     """Returns what a Family's table shows, with the noise floor and the margin, in a line."""
     if family.axis != 'tokens':
-        return f'{found.metric} at {family.budget:.4g} {UNITS[family.axis]} each, the least that a run was given'
-    said = [f'{found.metric} at {family.budget:,.0f} tokens each']
+        return (f'{measured(found.metric)}, at {family.budget:.4g} {UNITS[family.axis]} each, the least that a run was '
+                'given')
+    said = [f'{measured(found.metric)}, at {family.budget:,.0f} tokens each']
     said += [f'the baseline has {key}={value}' for key, value in variants.own(found.variants).items()]
     if math.isfinite(found.noise):
         said.append(f'noise floor {found.noise:.2g}: the deviation of the baseline over its seeds')
@@ -93,44 +95,72 @@ def heading(found, family):
     return '; '.join(said)
 
 
+def measured(metric):
+    """Returns the name of a metric with its unit."""
+    return f'{metric}, nats a token' if metric in NATS else f'{metric}, bits a byte' if metric == BITS else metric
+
+
 def notes(family):
-    """Returns what is to be said below a Family's table, [text]."""
-    own = [f'{c.name}: {note}' for c in family.compared for note in c.notes]
-    return list(dict.fromkeys([*own, *([family.why] if family.why else [])]))
+    """Returns what is to be said below a Family's table, [text], of each note once whom it is about."""
+    about = {}
+    for name, own in [*((name, score.notes) for name, score in family.scores.items()),
+                      *((c.name, c.notes) for c in family.compared)]:
+        for note in own:
+            about.setdefault(note, []).append(name)
+    said = [f'{", ".join(names)}: {note}' for note, names in about.items()]
+    return [*said, *([family.why] if family.why else [])]
 
 
 def footnotes(found, family):
     """Returns what the marks of a Family's table mean, and what its budget leaves out."""
     said = []
+    if family.axis == 'tokens' and family.compared:
+        said.append('A difference below 0 is better than the baseline. Each interval stands alone; p is corrected for '
+                    "all comparisons. effect: the difference in deviations over seeds (Hedges' g).")
+    if family.axis == 'tokens' and any(c.more for c in family.compared):
+        said.append('So many more seeds settle it in 8 of 10 cases if the difference is what it seems. Looking again '
+                    'after adding them calls 9 of 100 equal variants different, not 5; seeds of a new sweep do not.')
     if family.axis == 'tokens' and found.untuned and family.compared:
         said.append(f'Every variant ran at one {found.untuned}; some may do better at another: sweep it.')
     if any(gain and gain.extended for gain in family.gains.values()):
         said.append("* past the end of the baseline's curve, by the power law that its second half follows.")
     if family.gains:
-        said.append('gain: how many times its own cost the baseline needs to reach the same loss.')
+        said.append(f'gain: how many times as many {UNITS[family.axis]} the baseline needs to reach the same loss.')
     if family.axis != 'tokens' and family.compared:
         said.append('A run that is cut short here had not yet lowered its rate as its schedule would.')
+    if family.axis == 'seconds' and family.compared:
+        said.append('Seconds are by the median speed of each run, on its machine as it was.')
     return ' '.join(said)
 
 
 def _block(found, family, above):
-    if family.axis != 'tokens' and not family.compared:
-        return f'at equal {family.axis}: {family.why}' if family.why and len(found.variants) > 1 else ''
-    below = [*notes(family), footnotes(found, family)]
-    return '\n'.join([above, columns(HEAD, verdict_rows(found, family)), *filter(None, below)])
+    if not judged(family):
+        return f'at equal {UNITS[family.axis]}: {family.why}' if family.why and len(found.variants) > 1 else ''
+    below = [*notes(family), textwrap.fill(footnotes(found, family), 110)]
+    return '\n'.join([above, columns(HEAD, verdict_rows(family)), *filter(None, below)])
 
 
-def verdict_rows(found, family):
+def judged(family):
+    """Returns whether a Family's table says anything: there is a loss of the baseline, or no other family to show."""
+    return family.axis == 'tokens' or bool(family.compared)
+
+
+def verdict_rows(family):
     """Returns the rows under HEAD of a Family: the baseline, then each variant, with '' where nothing is known."""
     base, *others = family.scores
     compared = {c.name: c for c in family.compared}
-    rows = [(base, '', *losses(family.scores[base]), *('',) * 6)]
+    rows = [_row(base, '', family.scores[base], [''] * 6)]
     for name in others:
-        verdict, numbers = comparisons.UNDECIDED, ('',) * 6
+        verdict, numbers = comparisons.UNDECIDED, [''] * 6
         if name in compared:
             verdict, numbers = _verdict(compared[name]), _numbers(compared[name], family.gains.get(name))
-        rows.append((name, verdict, *losses(family.scores[name]), *numbers))
+        rows.append(_row(name, verdict, family.scores[name], numbers))
     return rows
+
+
+def _row(name, verdict, score, numbers):
+    seeds, loss = losses(score)
+    return (name, verdict, *numbers[:4], loss, seeds, *numbers[4:])
 
 
 def losses(score):
@@ -138,20 +168,20 @@ def losses(score):
     known = list(score.losses.values())
     if not known:
         return '0', ''
-    mean = sum(known) / len(known)
-    return str(len(known)), f'{mean:.4f} ± {comparisons.noise(score):.4f}' if len(known) > 1 else f'{mean:.4f} (one)'
+    spread = f'± {comparisons.noise(score):.4f}' if len(known) > 1 else '(one)'
+    return str(len(known)), f'{score.mean:.4f} {spread}'
 
 
 def _verdict(c):
     if c.more is None:
-        return c.verdict
+        return f'{c.verdict}: see below' if c.held else c.verdict
     return f'{c.verdict}, {c.more if c.more < statistics.MOST else "over 1,000"} more seed{"s" * (c.more > 1)}'
 
 
 def _numbers(c, gain):
-    return (f'{c.difference:+.4f}', _range(c.interval), _range(c.bootstrap), f'{c.p:.2g}',
-            f'{c.effect:+.2f}' if math.isfinite(c.effect) else '-',
-            '' if gain is None else f'{gain.bound}{gain.times:.2f}x{"*" if gain.extended else ""}')
+    return (f'{c.difference:+.4f}', _range(c.interval), f'{c.p:.2g}',
+            '' if gain is None else f'{gain.bound}{gain.times:.2f}x{"*" if gain.extended else ""}',
+            _range(c.bootstrap), f'{c.effect:+.2f}' if math.isfinite(c.effect) else '-')
 
 
 def _range(bounds):

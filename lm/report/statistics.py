@@ -13,6 +13,7 @@ LEAST = 4  # seeds under which resampling finds too few different samples for an
 EXACT = 7  # seeds up to which every different resample is listed instead of drawn
 DRAWN = 4000
 MOST = 1000
+EVEN = (1.0, 1.0)
 
 
 def moments(x):
@@ -44,15 +45,16 @@ def p_below(mean, error, freedom, bound=0.0):
     return special.stdtr(freedom, t)
 
 
-def p_two_sided(mean, error, freedom):
-    """Returns the p of 'the true mean is 0'."""
-    below = p_below(mean, error, freedom)
-    return np.minimum(1.0, 2 * np.minimum(below, 1 - below))
+def p_two_sided(mean, error, freedom, penalties=EVEN):
+    """Returns the p of 'the true mean is 0', the one-sided p of (below, above) it multiplied by `penalties`."""
+    below, above = (p_below(sign * mean, error, freedom) for sign in (1, -1))
+    return np.minimum(1.0, 2 * np.minimum(penalties[0] * below, penalties[1] * above))
 
 
-def p_equivalent(mean, error, freedom, margin):
+def p_equivalent(mean, error, freedom, margin, penalties=EVEN):
     """Returns the p of 'the true mean is `margin` or more away from 0': two one-sided tests (Schuirmann 1987)."""
-    return np.maximum(p_below(mean, error, freedom, margin), p_below(-mean, error, freedom, margin))
+    below, above = (p_below(sign * mean, error, freedom, margin) for sign in (1, -1))
+    return np.minimum(1.0, np.maximum(penalties[0] * below, penalties[1] * above))
 
 
 def holm(p):

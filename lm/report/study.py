@@ -12,8 +12,9 @@ import numpy as np
 from lm.config import Error
 from lm.report import comparisons, costs, curves, trials, variants
 
-UNKNOWN = {'tokens': 'no loss on record at as many tokens; set eval_every', 'flops': 'FLOPs a token are not known',
-           'seconds': 'no validation so early, or no tokens_per_second; set eval_every'}
+UNKNOWN = {'tokens': 'no loss on record at as many tokens; set a smaller eval_every',
+           'flops': 'no loss on record at as many FLOPs, or FLOPs a token not known; set a smaller eval_every',
+           'seconds': 'no loss on record after as many seconds, or no speed; set a smaller eval_every'}
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ class Study:
 def read(directories, options=Options()):
     """Returns the Study of run directories; raises config.Error where nothing in them can be compared."""
     found = trials.read(directories)
-    groups = variants.gather(found, options.rate, options.baseline, _first(found, directories, options.rate))
     metric = _metric(found, options.metric)
+    found = trials.measured(found, metric)
+    groups = variants.gather(found, options.rate, options.baseline, _first(found, directories, options.rate))
     left = [(trial.name, f'{trial.state}: {trial.why}') for trial in found if trial.state != 'finished']
     left += [(name, 'not begun') for name in trials.waiting(directories)]
     done = [trial for trial in found if trial.state == 'finished']
@@ -79,9 +81,9 @@ def read(directories, options=Options()):
         raise Error(f'none of {len(found)} runs is finished ({left[0][0]}: {left[0][1]}); the same `lm train` or '
                     '`lm sweep` line goes on with them.')
     flops = costs.per_token(done) if len({costs.key(trial.settings) for trial in done}) > 1 else {}
-    table = Table(groups, metric, flops)
+    table = Table(groups, metric, flops).ranked()
     families = {axis: table.family(axis) for axis in curves.AXES}
-    noise = comparisons.noise(families['tokens'].scores[groups[0].name])
+    noise = comparisons.noise(families['tokens'].scores[table.variants[0].name])
     margin = noise if options.margin is None else options.margin
     families = {axis: _judged({axis: family}, margin)[axis] for axis, family in families.items()}
     return Study(_question(found[0]), table, margin, noise, families, _judged(table.by_source(), margin), left,
@@ -142,6 +144,12 @@ class Table(NamedTuple):
     metric: str
     flops: dict
 
+    def ranked(self):
+        """Returns the same with the variants after the baseline by their losses at equal tokens, the least first."""
+        scores = self.family('tokens').scores
+        base, *others = self.variants
+        return self._replace(variants=[base, *sorted(others, key=lambda each: scores[each.name].mean)])
+
     def cost(self, trial):
         """Returns a trial's FLOPs a token, 1 where all cost the same, NaN where they cannot be counted."""
         return self.flops.get(costs.key(trial.settings), math.nan) if self.flops else 1.0
@@ -159,6 +167,9 @@ class Table(NamedTuple):
             why = f'not counted for more than {costs.MOST} models' if self.flops is None else \
                 'a token costs all variants the same: see equal tokens'
             return Family(axis, math.nan, {}, [], {}, why)
+        if axis == 'seconds' and any(trial.together for variant in self.variants for trial in variant.finished):
+            why = 'runs of one program (--together) have no speed of their own; train some of each variant without it'
+            return Family(axis, math.nan, {}, [], {}, why)
         known = self._curves(axis, name or self.metric)
         budget = _least(known)
         scores = {v.name: comparisons.score(v, lambda t: curves.value_at(*known[id(t)], budget))
@@ -166,7 +177,7 @@ class Table(NamedTuple):
         base, *others = scores
         compared = [comparisons.compare(other, scores[other], scores[base]) for other in others]
         return Family(axis, budget, scores, [c for c in compared if c],
-                      self._gains(scores, known) if axis == 'tokens' else {}, self._why(axis, scores))
+                      self._gains(scores, known, budget), self._why(axis, scores))
 
     def values(self, axis):
         """Returns value(trial) -> the metric at the least cost that any finished trial came to."""
@@ -177,16 +188,16 @@ class Table(NamedTuple):
     def _curves(self, axis, name):
         return {id(trial): self.curve(trial, axis, name) for variant in self.variants for trial in variant.finished}
 
-    def _gains(self, scores, known):
+    def _gains(self, scores, known, budget):
         """Returns {variant: Gain} against the mean curve of the baseline's seeds at the rate it does best with."""
         base, *others = self.variants
         curve = [known[id(trial)] for trial in base.rates[scores[base.name].rate] if trial.state == 'finished']
-        curve = [(x, y) for x, y in curve if len(x) > 1]
+        curve = [(x, y) for x, y in curve if len(x) > 1 and np.isfinite(x).all()]
         if not curve:
             return {}
         x, mean, _, _ = curves.band(curve)
-        return curves.gains(x, mean, {other.name: float(np.mean(list(scores[other.name].losses.values())))
-                                      for other in others if scores[other.name].losses})
+        losses = {other.name: scores[other.name].mean for other in others if scores[other.name].losses}
+        return curves.gains(x, mean, losses, budget) if len(x) else {}
 
     def _why(self, axis, scores):
         """Returns what keeps some variant from being compared, with the remedy, or ''."""
@@ -196,8 +207,7 @@ class Table(NamedTuple):
         unknown = [name for name in none if name in finished]
         said = [f'{", ".join(unknown)}: {UNKNOWN[axis]}'] if unknown else []
         if axis == 'tokens':
-            said += [f'{name}: no finished run{"".join(f", {note}" for note in scores[name].notes)}'
-                     for name in none if name not in finished]
+            said += [f'{name}: no finished run' for name in none if name not in finished]
         if one:
             said.append(f'{", ".join(one)}: nothing can be concluded from one seed; give each variant 5 or more')
         return '; '.join(said)

@@ -2,7 +2,7 @@
 import functools
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,18 +37,17 @@ class Trial:
         return self.settings['data.batch'] * self.settings['data.context']
 
     @functools.cached_property
-    def timeline(self):
-        """(steps [n], seconds [n]) of training since the start, by the recorded tokens per second.
-
-        Steps without a speed, the first of a start or a resume, count as fast as the median: compiling is left out.
+    def speed(self):
+        """The median of the recorded tokens per second, NaN where there are none: other work on the machine for a while
+        does not count.
         """
-        rows = [(r['step'], r.get('tokens_per_second')) for r in self.records if 'valid/loss' not in r]
-        known = [speed for _, speed in rows if speed]
-        if not known:
-            return np.zeros(0), np.zeros(0)
-        steps = np.array([step for step, _ in rows], float)
-        speeds = np.array([speed or np.median(known) for _, speed in rows], float)
-        return steps, np.cumsum(np.diff(steps, prepend=0) * self.tokens_per_step / speeds)
+        known = [record['tokens_per_second'] for record in self.records if record.get('tokens_per_second')]
+        return float(np.median(known)) if known else math.nan
+
+    @property
+    def together(self):
+        """Whether it may have been one of several in one program, whose speed is not its own."""
+        return any(str(word).startswith('--together') for word in self.about['command'])
 
     @property
     def final(self):
@@ -80,6 +79,12 @@ def _found(given):
     if (given / 'config.json').exists():
         return [_open(given, given)]
     return [_open(path.parent, given) for path in sorted(given.glob('*/config.json'))]
+
+
+def measured(found, metric):
+    """Returns the [Trial] with those that finished without a finite value of a metric as failed."""
+    return [replace(trial, state='failed', why=f'no finite {metric} at its last step')
+            if trial.state == 'finished' and trial.final.get(metric) is None else trial for trial in found]
 
 
 def waiting(directories):
