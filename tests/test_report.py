@@ -226,6 +226,19 @@ def test_bits_per_byte_where_tokenizers_differ(tmp_path):
     assert study.read([tmp_path]).metric == 'valid/bits_per_byte'
 
 
+def test_how_much_text_a_token_holds_is_said_where_it_differs(tmp_path):
+    for name, kind, loss in ('a', 'Bytes', 1.5), ('b', 'Chars', 3.0):
+        for seed in range(3):
+            change = {'data.tokenizer': {'type': f'lm.data.tokenizers:{kind}'}}
+            path = simulated.write(tmp_path / f'{name}{seed}', change, loss, seed) / 'metrics.jsonl'
+            if kind == 'Chars':
+                path.write_text(re.sub(r'(bits_per_byte": )([\d.]+)', lambda m: m[1] + str(float(m[2]) / 2),
+                                       path.read_text()))
+    found = study.read([tmp_path])
+    assert 'Bytes a token: 1.00 in baseline, 2.00 in tokenizer=Chars' in ' '.join(
+        show.footnotes(found, found.families['tokens']))
+
+
 def test_sources_are_one_family(tmp_path):
     generator = np.random.default_rng(0)
     for name, change, code in ('a', {}, 2.0), ('b', BETTER, 1.5):

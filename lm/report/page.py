@@ -20,7 +20,7 @@ def written(found, directories):
     drawn = {'losses': plots.losses(found, found.metric), 'training': plots.losses(found, 'loss')}
     rates = plots.sensitivity(found)
     drawn |= {'rates': {'rate': rates}} if rates else {}
-    body = '\n'.join([_opening(found), _verdicts(found), _plots(drawn), _sources(found), parallel.section(found),
+    body = '\n'.join([_opening(found), _verdicts(found), _plots(drawn, found), _sources(found), parallel.section(found),
                       _differences(found), provenance.section(found, flops), _samples(found), _left(found)])
     return document(found.question or 'Report', body, drawn)
 
@@ -64,29 +64,29 @@ def _verdicts(found):
         seeds, loss = show.losses(score)
         said = f'One variant and nothing to compare it with. {found.metric}: {loss}, {seeds} seed(s).'
         return tags.section('Result', tags.paragraph(said, ''), tags.paragraph(found.families['tokens'].why))
-    return '\n'.join(tags.section(f'At equal {show.UNITS[axis]}', _family(found, family),
-                                  tags.paragraph(show.footnotes(found, family)))
+    return '\n'.join(tags.section(f'At equal {show.UNITS[axis]}', _family(found, family))
                      for axis, family in found.families.items())
 
 
 def _family(found, family):
     if not show.judged(family):
         return tags.paragraph(family.why[:1].upper() + family.why[1:] + '.')
-    notes = ''.join(f'<li>{html.escape(note)}</li>' for note in show.notes(family))
-    return (tags.paragraph(show.heading(found, family)) + _table(found, family)
-            + (f'<ul class="soft">{notes}</ul>' if notes else ''))
+    notes = ''.join(f'<li>{html.escape(note)}</li>' for note in show.notes(family) + show.footnotes(found, family))
+    return tags.paragraph(show.heading(found, family)) + _table(family) + f'<ul class="soft">{notes}</ul>'
 
 
-def _table(found, family):
+def _table(family):
     return tags.table(show.HEAD, show.verdict_rows(family), KINDS)
 
 
-def _plots(drawn):
+def _plots(drawn, found):
+    hidden = len(found.variants) - plots.SHOWN
+    few = f' Of {len(found.variants)} variants, the baseline and the {plots.SHOWN - 1} best.' if hidden > 0 else ''
     said = {'losses': ('Held-out loss',
                        'Lines are means over seeds at the rate each variant does best with; bands span all seeds.'),
             'training': ('Training loss', 'Smoothing averages over steps; bands span all seeds.'),
             'rates': ('Sensitivity to the rate', 'Bands are one standard deviation over seeds to each side.')}
-    return '\n'.join(tags.section(said[name][0], figure(name, against(choices), said[name][1]))
+    return '\n'.join(tags.section(said[name][0], figure(name, against(choices), said[name][1] + few))
                      for name, choices in drawn.items() if choices)
 
 
@@ -112,7 +112,7 @@ def figure(name, choices, caption, logy=''):
 
 def _sources(found):
     said = f'p is adjusted over the comparisons of all {len(found.sources)} sources.'
-    return '\n'.join(tags.section(f'Held-out loss of {source}', _table(found, family), tags.paragraph(said))
+    return '\n'.join(tags.section(f'Held-out loss of {source}', _table(family), tags.paragraph(said))
                      for source, family in found.sources.items())
 
 

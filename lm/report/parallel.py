@@ -13,7 +13,8 @@ LINES = 300
 def section(found):
     """Returns the section with the plot, '' with fewer than two settings that vary or four trials that finished."""
     value = found.table.values('tokens')
-    trials = [trial for variant in found.variants for trial in variant.finished if np.isfinite(value(trial))][:LINES]
+    every = [trial for variant in found.variants for trial in variant.finished if np.isfinite(value(trial))]
+    trials = every[:LINES]
     keys = _varying(trials)
     if len(trials) < 4 or len(keys) < 2:
         return ''
@@ -21,6 +22,8 @@ def section(found):
     columns.append((found.metric, [value(trial) for trial in trials]))
     lines = _lines(columns, [trial.name for trial in trials])
     said = 'Each line is a run, from its settings to its loss; the bluer, the lower. Rest on a line for its name.'
+    if len(every) > LINES:
+        said += f' Of {len(every)} runs, {LINES}: those of the best variants.'
     return tags.section('Settings against loss', f'<figure><div class="wide">{lines}</div>'
                         f'<figcaption>{said}</figcaption></figure>')
 

@@ -20,7 +20,7 @@ def section(found, flops):
     marks = "A + after a commit: files differed from it. MFU is a share of the chip's data sheet; a CPU has none."
     if any(trial.together for variant in found.variants for trial in variant.trials):
         marks += ' shared: of a run that had the chip together with others of its program.'
-    summary = f'{len(rows)} runs, with the command that makes each again'
+    summary = f'{len(rows)} run{"s" * (len(rows) > 1)}, with the command that makes each again'
     return tags.section('Every run', f'<details{" open" * (len(rows) < 12)}><summary>{summary}</summary>{inside}'
                         '</details>', tags.paragraph(f'{more} {marks}'.strip()))
 

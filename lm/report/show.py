@@ -65,8 +65,13 @@ def finite(value):
 def as_text(found, outcomes):
     """Returns a Study as text: the question, the verdicts, then whatever else was to be said."""
     parts = [textwrap.fill(found.question, 110)]
-    parts += [_block(found, family, heading(found, family)) for family in found.families.values()]
-    parts += [_block(found, family, f'held-out loss of {source}, p over all {len(found.sources)} sources')
+    for family in found.families.values():
+        if judged(family):
+            below = textwrap.fill(' '.join(footnotes(found, family)), 110)
+            parts.append(f'{_block(family, heading(found, family))}\n{below}')
+        elif len(found.variants) > 1:
+            parts.append(f'at equal {UNITS[family.axis]}: {family.why}')
+    parts += [_block(family, f'held-out loss of {source}, p over all {len(found.sources)} sources')
               for source, family in found.sources.items()]
     rates = rate_rows(found)
     if rates:
@@ -76,7 +81,7 @@ def as_text(found, outcomes):
         parts.append('left out\n' + columns(('', ''), found.left))
     parts.append('\n'.join(f'{"established" if o.established else "NOT established"}: {o.text}  ({o.why})'
                            for o in outcomes))
-    return '\n\n'.join(part for part in parts if part)
+    return '\n\n'.join(part.rstrip() for part in parts if part)
 
 
 def heading(found, family):
@@ -85,7 +90,8 @@ def heading(found, family):
         return (f'{measured(found.metric)}, at {family.budget:.4g} {UNITS[family.axis]} each, the least that a run was '
                 'given')
     said = [f'{measured(found.metric)}, at {family.budget:,.0f} tokens each']
-    said += [f'the baseline has {key}={value}' for key, value in variants.own(found.variants).items()]
+    own = ', '.join(f'{key}={value}' for key, value in variants.own(found.variants).items())
+    said += [f'the baseline has {own}'] if own else []
     if math.isfinite(found.noise):
         said.append(f'noise floor {found.noise:.2g}: the deviation of the baseline over its seeds')
     if family.compared:
@@ -112,32 +118,43 @@ def notes(family):
 
 
 def footnotes(found, family):
-    """Returns what the marks of a Family's table mean, and what its budget leaves out."""
+    """Returns what the columns and marks of a Family's table mean, and what its budget leaves out, [text]."""
+    if not family.compared:
+        return []
     said = []
-    if family.axis == 'tokens' and family.compared:
+    if family.axis == 'tokens':
         said.append('A difference below 0 is better than the baseline. Each interval stands alone; p is corrected for '
                     "all comparisons. effect: the difference in deviations over seeds (Hedges' g).")
     if family.axis == 'tokens' and any(c.more for c in family.compared):
         said.append('So many more seeds settle it in 8 of 10 cases if the difference is what it seems. Looking again '
                     'after adding them calls 9 of 100 equal variants different, not 5; seeds of a new sweep do not.')
-    if family.axis == 'tokens' and found.untuned and family.compared:
+    if family.axis == 'tokens' and found.metric == BITS:
+        said.append(_text_seen(found))
+    if family.axis == 'tokens' and found.untuned:
         said.append(f'Every variant ran at one {found.untuned}; some may do better at another: sweep it.')
     if any(gain and gain.extended for gain in family.gains.values()):
         said.append("* past the end of the baseline's curve, by the power law that its second half follows.")
     if family.gains:
         said.append(f'gain: how many times as many {UNITS[family.axis]} the baseline needs to reach the same loss.')
-    if family.axis != 'tokens' and family.compared:
+    if family.axis != 'tokens':
         said.append('A run that is cut short here had not yet lowered its rate as its schedule would.')
-    if family.axis == 'seconds' and family.compared:
+    if family.axis == 'seconds':
         said.append('Seconds are by the median speed of each run, on its machine as it was.')
-    return ' '.join(said)
+    return [text for text in said if text]
 
 
-def _block(found, family, above):
-    if not judged(family):
-        return f'at equal {UNITS[family.axis]}: {family.why}' if family.why and len(found.variants) > 1 else ''
-    below = [*notes(family), textwrap.fill(footnotes(found, family), 110)]
-    return '\n'.join([above, columns(HEAD, verdict_rows(family)), *filter(None, below)])
+def _text_seen(found):
+    """Returns how many bytes a token holds for each variant, '' where all of them hold as many or it is not known."""
+    known = {variant.name: trial.final['valid/loss'] / math.log(2) / trial.final[BITS]
+             for variant in found.variants for trial in variant.finished[:1] if trial.final.get('valid/loss')}
+    held = [f'{size:.2f} in {name}' for name, size in known.items()]
+    if not known or max(known.values()) < 1.01 * min(known.values()):
+        return ''
+    return f'Bytes a token: {", ".join(held)}; at equal tokens they have not seen as much text.'
+
+
+def _block(family, above):
+    return '\n'.join([above, columns(HEAD, verdict_rows(family)), *notes(family)])
 
 
 def judged(family):
