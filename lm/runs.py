@@ -163,7 +163,11 @@ def read(directory):
     path = Path(directory) / 'config.json'
     if not path.exists():
         raise config.Error(f'{directory} holds no run; give the --workdir of an `lm train`.')
-    return config.build(json.loads(path.read_text())['config'], Path(directory) / 'experiment.py')
+    try:
+        dumped = json.loads(path.read_text())['config']
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise config.Error(f'{path} is no record of a run ({error}); remove the directory.') from error
+    return config.build(dumped, Path(directory) / 'experiment.py')
 
 
 def keep_tokenizer(directory, source):

@@ -155,3 +155,6 @@ def test_a_directory_without_a_run_or_a_record_is_refused(trained, tmp_path, cac
     (other / 'metrics.jsonl').write_text('')
     with pytest.raises(config.Error, match='no record of a loss yet'):
         search.main(str(trained), str(other))
+    (other / 'config.json').write_text('{')
+    with pytest.raises(config.Error, match='is no record of a run'):
+        search.main(str(trained), str(other))

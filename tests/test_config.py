@@ -239,6 +239,7 @@ def test_dump_names_classes_and_functions():
     ({'type': 'no.such:Thing'}, 'does not exist here'),
     ({'type': 'math:sqrt'}, 'not a dataclass'),
     ({'type': f'{__name__}:Rope', 'tetha': 1}, "no field 'tetha'; its fields are theta"),
+    ({'type': 'lm.data.corpus:Corpus'}, 'needs train, valid'),
     ({'type': 'experiment:Thing'}, 'defined in an experiment file'),
 ])
 def test_build_says_what_is_missing(dumped, message):

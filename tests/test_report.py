@@ -297,6 +297,22 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         assert error.count('\n') == 1
 
 
+@pytest.mark.parametrize('flag, said', [
+    ('--margin=-1', 'no size of a difference'), ('--rate=optimizer.paek', "did you mean 'optimizer.peak'"),
+    ('--metric=valid/los', 'no finished run has recorded'), ('--baseline=alibo', 'did you mean')])
+def test_an_option_that_fits_nothing_is_one_line(swept, capsys, flag, said):
+    assert report(swept, flag) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count('\n') == 1
+
+
+def test_runs_scored_on_other_data_are_not_compared(swept, capsys):
+    simulated.write(swept / 'd-0', {'data.valid': {'type': 'lm.data.sources:Synthetic', 'count': 9}}, 2.0)
+    assert report(swept) == 2
+    assert '2 different data.valid, whose losses do not compare' in capsys.readouterr().err
+
+
 def test_a_thousand_trials_are_read_once(tmp_path):
     for i in range(200):
         simulated.sweep(tmp_path, {f'v{i}': ({'model.depth': i + 1}, 3.0)}, seeds=5)

@@ -105,6 +105,10 @@ def _restore_component(dumped, experiment):
         if name not in known:
             near = close(name, known) or known
             raise Error(f'{dumped["type"]} has no field {name!r}; its fields are {", ".join(near)}.')
+    missing = [f.name for f in dataclasses.fields(cls) if f.init and f.name not in fields
+               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
+    if missing:
+        raise Error(f'{dumped["type"]} needs {", ".join(missing)}, not in the record; use the version that wrote it.')
     return cls(**fields)
 
 

@@ -136,7 +136,8 @@ def footnotes(found, family):
         said.append("* past the end of the baseline's curve, by the power law that its second half follows.")
     if family.gains:
         said.append(f'gain: how many times as many {UNITS[family.axis]} the baseline needs to reach the same loss.')
-    if family.axis != 'tokens':
+    if any(trial.settings['steps'] * trial.tokens_per_step > 1.001 * found.families['tokens'].budget
+           for variant in found.variants for trial in variant.finished) or family.axis != 'tokens':
         said.append('A run that is cut short here had not yet lowered its rate as its schedule would.')
     if family.axis == 'seconds':
         said.append('Seconds are by the median speed of each run, on its machine as it was.')

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lm.config import Error
+from lm.config.annotations import close
 from lm.report import comparisons, costs, curves, trials, variants
 
 UNKNOWN = {'tokens': 'no loss on record at as many tokens; set a smaller eval_every',
@@ -71,6 +72,7 @@ class Study:
 def read(directories, options=Options()):
     """Returns the Study of run directories; raises config.Error where nothing in them can be compared."""
     found = trials.read(directories)
+    _check_asked(options, found)
     metric = _metric(found, options.metric)
     found = trials.measured(found, metric)
     groups = variants.gather(found, options.rate, options.baseline, _first(found, directories, options.rate))
@@ -80,6 +82,7 @@ def read(directories, options=Options()):
     if not done:
         raise Error(f'none of {len(found)} runs is finished ({left[0][0]}: {left[0][1]}); the same `lm train` or '
                     '`lm sweep` line goes on with them.')
+    trials.check_alike(done, 'data.valid', 'leave some out')
     flops = costs.per_token(done) if len({costs.key(trial.settings) for trial in done}) > 1 else {}
     table = Table(groups, metric, flops).ranked()
     families = {axis: table.family(axis) for axis in curves.AXES}
@@ -88,6 +91,15 @@ def read(directories, options=Options()):
     families = {axis: _judged({axis: family}, margin)[axis] for axis, family in families.items()}
     return Study(_question(found[0]), table, margin, noise, families, _judged(table.by_source(), margin), left,
                  _untuned(groups, options.rate))
+
+
+def _check_asked(options, found):
+    if options.margin is not None and not 0 < options.margin < math.inf:
+        raise Error(f'--margin={options.margin:g} is no size of a difference; try --margin=0.01.')
+    known = {key for trial in found for key in trial.settings}
+    if options.rate not in known and options.rate != Options.rate:
+        near = close(options.rate, known) or ['optimizer.peak']
+        raise Error(f'no run has a setting {options.rate!r}; did you mean {near[0]!r}?')
 
 
 def _untuned(groups, rate):

@@ -81,6 +81,14 @@ def _found(given):
     return [_open(path.parent, given) for path in sorted(given.glob('*/config.json'))]
 
 
+def check_alike(found, part, remedy):
+    """Raises config.Error where trials differ in a part of their settings across which losses do not compare."""
+    kinds = {json.dumps({key: value for key, value in trial.settings.items() if f'{key}.'.startswith(f'{part}.')})
+             for trial in found}
+    if len(kinds) > 1:
+        raise Error(f'the runs have {len(kinds)} different {part}, whose losses do not compare; {remedy}.')
+
+
 def measured(found, metric):
     """Returns the [Trial] with those that finished without a finite value of a metric as failed."""
     return [replace(trial, state='failed', why=f'no finite {metric} at its last step')

@@ -109,10 +109,9 @@ def _check_comparable(done, metric):
     names = sorted({name for trial in done for name in trial.final if name.startswith('valid/')})
     if metric not in names:
         raise config.Error(f'no finished run has recorded {metric!r} at its end; there are {", ".join(names)}.')
-    for part, remedy in (('data.tokenizer', 'give --metric=valid/bits_per_byte'), ('data.valid', 'leave some out')):
-        kinds = {json.dumps({k: v for k, v in trial.settings.items() if k.startswith(part)}) for trial in done}
-        if len(kinds) > 1 and not (part == 'data.tokenizer' and metric == 'valid/bits_per_byte'):
-            raise config.Error(f'the runs have {len(kinds)} different {part}, whose losses do not compare; {remedy}.')
+    trials.check_alike(done, 'data.valid', 'leave some out')
+    if metric != 'valid/bits_per_byte':
+        trials.check_alike(done, 'data.tokenizer', 'give --metric=valid/bits_per_byte')
 
 
 def _check_enough(n, d, left):
