@@ -72,6 +72,24 @@ def test_the_controls_of_a_plot_work(browser, swept, tmp_path):
     assert 'data-ended="seconds of training"' in document
 
 
+TICKED = """<script>
+const crowded = [10, 1e4, 1e12, 1e22].flatMap((ratio) => [3, 6, 20].map((most) => decades(1, ratio * 1.1, most)));
+document.body.dataset.counts = crowded.map((ticks) => ticks.length);
+document.body.dataset.named = [short(1e21), short(2.5e24), short(1e20), short(0.00012)];
+</script></body>"""
+
+
+def test_ticks_are_as_many_as_there_is_room_for(browser, swept, tmp_path):
+    out = tmp_path / 'report.html'
+    assert report(swept, '--html', out) == 0
+    out.write_text(out.read_text().replace('</body>', TICKED))
+    document, console = opened(browser, out, tmp_path / 'profile')
+    assert console == []
+    counts = [int(count) for count in re.search('data-counts="([^"]*)"', document)[1].split(',')]
+    assert all(2 <= count <= most + 2 for count, most in zip(counts, [3, 6, 20] * 4, strict=True)), counts
+    assert re.search('data-named="([^"]*)"', document)[1] == '1e21,2.5e24,100E,1.2e-4'
+
+
 SAVED = """<script>
 const figure = document.querySelector('figure[data-plot=losses]'), seen = document.body.dataset;
 const url = URL.createObjectURL;

@@ -12,6 +12,7 @@ const css = (name) => getComputedStyle(document.documentElement).getPropertyValu
 function short(value) {
   if (value == null) return '';
   const size = Math.abs(value);
+  if (size >= 1e21) return value.toExponential(2).replace(/\.?0*e\+/, 'e');
   for (const [unit, letter] of [[1e18, 'E'], [1e15, 'P'], [1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e3, 'k']])
     if (size >= unit) return +(value / unit).toPrecision(3) + letter;
   return size && size < 1e-3 ? value.toExponential().replace(/(\.\d\d)\d*/, '$1') : String(+value.toPrecision(3));
@@ -25,9 +26,10 @@ function even(low, high) {
   return ticks;
 }
 
-function decades(low, high) {
-  const ticks = [], parts = high / low > 1e4 ? [1] : high / low > 30 ? [1, 3] : [1, 2, 5];
-  for (let e = Math.floor(Math.log10(low)); e <= Math.log10(high); e++)
+function decades(low, high, most) {
+  const ticks = [], span = Math.log10(high / low), every = Math.max(1, Math.ceil(span / most));
+  const parts = [[1, 2, 5], [1, 3], [1]].find((parts) => parts.length * span <= most) ?? [1];
+  for (let e = Math.floor(Math.log10(low) / every) * every; e <= Math.log10(high); e += every)
     for (const part of parts) {
       const tick = +(part * 10 ** e).toPrecision(12);
       if (tick >= low && tick <= high) ticks.push(tick);
@@ -76,9 +78,9 @@ function options(plot, width, state) {
       y: { distr: state.y ? 3 : 1, range: (u, a, b) => padded(a, b, state.y) },
     },
     axes: [
-      { ...axis(plot.xname, state.x), splits: (u, i, a, b) => (state.x ? decades : even)(a, b) },
+      { ...axis(plot.xname, state.x), splits: (u, i, a, b) => (state.x ? decades(a, b, u.width / 70) : even(a, b)) },
       { ...axis(plot.yname), size: 56,
-        splits: (u, i, a, b) => (state.y && b / a > 20 ? decades : even)(a, b) },
+        splits: (u, i, a, b) => (state.y && b / a > 20 ? decades(a, b, u.height / 40) : even(a, b)) },
     ],
     hooks: {
       setSeries: [(u, i, change) => {

@@ -3,6 +3,7 @@ import numpy as np
 
 from lm.report import page, tags
 from lm.report.plots import rounded
+from lm.report.show import measured
 from lm.scaling import laws, show
 
 SHOWN = 8  # sizes or lengths in a plot: as many as there are colours
@@ -57,7 +58,7 @@ def _curves(findings, axes, xname, letter):
                        'high': rounded(bounds[:, 1])})
         series.append(_dots(f'{letter} = {show.short(kind)}, runs', (x, findings.points.loss), other == kind, grid)
                       | {'colour': colour})
-    return {'x': rounded(grid), 'xname': xname, 'yname': findings.points.metric, 'series': series}
+    return {'x': rounded(grid), 'xname': xname, 'yname': measured(findings.points.metric), 'series': series}
 
 
 def _dots(name, places, kept, grid):
@@ -76,5 +77,5 @@ def _frontier(findings):
     bounds = np.array([fit.predict(*fit.law.optimum(flops))[1] for flops in grid])
     best = {'name': 'best N and D', 'mean': rounded(fit.law.loss(*fit.law.optimum(grid))), 'low': rounded(bounds[:, 0]),
             'high': rounded(bounds[:, 1])}
-    return {'x': rounded(grid), 'xname': 'training FLOPs, 6 N D', 'yname': found.metric,
+    return {'x': rounded(grid), 'xname': 'training FLOPs, 6 N D', 'yname': measured(found.metric),
             'series': [best, _dots('runs', (cost, found.loss), np.full(len(cost), True), grid)]}
