@@ -43,6 +43,16 @@ def test_a_browser_draws_every_plot_and_complains_of_nothing(browser, swept, tmp
     assert 'data-drawn="2"' in document
 
 
+def acted(browser, swept, tmp_path, script, *flags):
+    """Returns the page of a sweep, as text, after a script was run in it."""
+    out = tmp_path / 'report.html'
+    assert report(swept, '--html', out) == 0
+    out.write_text(out.read_text().replace('</body>', script))
+    document, console = opened(browser, out, tmp_path / 'profile', *flags)
+    assert console == []
+    return document
+
+
 ACTIONS = """<script>
 const figure = document.querySelector('figure[data-plot=losses]'), seen = document.body.dataset;
 const set = (name, key, value) => {
@@ -62,11 +72,7 @@ seen.ended = figure.drawn.axes[0].label;
 
 
 def test_the_controls_of_a_plot_work(browser, swept, tmp_path):
-    out = tmp_path / 'report.html'
-    assert report(swept, '--html', out) == 0
-    out.write_text(out.read_text().replace('</body>', ACTIONS))
-    document, console = opened(browser, out, tmp_path / 'profile')
-    assert console == []
+    document = acted(browser, swept, tmp_path, ACTIONS)
     assert re.search(r'data-hovered="tokens:? ?\S+ ?baseline:? ?[\d.]+ ?position=Alibi:? ?[\d.]+', document)
     assert 'data-hidden="1000111111"' in document
     assert 'data-ended="seconds of training"' in document
@@ -75,19 +81,15 @@ def test_the_controls_of_a_plot_work(browser, swept, tmp_path):
 TICKED = """<script>
 const crowded = [10, 1e4, 1e12, 1e22].flatMap((ratio) => [3, 6, 20].map((most) => decades(1, ratio * 1.1, most)));
 document.body.dataset.counts = crowded.map((ticks) => ticks.length);
-document.body.dataset.named = [short(1e21), short(2.5e24), short(1e20), short(0.00012)];
+document.body.dataset.named = [short(1e21), short(2.5e24), short(1e20), short(0.00012), exact(0.00012345678), exact(2)];
 </script></body>"""
 
 
 def test_ticks_are_as_many_as_there_is_room_for(browser, swept, tmp_path):
-    out = tmp_path / 'report.html'
-    assert report(swept, '--html', out) == 0
-    out.write_text(out.read_text().replace('</body>', TICKED))
-    document, console = opened(browser, out, tmp_path / 'profile')
-    assert console == []
+    document = acted(browser, swept, tmp_path, TICKED)
     counts = [int(count) for count in re.search('data-counts="([^"]*)"', document)[1].split(',')]
     assert all(2 <= count <= most + 2 for count, most in zip(counts, [3, 6, 20] * 4, strict=True)), counts
-    assert re.search('data-named="([^"]*)"', document)[1] == '1e21,2.5e24,100E,1.2e-4'
+    assert re.search('data-named="([^"]*)"', document)[1] == '1e21,2.5e24,100E,1.2e-4,0.0001235,2.0000'
 
 
 SAVED = """<script>
@@ -108,11 +110,7 @@ for (const button of figure.querySelectorAll('button')) button.click();
 @pytest.mark.parametrize('flags', [(), ('--blink-settings=preferredColorScheme=0', '--window-size=500,900',
                                         '--force-device-scale-factor=2')])
 def test_plots_are_saved_as_pictures(browser, swept, tmp_path, flags):
-    out = tmp_path / 'report.html'
-    assert report(swept, '--html', out) == 0
-    out.write_text(out.read_text().replace('</body>', SAVED))
-    document, console = opened(browser, out, tmp_path / 'profile', *flags)
-    assert console == []
+    document = acted(browser, swept, tmp_path, SAVED, *flags)
     assert set(re.search('data-names=" ([^"]*)"', document)[1].split()) == {'losses.svg', 'losses.png'}
     files = {kind: base64.b64decode(re.search(f'data-{kind}="data:image/[^,]*;base64,([^"]*)"', document)[1])
              for kind in ('svg', 'png')}

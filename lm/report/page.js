@@ -18,6 +18,11 @@ function short(value) {
   return size && size < 1e-3 ? value.toExponential().replace(/(\.\d\d)\d*/, '$1') : String(+value.toPrecision(3));
 }
 
+function exact(value) {
+  if (value == null) return '';
+  return value && Math.abs(value) < 0.01 ? value.toPrecision(4) : value.toFixed(4);
+}
+
 function even(low, high) {
   const rough = (high - low) / 6, unit = 10 ** Math.floor(Math.log10(rough));
   const step = unit * [1, 2, 5, 10].find((k) => k * unit >= rough);
@@ -62,7 +67,7 @@ function options(plot, width, state) {
   const series = [{ label: plot.xname, value: (u, v) => short(v) }], bands = [];
   plot.series.forEach((each, i) => {
     const ink = tint(plot, i), line = { label: each.name, stroke: ink, width: 2, dash: dashes(i), spanGaps: true,
-      value: (u, v) => (v == null ? '' : v.toFixed(4)),
+      value: (u, v) => exact(v),
       ...(each.dots ? { paths: () => null, points: { show: true, size: 7, fill: ink } }
         : { points: { show: plot.x.length < FEW, size: 6 } }) };
     const edge = { class: 'edge', stroke: 'transparent', spanGaps: true, points: { show: false } };

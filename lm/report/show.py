@@ -159,7 +159,7 @@ def _block(family, above):
 
 
 def judged(family):
-    """Returns whether a Family's table says anything: there is a loss of the baseline, or no other family to show."""
+    """Returns whether a Family has a table to show: that of equal tokens always does, others where they compare."""
     return family.axis == 'tokens' or bool(family.compared)
 
 
