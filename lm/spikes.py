@@ -216,7 +216,8 @@ def compared(passed, expected):
         lines.append(f'on the way, step {unlike[0]} is the first that differs from its record: other code, versions or '
                      'devices computed it.')
     elif known:
-        lines.append(f'on the way, all {len(known)} losses on record are equal to the last bit.')
+        said = f'all {len(known)} losses on record are' if len(known) > 1 else 'the one loss on record is'
+        lines.append(f'on the way, {said} equal to the last bit.')
     return lines
 
 

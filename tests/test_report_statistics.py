@@ -171,6 +171,9 @@ def test_the_best_of_more_rates_makes_no_more_false_claims(rates):
     found = [comparisons.compare('a', scores(a)._replace(tried=rates[0]), scores(b)._replace(tried=rates[1]))
              for a, b in zip(*chosen, strict=True)]
     assert np.mean([c.p_raw < comparisons.ALPHA for c in found]) < 0.06
+    if rates[0] == rates[1]:
+        for name in ('interval', 'bootstrap'):
+            assert covers(np.array([getattr(c, name) for c in found]).T, 0.0) >= 0.93
     if max(rates) > 4 * min(rates):
         unpaid = statistics.p_two_sided(*statistics.moments(chosen[0] - chosen[1]))
         assert np.mean(unpaid < comparisons.ALPHA) > 0.1

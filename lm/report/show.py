@@ -50,7 +50,7 @@ def _family(family):
               for name, score in family.scores.items()}
     return {'budget': family.budget, 'why': family.why, 'scores': scores,
             'compared': [asdict(c) for c in family.compared],
-            'gains': {name: gain and gain._asdict() for name, gain in family.gains.items()}}
+            'gains': {name: gain._asdict() for name, gain in family.gains.items()}}
 
 
 def finite(value):
@@ -121,18 +121,8 @@ def footnotes(found, family):
     """Returns what the columns and marks of a Family's table mean, and what its budget leaves out, [text]."""
     if not family.compared:
         return []
-    said = []
-    if family.axis == 'tokens':
-        said.append('A difference below 0 is better than the baseline. Each interval stands alone; p is corrected for '
-                    "all comparisons. effect: the difference in deviations over seeds (Hedges' g).")
-    if family.axis == 'tokens' and any(c.more for c in family.compared):
-        said.append('So many more seeds settle it in 8 of 10 cases if the difference is what it seems. Looking again '
-                    'after adding them calls 9 of 100 equal variants different, not 5; seeds of a new sweep do not.')
-    if family.axis == 'tokens' and found.metric == BITS:
-        said.append(_text_seen(found))
-    if family.axis == 'tokens' and found.untuned:
-        said.append(f'Every variant ran at one {found.untuned}; some may do better at another: sweep it.')
-    if any(gain and gain.extended for gain in family.gains.values()):
+    said = _legend(found, family) if family.axis == 'tokens' else []
+    if any(gain.extended for gain in family.gains.values()):
         said.append("* past the end of the baseline's curve, by the power law that its second half follows.")
     if family.gains:
         said.append(f'gain: how many times as many {UNITS[family.axis]} the baseline needs to reach the same loss.')
@@ -141,17 +131,31 @@ def footnotes(found, family):
         said.append('A run that is cut short here had not yet lowered its rate as its schedule would.')
     if family.axis == 'seconds':
         said.append('Seconds are by the median speed of each run, on its machine as it was.')
-    return [text for text in said if text]
+    return said
+
+
+def _legend(found, family):
+    """Returns the footnotes that are said once, at equal tokens, and hold for all Families, [text]."""
+    said = ['A difference below 0 is better than the baseline. Each interval stands alone; p is corrected for all '
+            "comparisons of its table. effect: the difference in deviations over seeds (Hedges' g)."]
+    if any(c.more for c in family.compared):
+        said.append('So many more seeds settle it in 8 of 10 cases if the difference is what it seems. Looking again '
+                    'after adding them calls 9 of 100 equal variants different, not 5; seeds of a new sweep do not.')
+    if found.metric == BITS:
+        said += _text_seen(found)
+    if found.untuned:
+        said.append(f'Every variant ran at one {found.untuned}; some may do better at another: sweep it.')
+    return said
 
 
 def _text_seen(found):
-    """Returns how many bytes a token holds for each variant, '' where all of them hold as many or it is not known."""
+    """Returns [how many bytes a token holds for each variant], [] where all hold as many or it is not known."""
     known = {variant.name: trial.final['valid/loss'] / math.log(2) / trial.final[BITS]
              for variant in found.variants for trial in variant.finished[:1] if trial.final.get('valid/loss')}
     held = [f'{size:.2f} in {name}' for name, size in known.items()]
     if not known or max(known.values()) < 1.01 * min(known.values()):
-        return ''
-    return f'Bytes a token: {", ".join(held)}; at equal tokens they have not seen as much text.'
+        return []
+    return [f'Bytes a token: {", ".join(held)}; at equal tokens they have not seen as much text.']
 
 
 def _block(family, above):
