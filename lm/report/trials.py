@@ -47,7 +47,7 @@ class Trial:
     @property
     def together(self):
         """Whether it may have been one of several in one program, whose speed is not its own."""
-        return any(str(word).startswith('--together') for word in self.about['command'])
+        return any(word.startswith('--together') and word != '--together=1' for word in self.about['command'])
 
     @property
     def final(self):

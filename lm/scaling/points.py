@@ -115,7 +115,7 @@ def _check_comparable(done, metric):
 
 
 def _check_enough(n, d, left):
-    gone = f' ({len(left)} runs left out, the first: {left[0][0]}, {left[0][1]})' if left else ''
+    gone = f' ({len(left)} left out, the first: {left[0][0]}, {left[0][1]})' if left else ''
     for values, what, remedy in ((n, 'N, parameters', '--over model.width=32,64,128'),
                                  (d, 'D, tokens', '--over steps=500,1000,2000')):
         kinds = sorted(set(values))
