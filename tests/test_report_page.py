@@ -81,6 +81,7 @@ def test_the_controls_of_a_plot_work(browser, swept, tmp_path):
 TICKED = """<script>
 const crowded = [10, 1e4, 1e12, 1e22].flatMap((ratio) => [3, 6, 20].map((most) => decades(1, ratio * 1.1, most)));
 document.body.dataset.counts = crowded.map((ticks) => ticks.length);
+document.body.dataset.marks = [300, 100].flatMap((width) => [...marks([0.001, 0.003, 0.01], 9e-4, 0.011, width), ';']);
 document.body.dataset.named = [short(1e21), short(2.5e24), short(1e20), short(0.00012), exact(0.00012345678), exact(2)];
 </script></body>"""
 
@@ -89,6 +90,7 @@ def test_ticks_are_as_many_as_there_is_room_for(browser, swept, tmp_path):
     document = acted(browser, swept, tmp_path, TICKED)
     counts = [int(count) for count in re.search('data-counts="([^"]*)"', document)[1].split(',')]
     assert all(2 <= count <= most + 2 for count, most in zip(counts, [3, 6, 20] * 4, strict=True)), counts
+    assert 'data-marks="0.001,0.003,0.01,;,0.001,0.01,;"' in document
     assert re.search('data-named="([^"]*)"', document)[1] == '1e21,2.5e24,100E,1.2e-4,0.0001235,2.0000'
 
 

@@ -42,6 +42,12 @@ function decades(low, high, most) {
   return ticks.length > 1 ? ticks : even(low, high);
 }
 
+function marks(known, low, high, width) {
+  const seen = known.filter((x) => x >= low && x <= high);
+  const gaps = seen.slice(1).map((x, i) => (Math.log(x / seen[i]) / Math.log(high / low)) * width);
+  return gaps.length && Math.min(...gaps) >= 60 ? seen : decades(low, high, width / 70);
+}
+
 function smoothed(values, share) {
   if (!share) return values;
   let total = 0, weight = 0;
@@ -83,7 +89,7 @@ function options(plot, width, state) {
       y: { distr: state.y ? 3 : 1, range: (u, a, b) => padded(a, b, state.y) },
     },
     axes: [
-      { ...axis(plot.xname, state.x), splits: (u, i, a, b) => (state.x ? decades(a, b, u.width / 70) : even(a, b)) },
+      { ...axis(plot.xname, state.x), splits: (u, i, a, b) => (state.x ? marks(plot.x, a, b, u.width) : even(a, b)) },
       { ...axis(plot.yname), size: 56,
         splits: (u, i, a, b) => (state.y && b / a > 20 ? decades(a, b, u.height / 40) : even(a, b)) },
     ],
