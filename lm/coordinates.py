@@ -15,6 +15,7 @@ from lm.report import page, plots, show, tags
 TAPS = ('embedding', 'attention', 'mlp', 'residual', 'logits')
 ROWS = 8  # of a batch, on which activations are looked at
 LIMIT = 0.25  # how far an exponent of width may be from 0
+INFINITE = 'is not finite'
 HEAD = ('what', 'when', 'exponent of width', '')
 DRAWN = {  # what of a Trace: the first step that has any, what it is, and how to read it
     'size': (0, 'Mean |activation|', 'Flat lines keep their size.'),
@@ -133,7 +134,8 @@ def _row(found, tap, when, values, least):
     with np.errstate(all='ignore'):
         logs = np.log2(values)
     if not np.isfinite(logs).all():
-        return Row(tap, when, tuple(values.mean(1)), math.nan, math.nan, 'is not finite or zero')
+        fault = 'is zero' if np.isfinite(values).all() else INFINITE
+        return Row(tap, when, tuple(values.mean(1)), math.nan, math.nan, fault)
     each = np.polyfit(np.log2(found.widths), logs, 1)[0]
     exponent = float(np.polyfit(np.log2(found.widths), np.log2(values.mean(1)), 1)[0])
     spread = float(np.std(each, ddof=1)) if len(each) > 1 else math.nan
@@ -148,9 +150,11 @@ def verdict(table, settings):
         return True, f'pass: nothing grows past width^{LIMIT} and no change vanishes past width^-{LIMIT}.'
     worst = max(bad, key=lambda row: abs(row.exponent) if math.isfinite(row.exponent) else math.inf)
     told = f'fail: {worst.tap}, {worst.when}, {worst.fault}'
-    told += f' as width^{worst.exponent:.2f}' if math.isfinite(worst.exponent) else ''
     model = settings.model
-    if not model.base.given:
+    told += f' as width^{worst.exponent:.2f}' if math.isfinite(worst.exponent) else ''
+    if worst.fault == INFINITE:
+        told += '; try a lower rate'
+    elif not model.base.given:
         told += f'; try model.base.width={model.width} model.base.heads={model.heads}'
     return False, f'{told}.'
 
@@ -163,6 +167,8 @@ def as_text(found, table):
 
 
 def _exponent(row):
+    if not math.isfinite(row.exponent):
+        return '-'
     return f'{row.exponent:+.2f}' + (f' ± {row.spread:.2f}' if math.isfinite(row.spread) else '')
 
 

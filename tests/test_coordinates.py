@@ -74,12 +74,13 @@ def test_powers_of_the_width_are_found_and_the_worst_is_named(exponents, faults)
 
 
 def test_what_is_not_finite_or_never_moves_fails():
-    for bad in (np.nan, 0.0):
+    for bad, said, remedy in (np.nan, 'is not finite', 'try a lower rate'), \
+            (0.0, 'is zero', 'try model.base.width=384 model.base.heads=6'):
         found = made({})
         found.change['mlp'][1, 0, -1] = bad
         passed, told = coordinates.verdict(coordinates.rows(found), settings())
-        assert not passed and 'mlp, change after 2 steps, is not finite or zero' in told
-        assert 'try model.base.width=384 model.base.heads=6' in told
+        assert not passed and f'mlp, change after 2 steps, {said}' in told
+        assert remedy in told
 
 
 def check(tmp_path, *given):
