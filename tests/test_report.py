@@ -188,6 +188,13 @@ def test_flops_count_the_wider_model_less_far(tmp_path):
     assert verdicts(found, 'flops') == {'width=128': 'worse'}
 
 
+def test_variants_that_cost_the_same_in_other_ways_have_no_table_of_flops(tmp_path):
+    simulated.sweep(tmp_path, {'a': ({}, 3.0), 'b': ({'model.tied': False}, 2.9)}, seeds=2)
+    found = study.read([tmp_path])
+    assert len(found.table.flops) == 2
+    assert found.families['flops'].why.startswith('a token costs all variants the same')
+
+
 def test_gain_is_how_much_longer_the_baseline_takes():
     x = np.arange(1, 101) * 1e4
     y = 2 + 50 * x ** -0.5

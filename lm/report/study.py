@@ -175,7 +175,7 @@ class Table(NamedTuple):
 
     def family(self, axis, name=''):
         """Returns the Family, not judged yet, at the least cost that any finished trial came to."""
-        if axis == 'flops' and not self.flops:
+        if axis == 'flops' and len({self.cost(trial) for variant in self.variants for trial in variant.finished}) == 1:
             why = f'not counted for more than {costs.MOST} models' if self.flops is None else \
                 'a token costs all variants the same: see equal tokens'
             return Family(axis, math.nan, {}, [], {}, why)
