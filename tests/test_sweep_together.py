@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -94,6 +95,33 @@ def test_spread_over_devices_is_the_same_within_rounding(group, tmp_path, cache,
     assert vectors.program(sweep.trials).place.num_devices == 4
     assert worker.work(sweep, cache, 4) == 0
     compare(group, sweep)
+
+
+def test_trials_on_several_devices_say_nothing_to_each_other(tmp_path, monkeypatch):
+    devices = jax.local_devices()
+    monkeypatch.setattr(jax, 'devices', lambda: devices[:2])
+    program = vectors.program(begin(tmp_path / 'sweep', FOUR).trials)
+    assert program.place.num_devices == 2
+
+    def placed(x, lead=()):
+        return jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype, sharding=program.place)
+    states = jax.tree.map(placed, jax.eval_shape(program.init, program.numbers))
+    batches = jax.tree.map(lambda x: placed(x, (4,)), SETTINGS.data.example())
+    lowered = program.init.lower(program.numbers), program.step.lower(program.numbers, states, batches)
+    assert not re.findall(r' (all-\w+|collective-\w+|reduce-scatter)\S*\(', ''.join(
+        each.compile().as_text() for each in lowered))
+
+
+def test_cores_are_devices_unless_someone_said_how_many():
+    fresh, said = {'XLA_FLAGS': '--xla_a=1'}, {'XLA_FLAGS': f'{vectors.DEVICES}=3'}
+    vectors.spread(1, fresh)
+    vectors.spread(1, said)
+    assert fresh == {'XLA_FLAGS': f'--xla_a=1 {vectors.DEVICES}=1'} and said == {'XLA_FLAGS': f'{vectors.DEVICES}=3'}
+
+
+def test_a_lone_trial_among_several_devices_of_a_cpu_takes_one():
+    assert vectors.alone(SETTINGS).devices.tolist() == jax.devices()[:1]
+    assert vectors.alone(dataclasses.replace(SETTINGS, mesh={'data': 1})) is None
 
 
 def test_what_python_branches_on_makes_another_program(tmp_path):
