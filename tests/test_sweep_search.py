@@ -61,6 +61,16 @@ def test_points_under_way_spread_what_is_asked_next():
     assert idle != busy
 
 
+@pytest.mark.skipif(not all(map(importlib.util.find_spec, ('optuna', 'torch'))), reason='optuna or torch is absent')
+def test_a_gaussian_process_draws_inside_from_all_that_is_told():
+    sampler = Optuna(40, sampler='GP')
+    told = [Told(Random(40).draw(SPACE, [], number), float(number)) for number in range(11)]
+    told += [Told(told[0].point, math.inf), Told(told[1].point, None), Told(told[2].point, 3.0, stopped=3)]
+    point = sampler.draw(SPACE, told, 'x')
+    assert point.keys() == SPACE.keys() and point['model.norm'] in ('rms', 'layer')
+    assert 1e-4 <= point['optimizer.peak'] <= 1e-1 and point['model.heads'] in range(1, 9)
+
+
 def drawing(directory, sampler, over=('optimizer.peak=1e-4..1e-2',), seeds=0):
     sweep = begin(directory, [])
     search.begin(sweep, sampler, over, seeds)

@@ -98,18 +98,19 @@ def test_spread_over_devices_is_the_same_within_rounding(group, tmp_path, cache,
 
 
 def test_trials_on_several_devices_say_nothing_to_each_other(tmp_path, monkeypatch):
-    devices = jax.local_devices()
+    (tmp_path / 'small.py').write_text(FILE)
+    loaded, devices = config.load(tmp_path / 'small.py'), jax.local_devices()
     monkeypatch.setattr(jax, 'devices', lambda: devices[:2])
-    program = vectors.program(begin(tmp_path / 'sweep', FOUR).trials)
+    sweep = trials.plan(loaded, tmp_path / 'a', [{'seed': seed} for seed in range(4)])
+    program, batch = vectors.program(sweep.trials), loaded.config.data.example()
     assert program.place.num_devices == 2
 
-    def placed(x, lead=()):
-        return jax.ShapeDtypeStruct((*lead, *x.shape), x.dtype, sharding=program.place)
-    states = jax.tree.map(placed, jax.eval_shape(program.init, program.numbers))
-    batches = jax.tree.map(lambda x: placed(x, (4,)), SETTINGS.data.example())
-    lowered = program.init.lower(program.numbers), program.step.lower(program.numbers, states, batches)
-    assert not re.findall(r' (all-\w+|collective-\w+|reduce-scatter)\S*\(', ''.join(
-        each.compile().as_text() for each in lowered))
+    def placed(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=program.place)
+    states = jax.tree.map(lambda x: placed(x.shape, x.dtype), jax.eval_shape(program.init, program.numbers))
+    batches = jax.tree.map(lambda x: placed((4, *x.shape), x.dtype), batch)
+    text = program.step.lower(program.numbers, states, batches).compile().as_text()
+    assert ' while(' in text and not re.findall(r' (all-\w+|collective-\w+|reduce-scatter)\S*\(', text)
 
 
 def test_cores_are_devices_unless_someone_said_how_many():
