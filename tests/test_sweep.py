@@ -2,6 +2,7 @@
 import concurrent.futures
 import io
 import json
+import os
 import shutil
 
 import pytest
@@ -96,6 +97,41 @@ def test_mistakes_in_a_sweep_are_one_line(file, tmp_path):
         listed(file, tmp_path / 'b', [{'seed': 1}])
 
 
+@pytest.mark.parametrize('words, message', [
+    (['FILE', '--together=0'], '--together=0 is no number of trials; try --together=16'),
+    (['FILE', '--seeds=-1'], '--seeds=-1 is negative'),
+    (['FILE', '--over=model.vocab=1,2', '--over=model.vocab=3'], 'two axes of a grid set model.vocab'),
+    (['FILE', '--workdir=gs://bucket/x'], 'gs://bucket/x is a bucket, and workers claim trials by files'),
+    (['--worker', 's3://bucket/x'], 's3://bucket/x is a bucket'),
+    (['--worker', 'DIR', '--seeds=3'], '--worker takes a sweep as it was begun, and --seeds would change nothing'),
+    (['--watch', 'DIR', 'steps=3'], '--watch takes a sweep as it was begun, and overrides would change nothing'),
+    (['--watch', 'DIR'], 'holds no sweep; begin one with lm sweep EXPERIMENT'),
+    (['FILE', '--stop=Halving(first=6)'], 'judges first at step 6 and the trials end at step 6; try first=1'),
+    (['NONE'], 'sweep() yields no trial'),
+])
+def test_mistakes_on_the_line_are_one_line(file, tmp_path, capsys, words, message):
+    (tmp_path / 'none.py').write_text(f'{FILE}\n\ndef sweep():\n    return []\n')
+    places = {'FILE': str(file), 'DIR': str(tmp_path), 'NONE': str(tmp_path / 'none.py')}
+    where = () if {'--watch', '--worker'} & {*words} or '://' in str(words) else (f'--workdir={tmp_path / "a"}',)
+    assert cli.main(['sweep', *(places.get(word, word) for word in words), *where]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count('\n') == 1 and not (tmp_path / 'a' / 'sweep.json').exists()
+
+
+def test_the_view_tells_of_a_running_trial_whose_record_does_not_grow(file, tmp_path, capsys):
+    sweep = listed(file, tmp_path / 'a', [{'seed': 1}])
+    (trial,) = sweep.trials
+    trial.directory.mkdir()
+    record = trial.directory / metrics.RECORD
+    record.write_text('{"step": 1, "loss": 3.0}\n')
+    assert claims.Claims(sweep.directory).take(trial.id)
+    view.show(sweep)
+    assert 'nothing new' not in capsys.readouterr().out
+    os.utime(record, (0, record.stat().st_mtime - 1860))
+    view.show(sweep)
+    assert f'{trial.id}  running, and nothing new on its record for 0:31:0' in capsys.readouterr().out
+
+
 @pytest.fixture(scope='module')
 def done(tmp_path_factory, cache):
     """Returns a directory with an experiment file and the sweep of two learning rates that the shell made of it."""
@@ -160,7 +196,7 @@ def test_two_workers_never_choose_the_same(file, tmp_path):
 
 
 def test_trials_that_are_added_while_a_worker_runs_are_its_own(file, tmp_path, monkeypatch):
-    def train(sweep, chosen, cache):
+    def train(sweep, chosen, *_):
         listed(file, tmp_path / 'a', [{'seed': 3}, {'seed': 4}])
         for trial in chosen:
             worker.fail(trial, config.Error('not trained here'))
@@ -200,7 +236,7 @@ def test_a_failed_trial_is_recorded_and_stops_no_other(done, cache, capsys):
 
 
 def test_a_full_disk_is_no_fault_of_a_trial(file, tmp_path, monkeypatch):
-    def train(sweep, trial, cache):
+    def train(*_):
         raise config.Error('saving failed') from ValueError("cannot write [No space left on device, code='28']")
     monkeypatch.setattr(worker, '_train_one', train)
     sweep = listed(file, tmp_path / 'a', [{'seed': 1}])
@@ -215,7 +251,7 @@ def test_a_directory_in_use_is_left_alone(file, tmp_path, cache, monkeypatch):
     (trial,) = sweep.trials
     run = runs.Run(trial.directory, config.Experiment(trial.settings, {}, file))
     monkeypatch.setattr(worker.claims, 'PERIOD', 0)
-    worker._train(sweep, [trial], cache)
+    worker._train(sweep, [trial], cache, 1)
     run.close()
     assert trials.states(sweep)[0] == {trial.id: 'new'}
     assert not config.diff(runs.read(trial.directory), trial.settings)

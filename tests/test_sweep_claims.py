@@ -3,6 +3,7 @@ import concurrent.futures
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -65,6 +66,33 @@ def test_a_worker_beats_and_ends_when_it_was_taken_for_dead(tmp_path, monkeypatc
         while desk.count < before + 3:
             pass
         assert not left
+        (tmp_path / 'claims' / 'a.2').write_text('{}')
+        while not left:
+            pass
+    assert set(left) == {'a'}
+
+
+def test_a_slow_process_has_a_pulse_and_one_that_waits_for_ever_has_none():
+    slow, hung, hour = claims.Pulse(), claims.Pulse(), claims.HUNG
+    assert all(slow.felt(minute * 60, 2 * claims.LEAST * minute * 60) for minute in range(600))
+    assert hung.felt(0, 5.0) and hung.felt(hour - 1, 5.0) and not hung.felt(hour, 5.1)
+    assert hung.felt(hour + 60, 5.0 + 2 * claims.LEAST * hour), 'it woke up'
+
+
+def test_a_hung_worker_stops_beating_and_leaves_when_another_takes_over(tmp_path, monkeypatch):
+    left, felt = [], [True]
+    monkeypatch.setattr(claims, 'PERIOD', 0.01)
+    monkeypatch.setattr(claims, '_leave', left.append)
+    monkeypatch.setattr(claims.Pulse, 'felt', lambda self, now, used: felt[0])
+    with claims.Claims(tmp_path) as desk:
+        assert desk.take('a')
+        while desk.count < 3:
+            pass
+        felt[0] = False
+        time.sleep(0.05)
+        before = desk.count
+        time.sleep(0.1)
+        assert desk.count == before and not left
         (tmp_path / 'claims' / 'a.2').write_text('{}')
         while not left:
             pass

@@ -61,6 +61,16 @@ def test_points_under_way_spread_what_is_asked_next():
     assert idle != busy
 
 
+@pytest.mark.skipif(not all(map(importlib.util.find_spec, ('optuna', 'torch'))), reason='optuna or torch is absent')
+def test_a_gaussian_process_draws_inside_from_all_that_is_told():
+    sampler = Optuna(40, sampler='GP')
+    told = [Told(Random(40).draw(SPACE, [], number), float(number)) for number in range(11)]
+    told += [Told(told[0].point, math.inf), Told(told[1].point, None), Told(told[2].point, 3.0, stopped=3)]
+    point = sampler.draw(SPACE, told, 'x')
+    assert point.keys() == SPACE.keys() and point['model.norm'] in ('rms', 'layer')
+    assert 1e-4 <= point['optimizer.peak'] <= 1e-1 and point['model.heads'] in range(1, 9)
+
+
 def drawing(directory, sampler, over=('optimizer.peak=1e-4..1e-2',), seeds=0):
     sweep = begin(directory, [])
     search.begin(sweep, sampler, over, seeds)
@@ -97,6 +107,15 @@ def test_what_trials_came_to_is_told(tmp_path):
     assert told[0].point == {'optimizer.peak': sweep.trials[0].settings.optimizer.peak}
 
 
+def test_what_is_asked_for_again_and_again_gives_way_to_chance(tmp_path, monkeypatch):
+    sweep, real = drawing(tmp_path / 'a', 'Random(3)'), samplers.Random.draw
+    monkeypatch.setattr(samplers.Random, 'draw', lambda self, space, told, number: (
+        {'optimizer.peak': 1e-3} if int(number.split('.')[1]) < search.OWN else real(self, space, told, number)))
+    assert search.ask(sweep, 3)
+    peaks = [trial.settings.optimizer.peak for trial in trials.open_sweep(sweep.directory).trials]
+    assert len(set(peaks)) == 3 and peaks[0] == 1e-3
+
+
 def test_workers_that_ask_at_once_get_different_points(tmp_path):
     sweep = drawing(tmp_path / 'a', 'Random(12)')
     workers = [threading.Thread(target=lambda: [search.ask(sweep) for _ in range(4)]) for _ in range(4)]
@@ -123,6 +142,9 @@ def test_a_space_that_is_used_up_ends_the_search(tmp_path, capsys):
     (['--sample=Optunna(3)', '--over=optimizer.peak=1..2'], 'Optuna'),
     (['--sample=Random(3)', '--over=optimizer.peak=2..1'], 'is an empty range; write the lower end first'),
     (['--sample=Random(3)', '--over=optimizer.paek=1..2'], "did you mean 'optimizer.peak'"),
+    (['--sample=Random(3)', '--over=model.depth=1..2', '--over=model.depth=3..4'], 'model.depth is set twice'),
+    (['--sample=Random(3)', '--over=seed=0..5', '--seeds=2'], 'seed is set twice, by --seeds too'),
+    (["--sample=Optuna(3,sampler='CmaEs')", '--over=model.depth=1..2'], 'is not one of TPE, GP'),
 ])
 def test_mistakes_are_one_line(tmp_path, capsys, words, message):
     assert cli.main(['sweep', 'experiments/tiny.py', f'--workdir={tmp_path / "a"}', *words]) == 2

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -94,6 +95,34 @@ def test_spread_over_devices_is_the_same_within_rounding(group, tmp_path, cache,
     assert vectors.program(sweep.trials).place.num_devices == 4
     assert worker.work(sweep, cache, 4) == 0
     compare(group, sweep)
+
+
+def test_trials_on_several_devices_say_nothing_to_each_other(tmp_path, monkeypatch):
+    (tmp_path / 'small.py').write_text(FILE)
+    loaded, devices = config.load(tmp_path / 'small.py'), jax.local_devices()
+    monkeypatch.setattr(jax, 'devices', lambda: devices[:2])
+    sweep = trials.plan(loaded, tmp_path / 'a', [{'seed': seed} for seed in range(4)])
+    program, batch = vectors.program(sweep.trials), loaded.config.data.example()
+    assert program.place.num_devices == 2
+
+    def placed(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=program.place)
+    states = jax.tree.map(lambda x: placed(x.shape, x.dtype), jax.eval_shape(program.init, program.numbers))
+    batches = jax.tree.map(lambda x: placed((4, *x.shape), x.dtype), batch)
+    text = program.step.lower(program.numbers, states, batches).compile().as_text()
+    assert ' while(' in text and not re.findall(r' (all-\w+|collective-\w+|reduce-scatter)\S*\(', text)
+
+
+def test_cores_are_devices_unless_someone_said_how_many():
+    fresh, said = {'XLA_FLAGS': '--xla_a=1'}, {'XLA_FLAGS': f'{vectors.DEVICES}=3'}
+    vectors.spread(1, fresh)
+    vectors.spread(1, said)
+    assert fresh == {'XLA_FLAGS': f'--xla_a=1 {vectors.DEVICES}=1'} and said == {'XLA_FLAGS': f'{vectors.DEVICES}=3'}
+
+
+def test_a_lone_trial_among_several_devices_of_a_cpu_takes_one():
+    assert vectors.alone(SETTINGS).devices.tolist() == jax.devices()[:1]
+    assert vectors.alone(dataclasses.replace(SETTINGS, mesh={'data': 1})) is None
 
 
 def test_what_python_branches_on_makes_another_program(tmp_path):

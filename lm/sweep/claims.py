@@ -1,4 +1,4 @@
-"""Who trains what: claims on trials by files that are created exclusively, and beat while their owner lives.
+"""Who trains what: claims on trials by files that are created exclusively, and beat while their owner lives and works.
 
 The claim on a trial is the file claims/<trial>.<n> of the highest n. Who takes over a claim without a living owner
 creates the file of n + 1, which only one can, so that nothing needs a lock, a server or clocks that agree.
@@ -15,6 +15,7 @@ from pathlib import Path
 from lm import config, metrics, watch
 
 PERIOD, DEAD = 2.0, 30.0  # seconds between beats, and of one beat seen unchanged after which its owner counts as dead
+HUNG, LEAST = 3600.0, 1e-3  # seconds after which a worker that took less than this share of a core counts as hung
 
 
 class Claims:
@@ -96,18 +97,38 @@ class Claims:
         return json.dumps({**self.me, 'beat': self.count})
 
     def _beat(self):
+        pulse = Pulse()
         while not self.ended.wait(PERIOD):
+            pulse = pulse if self.held else Pulse()
+            lives = pulse.felt(time.monotonic(), time.process_time() - time.thread_time())
             with self.lock, contextlib.suppress(OSError):
                 for trial, number in self.held.items():
                     if self._path(trial, number + 1).exists():
                         _leave(trial)
-                    metrics.replace(self._path(trial, number), self._text())
+                    if lives:
+                        metrics.replace(self._path(trial, number), self._text())
+
+
+class Pulse:
+    """Whether a process still does something, by the processor's time that it takes beside its beat.
+
+    Steps, compiling, validating and reading all take some, however slow they are; what waits for ever takes none.
+    """
+
+    def __init__(self):
+        self.mark = None
+
+    def felt(self, now, used):
+        """Returns whether in the last HUNG seconds more than LEAST of a core was used, of which `used` is the total."""
+        if self.mark is None or used - self.mark[1] > LEAST * HUNG:
+            self.mark = now, used
+        return now - self.mark[0] < HUNG
 
 
 def _leave(trial):
     """Ends the process at once: another took its trial over, and two must not write into one folder."""
     sys.stdout.flush()
-    os.write(2, f'lm: this worker was silent for over {DEAD:.0f} s and another took over trial {trial}; '
+    os.write(2, f'lm: this worker was silent or hung and another took over trial {trial}; '
                 'start a worker again to go on.\n'.encode())
     os._exit(watch.LOST)
 

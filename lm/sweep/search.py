@@ -9,7 +9,7 @@ from lm.config.values import Text, fit
 from lm.sweep import combinators, samplers, trials
 
 RECORD = 'search.json'
-DRAWS = 100  # in which a point that fits, and is new, must be found
+DRAWS, OWN = 100, 10  # in which a point that fits, and is new, must be found; the first are the sampler's own
 
 
 def begin(sweep, text, over, seeds):
@@ -19,6 +19,10 @@ def begin(sweep, text, over, seeds):
     """
     sampler, space = fit(Text(text), samplers.Sampler, '--sample'), samplers.space_of(over)
     sampler.check()
+    keys = [text.partition('=')[0] for text in over] + [*metrics.SEEDS] * bool(seeds)
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        too = ', by --seeds too' if twice[0] in metrics.SEEDS and seeds else ''
+        raise config.Error(f'{twice[0]} is set twice{too}; give one range or list of it.')
     if not space:
         raise config.Error(f'--sample={text} has nothing to draw; add ranges, e.g. --over optimizer.peak=1e-4..1e-2.')
     config.override(sweep.base, {key: kind.low if isinstance(kind, samplers.Range) else Text(kind[0])
@@ -83,8 +87,10 @@ def _new(sweep, sampler, about):
     space, told = samplers.space_of(about['over']), _told(sweep, about)
     seeds = [{}] if not about['seeds'] else combinators.zipped(dict.fromkeys(metrics.SEEDS, range(about['seeds'])))
     known, fault = {trial.id for trial in sweep.trials}, None
+    chance = samplers.Random(sampler.trials, sampler.seed)  # goes on where what is best is asked for again and again
     for attempt in range(DRAWS):
-        point = sampler.draw(space, told, f'{len(told)}.{attempt}')
+        drawn = sampler if attempt < OWN else chance
+        point = drawn.draw(space, told, f'{len(told)}.{attempt}')
         changes = {key: Text(value) if isinstance(value, str) else value for key, value in point.items()}
         try:
             found = trials.listed(sweep.directory, sweep.base, [changes | seed for seed in seeds])

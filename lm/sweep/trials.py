@@ -81,7 +81,7 @@ def plan(experiment, directory, overrides, rule=None, given=()):
         first = firsts.setdefault(trial.id, number)
         if first != number:
             raise config.Error(_twice(first, trials[first], number, trial))
-    _check_rule(base, rule)
+    _check_rule(base, rule, max((trial.settings.steps for trial in trials), default=base.steps))
     with alone(directory):
         if (directory / RECORD).exists():
             begun = open_sweep(directory)
@@ -137,8 +137,11 @@ def judged_every(settings):
     return settings.eval_every if settings.data.valid else settings.log_every
 
 
-def _check_rule(base, rule):
+def _check_rule(base, rule, steps):
     every = judged_every(base)
+    if rule and rule.first >= steps:
+        raise config.Error(f'{rule} judges first at step {rule.first} and the trials end at step {steps}; '
+                           f'try first={max(1, steps // 10)}.')
     if rule and (not every or rule.first % every):
         raise config.Error(f'{rule} judges at step {rule.first} and eval_every={every} has no loss there; '
                            f'try eval_every={rule.first}.')

@@ -7,9 +7,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import config, evaluate, metrics, train
+from lm import config, evaluate, metrics, sharding, train
 
 _known = {}
+DEVICES = '--xla_force_host_platform_device_count'
+
+
+def spread(count, environ=os.environ):
+    """Asks for a device on each core of a CPU, up to `count`, among which trials are shared out; what is set stays.
+
+    It must come before anything touches a device. Trials say nothing to each other, so that no core waits for another.
+    """
+    given = environ.get('XLA_FLAGS', '')
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    if DEVICES not in given:
+        environ['XLA_FLAGS'] = f'{given} {DEVICES}={min(count, cores)}'.strip()
+
+
+def alone(settings):
+    """Returns the mesh for a trial on its own in a worker that spreads others: one device of a CPU, which uses all its
+    cores, as several would wait for each other; None for the trial's own.
+    """
+    if jax.default_backend() != 'cpu' or settings.mesh != {'data': -1}:
+        return None
+    return sharding.make_mesh({'data': 1}, jax.devices()[:1])
 
 
 def akin(a, b):
@@ -96,7 +117,7 @@ def program(trials, sources=1):
 
     def all_sums(numbers, states, batch):
         return _each(lambda *one: sums(*one, batch), mesh)(numbers, states)
-    return Program(jax.device_put(numbers, place), jax.jit(jax.vmap(init), out_shardings=place),
+    return Program(jax.device_put(numbers, place), jax.jit(_each(init, mesh), out_shardings=place),
                    jax.jit(_each(step, mesh), donate_argnums=1, out_shardings=(place, place)),
                    jax.jit(all_sums), place)
 

@@ -6,6 +6,7 @@ from lm import metrics
 from lm.sweep import claims, search
 from lm.sweep.trials import SETTLED, open_sweep, reason, shown, states
 
+QUIET = 600  # seconds without a line of its record that are worth a word about a running trial
 COLOURS = {'finished': 'green', 'running': 'cyan', 'failed': 'red', 'stopped': 'yellow', 'begun': '', 'new': ''}
 
 
@@ -33,6 +34,9 @@ def show(sweep):
     print(summary(now), flush=True)
     for trial in ranked(sweep, now)[:5]:
         print(f'  {trial.id}  {best(now, trial):.4f}  {shown(trial)}', flush=True)
+    silent = {trial.id: quiet(trial) for trial in sweep.trials if now['states'][trial.id] == 'running'}
+    for trial, seconds in [each for each in silent.items() if each[1] > QUIET][:5]:
+        print(f'  {trial}  running, and nothing new on its record for {metrics.clock(seconds)}', flush=True)
     failed = [trial for trial in sweep.trials if now['states'][trial.id] == 'failed']
     for trial in failed[:5]:
         print(f'  {trial.id}  failed  {shown(trial)}: {reason(trial)}', flush=True)
@@ -70,6 +74,15 @@ def best(now, trial):
     return min((loss for loss in now['progress'][trial.id][1].values() if loss is not None), default=None)
 
 
+def quiet(trial):
+    """Returns for how many seconds a trial's record has not grown, by its file's clock and this one's; 0 without one.
+    """
+    try:
+        return max(0.0, time.time() - (trial.directory / metrics.RECORD).stat().st_mtime)
+    except FileNotFoundError:
+        return 0.0
+
+
 def ranked(sweep, now):
     """Returns the trials that have a loss, the lowest first."""
     return sorted((trial for trial in sweep.trials if best(now, trial) is not None),
@@ -78,13 +91,14 @@ def ranked(sweep, now):
 
 def _table(sweep, now):
     from rich import box, console, table
-    drawn = table.Table('trial', 'state', 'step', 'best loss', 'overrides', box=box.SIMPLE_HEAD)
+    drawn = table.Table('trial', 'state', 'step', 'last record', 'best loss', 'overrides', box=box.SIMPLE_HEAD)
     first = {state: i for i, state in enumerate(('running', 'failed', 'finished', 'begun', 'stopped', 'new'))}
     order = {trial.id: i for i, trial in enumerate(ranked(sweep, now))}
     rows = sorted(sweep.trials, key=lambda each: (first[now['states'][each.id]], order.get(each.id, len(order))))
     for trial in rows[:30]:
         state, loss = now['states'][trial.id], best(now, trial)
         drawn.add_row(trial.id, state, f'{now["progress"][trial.id][0]}/{trial.settings.steps}',
+                      f'{metrics.clock(quiet(trial))} ago' if state == 'running' else '',
                       '' if loss is None else f'{loss:.4f}', shown(trial), style=COLOURS[state])
     leading = [f'best {best(now, trial):.4f}: {shown(trial)}' for trial in ranked(sweep, now)[:1]]
     return console.Group(drawn, *leading, summary(now))

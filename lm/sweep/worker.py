@@ -42,8 +42,16 @@ def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0
         worker: take trials of the sweep in a directory until none is left
         watch: show the sweep in a directory
     """
+    given = {'seeds': seeds, 'over': over, 'workdir': workdir, 'stop': stop, 'sample': sample, 'overrides': overrides}
+    if watch or worker:
+        _refuse('watch' if watch else 'worker', [name for name, value in given.items() if value])
+    _check_place(place if watch or worker else workdir)
     if watch:
         return view.main(place)
+    if together < 1:
+        raise config.Error(f'--together={together} is no number of trials; try --together=16, or 1 for one by one.')
+    if together > 1:
+        vectors.spread(together)
     directory = Path(place if worker else workdir or f'runs/{Path(place).stem}_sweep')
     if not worker:
         loaded = config.load(place, overrides)
@@ -52,8 +60,25 @@ def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0
         else:
             search.refuse_ranges(over)
             swept = config.sweep(place) if hasattr(config.open_file(place), 'sweep') else [{}]
+            if not swept:
+                raise config.Error(f'{place}: sweep() yields no trial; yield dicts of overrides, e.g. {{"seed": 1}}.')
             plan(loaded, directory, grid(swept, *axes(over, seeds)), rule_of(stop), overrides)
     return work(open_sweep(directory), root(cache), together)
+
+
+def _refuse(verb, names):
+    """Raises config.Error where what only a new sweep takes was given beside --worker or --watch."""
+    if names:
+        name = names[0] if names[0] == 'overrides' else f'--{names[0]}'
+        raise config.Error(f'--{verb} takes a sweep as it was begun, and {name} would change nothing; leave that out, '
+                           'or give it to lm sweep EXPERIMENT to add trials.')
+
+
+def _check_place(place):
+    """Raises config.Error where a sweep's directory would be in a bucket, in which no claim is exclusive."""
+    if '://' in place:
+        raise config.Error(f'{place} is a bucket, and workers claim trials by files that only a file system creates '
+                           'exclusively; give a directory on a disk that all workers share.')
 
 
 def work(sweep, cache, width=1):
@@ -75,7 +100,7 @@ def work(sweep, cache, width=1):
                 time.sleep(claims.PERIOD)
                 continue
             try:
-                alone |= _train(sweep, chosen, cache)
+                alone |= _train(sweep, chosen, cache, width)
             except loop.Stopped:
                 print(f'stopped and saved in {sweep.directory}; the same line goes on.')
                 return loop.STOPPED
@@ -129,12 +154,12 @@ def lagging(sweep, some, step):
     return {trial.id for trial in some if found[trial.id] == 'stopped'}
 
 
-def _train(sweep, chosen, cache):
+def _train(sweep, chosen, cache, width):
     """Trains the chosen trials as far as they go, and returns the ids of those that must go on alone."""
     try:
         if len(chosen) > 1:
             return groups.train(sweep, chosen, cache, lagging)
-        _train_one(sweep, chosen[0], cache)
+        _train_one(sweep, chosen[0], cache, vectors.alone(chosen[0].settings) if width > 1 else None)
     except runs.Busy as busy:
         print(f'lm: {busy}', flush=True)
         time.sleep(claims.PERIOD)
@@ -163,12 +188,12 @@ def _full(fault):
     return ''
 
 
-def _train_one(sweep, trial, cache):
+def _train_one(sweep, trial, cache, mesh):
     print(f'trial {trial.id}: {shown(trial)}', flush=True)
     run = runs.Run(trial.directory, config.Experiment(trial.settings, {}, sweep.directory / 'experiment.py'))
     run.stop = Judged(sweep, trial)
     try:
-        loop.train_in(trial.settings, run, cache)
+        loop.train_in(trial.settings, run, cache, mesh)
     except loop.Stopped:
         if run.stop.asked:
             raise
