@@ -180,15 +180,16 @@ def _standardise_backward(centred, epsilon, given, g):
 _standardise.defvjp(_standardise_forward, _standardise_backward)
 
 
-def dropout(x, rate, key, zigzag=None):
-    """Returns x with a fraction `rate` of its entries zeroed and the rest scaled up; x itself where key is None.
+def dropout(x, rate, key, rows, zigzag=None):
+    """Returns x [B T D] with a fraction `rate` of its entries zeroed and the rest scaled up; x where key is None.
 
+    What a row loses is drawn from the key and its number in `rows` [B], so that it is the same however rows are split.
     Tokens in the order of an attention.Zigzag lose what they would lose in the order of the text.
     """
     if key is None or trees.off(rate):
         return x
     share = 1 - jnp.float32(rate)  # so that a rate that is traced draws what one that is known does
-    kept = jax.random.bernoulli(key, share, x.shape)
+    kept = jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), share, x.shape[1:]))(rows)
     return jnp.where(zigzag.scatter(kept) if zigzag else kept, x / share.astype(x.dtype), 0)
 
 

@@ -132,6 +132,6 @@ def _in_parts_backward(scores, given, g):
 cross_entropy_in_parts.defvjp(_in_parts, _in_parts_backward)
 
 
-def masked_mean(values, weights):
-    """Returns the mean of values [...] under weights [...]; 0 where no weight is positive."""
-    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1e-9)
+def masked_mean(values, weights, total):
+    """Returns the mean of values [...] under weights [...] that sum to `total`; 0 where no weight is positive."""
+    return jnp.sum(values * weights) / jnp.maximum(total, 1e-9)

@@ -49,8 +49,8 @@ def run(apply, pipeline, layers, x, rows):
     """Returns (x [B T D], out [L ...]) of all layers applied to all rows, stage by stage.
 
     `layers` is a tree of arrays [L ...], `rows` one of arrays [B ...] that go with x. `apply(layers [C ...],
-    x [B/M T D], rows, index) -> (x, out)` applies C layers in a row to micro-batch `index`; the parts of `out` [C ...]
-    are averaged over micro-batches.
+    x [B/M T D], rows) -> (x, out)` applies C layers in a row to a micro-batch; the parts of `out` [C ...] are averaged
+    over micro-batches.
     """
     count, depth = stages(), len(jax.tree.leaves(layers)[0])
     batches, circuits = pipeline.over(count, depth, len(x)), pipeline.circuits
@@ -60,7 +60,7 @@ def run(apply, pipeline, layers, x, rows):
 
     def work(layers, x, index, circuit):
         mine = jax.tree.map(lambda a: a[0] if circuits == 1 else a[circuit], layers)
-        return apply(mine, x, jax.tree.map(lambda a: a[index], rows), index)
+        return apply(mine, x, jax.tree.map(lambda a: a[index], rows))
     everyone = jax.vmap(work, spmd_axis_name='stage')
 
     def turn(carry, now):

@@ -87,8 +87,10 @@ class Past:
     def gradient(self, state, batch):
         """Returns the gradient that a step takes from a State and a batch, which stay as they are."""
         settings = self.settings
+        gradient = train.gradients(settings.model.loss, settings.seed, settings.accumulate,
+                                   noise_scale=settings.noise_scale)
         with jax.set_mesh(self.program.mesh):
-            return jax.jit(train.gradients(settings.model.loss, settings.seed, settings.accumulate))(state, batch)[0]
+            return jax.jit(gradient)(state, batch)[0]
 
 
 def reading(settings, program):

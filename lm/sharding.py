@@ -72,9 +72,9 @@ def fill(sizes, count):
 
 def spec(names, shape, mesh, rules=RULES):
     """Returns the PartitionSpec of an array with logical axis `names`: each split over as many of its mesh axes, in
-    order, as divide it.
+    order, as divide it. Axes that a shard_map around it splits by are not named again.
     """
-    used, entries = set(), []
+    used, entries = set(mesh.manual_axes), []
     for name, size in zip(names, shape, strict=True):
         axes = [a for a in rules.get(name, ()) if a in mesh.shape and a not in used]
         while axes and size % math.prod(mesh.shape[a] for a in axes):
@@ -174,6 +174,46 @@ def _finer(mesh):
     sizes.insert([name for name, _ in sizes].index('fsdp') + 1, ('rest', count // side))
     names, sizes = zip(*sizes, strict=True)
     return AbstractMesh(sizes, names, axis_types=(AxisType.Auto,) * len(names), abstract_device=device)
+
+
+def summed(function):
+    """Returns function(whole, rows, key), a tree of sums over rows [B ...], as added up over the mesh axis data once.
+
+    Until then each part of the axis has those of its own rows alone, where it is `separable`.
+    """
+    def total(*given):
+        return jax.tree.map(lambda x: jax.lax.psum(x, 'data'), function(*given))
+
+    def call(*given):
+        if not separable(jax.sharding.get_abstract_mesh().shape):
+            return function(*given)
+        return jax.shard_map(total, in_specs=(P(), P('data'), P()), out_specs=P(), axis_names={'data'},
+                             check_vma=False)(*given)
+    return call
+
+
+def separable(sizes):
+    """Returns whether a mesh of these sizes has an axis data that can be set apart.
+
+    Beside one other axis at most: XLA of jax 0.10 to 0.12 ends the process at a gather that it has to split over two
+    under a third. And where `scatter` needs no finer mesh, which cannot stand in another.
+    """
+    one_more = sum(size > 1 for size in sizes.values()) <= 2
+    return sizes.get('data', 1) > 1 and one_more and sizes.get('fsdp', 1) <= RING
+
+
+def averaged(x):
+    """Returns the mean of x over the parts of the mesh axis data where `summed` has set them apart; else x itself."""
+    return jax.lax.pmean(x, 'data') if _apart() else x
+
+
+def first_row(count):
+    """Returns the number of the first of `count` rows among those of all parts that `summed` has set apart."""
+    return jax.lax.axis_index('data') * count if _apart() else 0
+
+
+def _apart():
+    return 'data' in jax.sharding.get_abstract_mesh().manual_axes
 
 
 def platform():

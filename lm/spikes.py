@@ -138,6 +138,8 @@ def anatomy(settings, program, state, batch):
     """
     order, stacked = replay.reading(settings, program)
     tx = settings.optimizer.make(settings.steps, settings.model.axes())
+    gradient = train.gradients(settings.model.loss, settings.seed, settings.accumulate,
+                               noise_scale=settings.noise_scale)
 
     def sized(name, x):
         def one(x):
@@ -145,7 +147,7 @@ def anatomy(settings, program, state, batch):
         return jax.vmap(one)(x) if name in stacked else one(x)
 
     def measure(state, batch):
-        grads, _ = train.gradients(settings.model.loss, settings.seed, settings.accumulate)(state, batch)
+        grads, _ = gradient(state, batch)
         updates, _ = tx.update(grads, state.optimizer, state.params)
         return [{name: sized(name, x) for name, x in trees.flatten(tree).items()}
                 for tree in (grads, state.params, updates)]

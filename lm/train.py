@@ -104,8 +104,10 @@ def accumulated(loss, parts, *, noise_scale=False):
     """Returns gradient(params, batch, key) -> (gradient, metrics) of `loss`, computed `parts` micro-batches at a time.
 
     Micro-batch i takes rows i, i + parts, ..., so that each stays spread over the mesh as the batch is. Each counts by
-    its metrics['weight'], which makes the sum the gradient of the mean over the whole batch. noise_scale: the metrics
-    of two or more have 'grad_square' too, the mean of the squared norms of their gradients, see noise.Scale.
+    its metrics['weight'], which makes the sum the gradient of the mean over the whole batch; so does each part of the
+    mesh axis data, which sees its own rows alone where `sharding.summed` sets it apart. noise_scale: the metrics of two
+    or more have 'grad_square' too, the mean of the squared norms of their gradients, see noise.Scale; each of those is
+    summed over the mesh then.
     """
     gradient = jax.grad(loss, has_aux=True)
     if parts == 1:
@@ -118,7 +120,7 @@ def accumulated(loss, parts, *, noise_scale=False):
         weight = measured['weight']
         return jax.tree.map(lambda x: x * weight, (grads, {**measured, 'weight': jnp.ones_like(weight)})), weight
 
-    def sweep(params, batch, key):
+    def add_up(params, batch, key):
         split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
 
         def add(total, part):
@@ -126,7 +128,10 @@ def accumulated(loss, parts, *, noise_scale=False):
         given = (split, jax.random.split(key, parts))
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
                             jax.eval_shape(weigh, params, *jax.tree.map(lambda x: x[0], given)))
-        ((grads, measured), weight), _ = jax.lax.scan(add, zero, given)
+        return jax.lax.scan(add, zero, given)[0]
+
+    def sweep(params, batch, key):
+        (grads, measured), weight = (add_up if noise_scale else sharding.summed(add_up))(params, batch, key)
         grads, measured = jax.tree.map(lambda x: x / jnp.maximum(weight, 1e-9), (grads, measured))
         return grads, {**measured, 'weight': weight}
     return sweep

@@ -1,5 +1,6 @@
 """The parts of models: products, norms, dropout, stacks, and the names that weights carry."""
 import sys
+from functools import partial
 
 import architectures
 import flax.linen as nn
@@ -73,16 +74,24 @@ def test_norm_is_float32_inside_and_keeps_the_dtype():
 
 
 def test_dropout():
-    x, key = jnp.ones((100, 200)), jax.random.key(0)
-    dropped = np.asarray(layers.dropout(x, 0.25, key))
+    x, key, rows = jnp.ones((100, 20, 10)), jax.random.key(0), jnp.arange(100)
+    drop = partial(layers.dropout, rows=rows)
+    dropped = np.asarray(drop(x, 0.25, key))
     np.testing.assert_allclose(np.unique(dropped), [0, 1 / 0.75])
     assert abs(np.mean(dropped == 0) - 0.25) < 0.01
     np.testing.assert_allclose(dropped.mean(), 1, atol=0.02)
-    np.testing.assert_array_equal(layers.dropout(x, 0.25, key), dropped)
-    assert not np.array_equal(layers.dropout(x, 0.25, jax.random.key(1)), dropped)
-    assert layers.dropout(x, 0.25, None) is x
-    assert layers.dropout(x, 0.0, key) is x
-    assert layers.dropout(x.astype(jnp.bfloat16), 0.25, key).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(drop(x, 0.25, key), dropped)
+    assert not np.array_equal(drop(x, 0.25, jax.random.key(1)), dropped)
+    assert drop(x, 0.25, None) is x
+    assert drop(x, 0.0, key) is x
+    assert drop(x.astype(jnp.bfloat16), 0.25, key).dtype == jnp.bfloat16
+    assert len(np.unique(dropped, axis=0)) == 100
+
+
+def test_a_row_loses_the_same_in_whatever_company():
+    x, key = jax.random.normal(jax.random.key(1), (8, 20, 10)), jax.random.key(0)
+    whole = layers.dropout(x, 0.5, key, jnp.arange(8))
+    np.testing.assert_array_equal(layers.dropout(x[3::2], 0.5, key, jnp.arange(8)[3::2]), whole[3::2])
 
 
 class _Scale(nn.Module):

@@ -48,12 +48,13 @@ def test_losses_are_float32_also_of_bfloat16_logits():
 
 def test_masked_mean():
     values, weights = rng.standard_normal((3, 4)), rng.uniform(0, 2, (3, 4)) * (rng.random((3, 4)) < 0.5)
-    np.testing.assert_allclose(losses.masked_mean(values, weights), np.average(values, weights=weights), rtol=1e-5)
+    found = losses.masked_mean(values, weights, weights.sum())
+    np.testing.assert_allclose(found, np.average(values, weights=weights), rtol=1e-5)
 
 
 def test_masked_mean_of_nothing_is_zero():
-    assert losses.masked_mean(jnp.array([3.0, 4.0]), jnp.zeros(2)) == 0
-    gradient = jax.grad(lambda x: losses.masked_mean(x, jnp.zeros(2)))(jnp.array([3.0, 4.0]))
+    assert losses.masked_mean(jnp.array([3.0, 4.0]), jnp.zeros(2), 0.0) == 0
+    gradient = jax.grad(lambda x: losses.masked_mean(x, jnp.zeros(2), 0.0))(jnp.array([3.0, 4.0]))
     np.testing.assert_array_equal(gradient, 0)
 
 

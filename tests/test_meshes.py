@@ -38,13 +38,13 @@ def slope(model, key=None):
     return jax.value_and_grad(lambda params, batch: model.loss(params, batch, key)[0])
 
 
-def over(model, sizes, batch):
+def over(model, sizes, batch, key=None):
     """Returns (loss, gradient) computed over a mesh."""
     mesh = sharding.make_mesh(sizes)
     params = parameters(model)
     places = sharding.mirror(params, model.axes(), mesh)
     with jax.set_mesh(mesh):
-        step = architectures.jit(slope(model), out_shardings=(NamedSharding(mesh, P()), places))
+        step = architectures.jit(slope(model, key), out_shardings=(NamedSharding(mesh, P()), places))
         return step(jax.device_put(params, places), sharding.put(batch, mesh))
 
 
@@ -74,10 +74,10 @@ def test_a_mesh_of_more_axes_is_one_device(sizes, alone):
 @pytest.mark.parametrize('pipeline', [Pipeline(), Pipeline(batches=8), Pipeline(batches=4, circuits=2)],
                          ids=['plain', 'more', 'circular'])
 def test_a_pipeline_is_its_layers_one_after_the_other(pipeline):
-    model = small(depth=8, windows=(3, 0), kv_heads=2, remat='full', pipeline=pipeline)
-    batch = draw(packed=True)
-    expected = architectures.jit(slope(model))(parameters(model), batch)
-    assert_equal(over(model, {'stage': 4, 'data': 2}, batch), expected)
+    model = small(depth=8, windows=(3, 0), kv_heads=2, remat='full', pipeline=pipeline, dropout=0.1)
+    batch, key = draw(packed=True), jax.random.key(1)
+    expected = architectures.jit(slope(model, key))(parameters(model), batch)
+    assert_equal(over(model, {'stage': 4, 'data': 2}, batch, key), expected)
 
 
 def test_stages_hold_their_own_layers_only():

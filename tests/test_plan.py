@@ -44,6 +44,16 @@ def test_collectives_are_known_by_the_axes_they_go_along():
 
 TPU_LOOP = """
 HloModule jit_step
+%begin (x: f32[8]) -> f32[32] {
+  %x = f32[8]{0:T(128)} parameter(0)
+  ROOT %ag = f32[32]{0:T(128)} all-gather(%x), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+}
+
+%end (x: f32[8]) -> f32[32] {
+  %x = f32[8]{0:T(128)} parameter(0)
+  ROOT %ag = f32[32]{0:T(128)} all-gather(%x), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+}
+
 %cond (p: (s32[], f32[8])) -> pred[] {
   %p = (s32[]{:T(128)}, f32[8]{0:T(128)}) parameter(0)
   %gte = s32[]{:T(128)} get-tuple-element(%p), index=0
@@ -55,8 +65,8 @@ a line break"}
 %body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %p = (s32[]{:T(128)}, f32[8]{0:T(128)S(1)}) parameter(0)
   %x = f32[8]{0:T(128)} get-tuple-element(%p), index=1
-  %ag = f32[32]{0:T(128)} all-gather(%x), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
-  %again = f32[32]{0:T(128)} all-gather(%x), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+  %begun = f32[32]{0:T(128)} fusion(%x), kind=kLoop, calls=%begin
+  %ended = f32[32]{0:T(128)} fusion(%x), kind=kLoop, calls=%end
   %at = s32[]{:T(128)} get-tuple-element(%p), index=0
   %two = s32[]{:T(128)} constant(2)
   %next = s32[]{:T(128)} add(%at, %two)
@@ -75,7 +85,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 
 def test_a_loop_without_a_note_is_counted_by_its_bound_its_start_and_its_step():
     program = hlo.parse(TPU_LOOP)
-    assert hlo.runs(program) == {'main': 1, 'cond': 6, 'body': 6}
+    assert hlo.runs(program) == {'main': 1, 'cond': 6, 'body': 6, 'begin': 6, 'end': 6}
 
 
 SCATTER = """
@@ -104,6 +114,26 @@ def test_a_sum_that_a_tpu_cuts_in_the_same_kernel_is_scattered():
 def test_parts_of_one_asynchronous_collective_count_once():
     found = costs.measure(TPU_LOOP, {'a': 2, 'b': 4})
     assert found['collectives'] == {('all-gather', 'b'): 6 * 3 * 8 * 4}
+
+
+def test_copies_of_a_collective_that_share_its_channel_count_each():
+    copy = "all-gather(%a), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}"
+    text = TPU_LOOP.replace('  %one =', f'  %this = f32[32] {copy}\n  %that = f32[32] {copy}\n  %one =')
+    assert costs.measure(text, {'a': 2, 'b': 4})['collectives'] == {('all-gather', 'b'): (6 + 2) * 3 * 8 * 4}
+
+
+def test_what_slices_send_each_other_goes_along_data():
+    send = """
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %after = token[] after-all()
+  %send = (f32[8]{0}, u32[]{:S(2)}, token[]) send(%a, %after), channel_id=4, is_host_transfer=true, FROM_TO
+  ROOT %out = f32[8]{0} copy(%a)
+}
+"""
+    way = 'frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}'
+    found = costs.measure(send.replace('FROM_TO', way), {'data': 2, 'fsdp': 4})
+    assert found['collectives'] == {('all-reduce', 'data'): 2 * 8 * 4 / 2}
 
 
 @pytest.mark.parametrize('groups, axes', [

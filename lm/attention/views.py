@@ -7,8 +7,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
 
 from lm import config, sharding
 
@@ -126,10 +124,10 @@ def over_mesh(call, query, key, value, view):
     heads are repeated. The call sees arrays of one device and may use collectives over the axis 'context'.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types) if kind == AxisType.Auto}
+    free = set(mesh.auto_axes)
     if not free or mesh.size == 1:
         return call(query, key, value, view)
-    spec = partial(_spec, mesh=mesh, free=free)
+    spec = partial(sharding.spec, mesh=mesh)
     length = 'length' if view.zigzag else None
     of_query = spec(('batch', length, 'heads', None), query.shape)
     parts = math.prod(mesh.shape[axis] for axis in _axes(of_query[2]))
@@ -144,12 +142,6 @@ def over_mesh(call, query, key, value, view):
         bias = None if table is None else (table, score)
         return call(query, key, value, replace(view, segments=segments, bias=bias))
     return jax.shard_map(local, in_specs=specs, out_specs=of_query, axis_names=free, check_vma=False)(*given)
-
-
-def _spec(names, shape, mesh, free):
-    """Returns the PartitionSpec by logical names over the axes that are free, the others being split already."""
-    whole = sharding.spec(names, shape, mesh)
-    return P(*(tuple(axis for axis in _axes(entry) if axis in free) or None for entry in whole))
 
 
 def _axes(entry):

@@ -29,7 +29,7 @@ class Block(nn.Module):
         after = norm if model.norm_place != 'pre' else lambda name, x: x
         keys = (None,) * 2 if layer['key'] is None else jax.random.split(layer['key'])
         attended, cache = Attention(model, name='attention')(before('attention_norm', x), layer, shared)
-        drop = partial(layers.dropout, rate=model.dropout, zigzag=shared['zigzag'])
+        drop = partial(layers.dropout, rate=model.dropout, rows=shared['rows'], zigzag=shared['zigzag'])
         attended = drop(after('attention_post_norm', attended), key=keys[0])
         middle = x if model.parallel else x + attended
         fed, routed = self.feed(before('mlp_norm', middle))

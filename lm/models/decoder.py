@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from lm import attention, config, layers, losses, positions
+from lm import attention, config, layers, losses, positions, sharding
 from lm.models.experts import Experts, moved
 from lm.models.net import Net, Pass
 from lm.optim import layouts
@@ -212,12 +212,13 @@ class Decoder:
         """
         nll, log_z, routed = self._token_losses(params, batch, key, self.smoothing)
         weights = batch['weights'] if 'weights' in batch else jnp.ones_like(nll)
-        loss = losses.masked_mean(nll, weights)
-        total = loss + self.z_loss * losses.masked_mean(jnp.square(log_z), weights) if self.z_loss else loss
+        weight = sharding.averaged(jnp.sum(weights)) if self.experts else jnp.sum(weights)
+        loss = losses.masked_mean(nll, weights, weight)
+        total = loss + self.z_loss * losses.masked_mean(jnp.square(log_z), weights, weight) if self.z_loss else loss
         if self.experts:
             routed = {**routed, **{name: jnp.mean(routed[name]) for name in ('balance', 'router_z')}}
             total += self.experts.balance * routed['balance'] + self.experts.z_loss * routed['router_z']
-        return total, {'loss': loss, 'weight': jnp.sum(weights), **routed}
+        return total, {'loss': loss, 'weight': weight, **routed}
 
     def adjusted(self, params, measured):
         """Returns (params, metrics) after a step: experts' bias moved, of their loads the largest over an even one."""

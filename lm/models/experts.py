@@ -74,7 +74,7 @@ class Mixture(nn.Module):
         gates = jnp.take_along_axis(scores, ids, -1)
         if experts.normalised:
             gates = gates / jnp.maximum(jnp.sum(gates, -1, keepdims=True), 1e-9)
-        load = jnp.mean(jax.nn.one_hot(ids, experts.count), (0, 1, 2))
+        load = sharding.averaged(jnp.mean(jax.nn.one_hot(ids, experts.count), (0, 1, 2)))
         share = jnp.mean(scores / jnp.sum(scores, -1, keepdims=True), (0, 1))
         z = jnp.mean(jnp.square(jax.nn.logsumexp(logits, -1)))
         return gates * experts.scale, ids, {'balance': experts.count * jnp.sum(load * share), 'router_z': z,
@@ -92,12 +92,12 @@ def _spread(run, x, ids, gates, weights):
         rows = [each.reshape(-1, each.shape[-1]) for each in (x, ids, gates)]
         return run(rows[0], rows[1:], weights).reshape(x.shape)
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if not mesh.auto_axes or mesh.size == 1:
         return local(x, ids, gates, *weights)
     tokens = [sharding.spec(('batch', 'length', None), each.shape, mesh) for each in (x, ids, gates)]
     names = [('experts', None, 'ff')] * (len(weights) - 1) + [('experts', 'ff', None)]
     tables = [sharding.spec(name, each.shape, mesh) for name, each in zip(names, weights, strict=True)]
-    return jax.shard_map(local, mesh=mesh, in_specs=(*tokens, *tables), out_specs=tokens[0],
+    return jax.shard_map(local, in_specs=(*tokens, *tables), out_specs=tokens[0], axis_names=set(mesh.auto_axes),
                          check_vma=False)(x, ids, gates, *weights)
 
 

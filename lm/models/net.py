@@ -38,10 +38,11 @@ class Net(nn.Module):
             x = x * jnp.asarray(model.origin.width ** 0.5, x.dtype)
         x = model.position.add(self, x, at)
         keys = (None,) * 2 if given.key is None else jax.random.split(given.key)
-        x = layers.dropout(x, model.dropout, keys[0], given.zigzag)
+        rows = sharding.first_row(len(x)) + jnp.arange(len(x))
+        x = layers.dropout(x, model.dropout, keys[0], rows, given.zigzag)
         windows = sorted(set(model.windows))
         kinds = jnp.array([windows.index(model.windows[i % len(model.windows)]) for i in range(model.depth)])
-        shared = {'segments': given.segments, 'index': given.index, 'zigzag': given.zigzag,
+        shared = {'rows': rows, 'segments': given.segments, 'index': given.index, 'zigzag': given.zigzag,
                   'table': model.position.table(self, model.heads),
                   'angles': [model.position.angles(at, model.size, window) for window in windows]}
         layer = {'kind': kinds, 'cache': given.cache,
@@ -60,13 +61,11 @@ class Net(nn.Module):
                         tapped=self.tapped)
         if pipeline.stages() == 1 or layer['cache'] is not None or self.is_initializing():
             return stack(model.depth, name='blocks')(x, layer, shared)
-        rows = {name: shared[name] for name in ('segments', 'angles')
+        rows = {name: shared[name] for name in ('rows', 'segments', 'angles')
                 if any(len(each) == len(x) for each in jax.tree.leaves(shared[name]))}
 
-        def apply(mine, x, rows, index):
+        def apply(mine, x, rows):
             params, layer = mine
-            if layer['key'] is not None:
-                layer = {**layer, 'key': jax.vmap(jax.random.fold_in, (0, None))(layer['key'], index)}
             run = stack(len(layer['kind']), parent=None)
             return run.apply({'params': params}, x, layer, {**shared, **rows})
         params = self.get_variable('params', 'blocks')

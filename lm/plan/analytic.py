@@ -54,7 +54,7 @@ def held(arrays, sizes, zero=False):
 
 @functools.cache
 def _held(arrays, sizes, zero):
-    mesh = types.SimpleNamespace(shape=dict(sizes))
+    mesh = types.SimpleNamespace(shape=dict(sizes), manual_axes=())
     total = 0
     for names, shape, width in arrays:
         split = sharding.spec(names, shape, mesh, sharding.ZERO if zero else sharding.RULES)
@@ -177,12 +177,13 @@ def measure(layout, subject, seen):
 def _sent(layout, subject, s, again):
     """Returns {(kind, axes): bytes sent by a device} of one step."""
     model, sizes, times = subject.settings.model, layout.sizes, layout.accumulate
+    once = times > 1 and sharding.separable(sizes) and not subject.settings.noise_scale
 
     def share(axis):
         return (sizes.get(axis, 1) - 1) / sizes.get(axis, 1)
     weights = s.width * (s.layers * s.matrices + s.table * (1 if model.tied else 2))
     flow = s.width * s.tokens * s.hidden
-    scattered = weights / sizes.get('fsdp', 1)
+    summed = held(subject.parameters, sizes) if once else times * weights / sizes.get('fsdp', 1)
     rounds = 2 * (2 + bool(again)) * s.layers
     keys = 2 * s.width * s.tokens * s.keys * (sizes.get('context', 1) - 1)
     routed = flow * model.experts.top * 2 * (2 + bool(again)) * s.layers if model.experts else 0
@@ -190,7 +191,7 @@ def _sent(layout, subject, s, again):
     return {('copy', 'host'): away,
             ('all-gather', 'fsdp'): times * 2 * weights * share('fsdp'),
             ('reduce-scatter', 'fsdp'): times * weights * share('fsdp'),
-            ('all-reduce', 'data'): times * 2 * scattered * share('data'),
+            ('all-reduce', 'data'): 2 * summed * share('data'),
             ('all-reduce', 'tensor'): times * rounds * 2 * flow * share('tensor'),
             ('all-gather', 'context'): times * s.layers * keys * (2 + bool(again)),
             ('ragged-all-to-all', 'expert'): times * routed * share('expert')}

@@ -33,30 +33,45 @@ def measure(text, sizes, seen=1.0):
     """
     program = hlo.parse(text)
     flops = memory = 0
-    sent, channels = {}, set()
-    inside = _inside_fusions(program)
+    sent, counted = {}, set()
+    callers = _callers(program)
     for name, times in hlo.runs(program).items():
         body = program.computations[name]
         for instruction in body.values():
             flops += times * _flops(program, body, instruction, seen)
-            if name not in inside:
+            if name not in callers:
                 memory += times * _through_memory(program, body, instruction)
             kind = _collective(program, name, instruction)
-            channel = re.search(r'channel_id=(\d+)', instruction.rest) if kind in SENT else None
-            if kind in SENT and (channel is None or channel[1] not in channels):
-                channels |= {channel[1]} if channel else set()
+            part = _part(callers, name, instruction) if kind in SENT else None
+            if kind in SENT and part not in counted:
+                counted.add(part)
                 key = kind, '+'.join(axes(instruction, sizes))
                 sent[key] = sent.get(key, 0) + times * _sent(kind, body, instruction, sizes)
     return {'flops': flops, 'memory_bytes': memory, 'collectives': {k: v for k, v in sent.items() if v}}
 
 
-def _inside_fusions(program):
-    return {name for body in program.computations.values() for i in body.values() if i.opcode == 'fusion'
-            for name in i.inner()}
+def _callers(program):
+    """Returns {fused computation: the one that runs it}."""
+    return {name: caller for caller, body in program.computations.items() for i in body.values()
+            if i.opcode == 'fusion' for name in i.inner()}
+
+
+def _part(callers, computation, instruction):
+    """Returns what all parts of a collective have in common, which TPUs fuse with what goes on meanwhile: its channel
+    and the computation that runs them. Copies of it in other loops have the channel too.
+    """
+    channel = re.search(r'channel_id=(\d+)', instruction.rest)
+    fused = channel and computation in callers
+    return (callers[computation], channel[1]) if fused else (computation, instruction.name)
 
 
 def _collective(program, computation, instruction):
-    """Returns what an instruction is as a collective: a sum that TPUs cut in the same kernel is scattered by it."""
+    """Returns what an instruction is as a collective: a sum that TPUs cut in the same kernel is scattered by it, and
+    what slices of TPUs send each other goes through their hosts.
+    """
+    between = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.rest)
+    if between and instruction.opcode == 'send':
+        return between[1].lower().replace('_', '-')
     kind = instruction.opcode.removesuffix('-start')
     root = program.root(computation)
     cut = kind == 'all-reduce' and root.opcode == 'dynamic-slice' and root.operands[0] == instruction.name
@@ -196,6 +211,11 @@ def group(instruction, sizes):
         shape, dims, order = ([int(n) for n in part.split(',')] if part else None for part in tiled.groups())
         ids = np.arange(count).reshape(dims)
         return (ids.transpose(order) if order else ids).reshape(shape)[0].tolist()
+    slices = re.search(r'_xla_megascale_target="{([\d,:]+)}', instruction.rest)
+    if slices:
+        ends = [[int(n) for n in part.split(':')] for part in slices[1].split(',')]
+        many = sum(each[-1] - each[0] + 1 for each in ends)
+        return list(range(0, count, count // many))
     named = re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*{([^}]*)}', instruction.rest)
     if named:
         return _named(named[1], named[2])
