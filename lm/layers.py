@@ -53,7 +53,27 @@ def weight(module, name, axes, init, dtype=jnp.float32):
     """
     shape = tuple(axes.values())
     value = module.param(name, lambda key: Named(init(key, shape), tuple(axes)))
-    return value.astype(dtype)
+    return _split_first(value, tuple(axes)).astype(dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _split_first(x, names):
+    """Returns x, a parameter with these logical axis names, whose gradient lies in memory with the axis embed first.
+
+    TPUs hold the last axis in tiles of 128, and of embed under fsdp a device may have 16: XLA left to itself was seen
+    to stack the gradients of all layers in eight times their size.
+    """
+    return x
+
+
+def _split_first_backward(names, _, g):
+    from jax.experimental.layout import Layout, with_layout_constraint
+    if sharding.platform() != 'tpu':
+        return (g,)
+    return (with_layout_constraint(g, Layout(tuple(sorted(range(g.ndim), key=lambda axis: names[axis] != 'embed')))),)
+
+
+_split_first.defvjp(lambda x, names: (x, None), _split_first_backward)
 
 
 def unbox(boxed):
@@ -105,9 +125,14 @@ def product(x, w, quantized):
         lhs_qtype=inputs, rhs_qtype=inputs, dlhs_grad_qtype=of_x, drhs_grad_qtype=of_w))
 
 
-def parts(size, most):
-    """Returns the fewest equal parts into which `size` divides that are no larger than `most`."""
-    return next(count for count in range(1, size + 1) if size % count == 0 and size // count <= most)
+def parts(ff, width, shards):
+    """Returns how many parts `ff` hidden units are computed in where all is recomputed, in each of so many shards.
+
+    A quarter of the width is a part's size, so that scores of hidden units and their gradients take no more than an
+    input [B T D]. Where a mesh axis splits them each part is summed over it: there it is the width.
+    """
+    most = max(1, width // 4) if shards == 1 else width
+    return next(count for count in range(1, ff + 1) if ff // shards % count == 0 and ff // shards // count <= most)
 
 
 def _split_length():
@@ -116,6 +141,7 @@ def _split_length():
 
 
 LAYER_INPUT = 'layer_input'  # what a block calls its input, for 'offload' to find
+FULL = ('full', 'offload')  # what recomputes all of a layer
 POLICIES = {
     'full': None,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -142,18 +168,39 @@ def stack(block, length, *, remat='none', unroll=0, **fields):
     return scanned(**fields)
 
 
+def anew(function):
+    """Returns function(x, *given), of which nothing but its arguments is kept for the gradient.
+
+    The gradient computes it again, and not before it is itself called for: what `remat` makes again for a whole layer
+    would be there from the beginning of the layer's backward pass to its end.
+    """
+    def backward(given, g):
+        x, g = jax.lax.optimization_barrier((given[0], g))
+        return jax.vjp(function, x, *given[1:])[1](g)
+    made = jax.custom_vjp(function)
+    made.defvjp(lambda *given: (function(*given), given), backward)
+    return made
+
+
 def norm(module, name, x, kind, epsilon=1e-5):
     """Returns x [... D] normalised over its last axis in float32, then scaled, in x's dtype.
 
     `kind` is 'rms' (Zhang and Sennrich 2019, arXiv:1910.07467), 'layer' (Ba et al. 2016, arXiv:1607.06450, no bias) or
     'layer_bias'.
     """
-    size = x.shape[-1]
-    y = _standardise(x.astype(jnp.float32), kind != 'rms', epsilon)
-    y = y * weight(module, f'{name}_scale', dict(norm=size), fill(1.0))
-    if kind == 'layer_bias':
-        y = y + weight(module, f'{name}_bias', dict(norm=size), fill(0.0))
-    return y.astype(x.dtype)
+    return normalise(x, norm_weights(module, name, x.shape[-1], kind), kind, epsilon)
+
+
+def norm_weights(module, name, size, kind):
+    """Returns the parameters of a norm of this kind over `size` numbers: (scale,) or (scale, bias)."""
+    scale = weight(module, f'{name}_scale', dict(norm=size), fill(1.0))
+    return (scale, weight(module, f'{name}_bias', dict(norm=size), fill(0.0))) if kind == 'layer_bias' else (scale,)
+
+
+def normalise(x, weights, kind, epsilon=1e-5):
+    """Returns what `norm` does, given its parameters."""
+    scale, *bias = weights
+    return sum(bias, start=_standardise(x.astype(jnp.float32), kind != 'rms', epsilon) * scale).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -158,5 +158,7 @@ def rotate(x, angles):
         return x
     sin, cos = (jax.lax.expand_dims(a, (2,)) for a in angles)
     half = sin.shape[-1]
-    a, b, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1).astype(x.dtype)
+    *pair, rest = jnp.split(x, (half, 2 * half), axis=-1)
+    a, b = (each.astype(jnp.float32) for each in pair)
+    turned = (each.astype(x.dtype) for each in (a * cos - b * sin, b * cos + a * sin))
+    return jnp.concatenate([*turned, rest], axis=-1)

@@ -42,14 +42,19 @@ def make_mesh(sizes, devices=None):
     full = fill(sizes, len(devices))
     axes, shape = tuple(full), tuple(full.values())
     slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    kinds = (AxisType.Auto,) * len(axes)
     if slices == 1:
-        return jax.make_mesh(shape, axes, devices=devices, axis_types=(AxisType.Auto,) * len(axes))
+        try:
+            return jax.make_mesh(shape, axes, devices=devices, axis_types=kinds)
+        except NotImplementedError:  # a side of the torus holds more than one axis
+            laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+            return jax.sharding.Mesh(laid, axes, axis_types=kinds)
     if full.get('data', 1) % slices:
         raise config.Error(f'mesh={sizes} does not lay the axis data over {slices} slices; try data={slices}.')
     outer = tuple(slices if axis == 'data' else 1 for axis in axes)
     inner = tuple(size // many for size, many in zip(shape, outer, strict=True))
     laid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
-    return jax.sharding.Mesh(laid, axes, axis_types=(AxisType.Auto,) * len(axes))
+    return jax.sharding.Mesh(laid, axes, axis_types=kinds)
 
 
 def fill(sizes, count):
@@ -151,16 +156,20 @@ def scatter(x, *names):
 
 
 def scatter_gradient(x, *names):
-    """Returns x, a parameter with these logical axis names, whose gradient is summed by `scatter`."""
+    """Returns x, a parameter with these logical axis names, whose gradient is summed by `scatter`.
+
+    It is gathered here, for all that multiply by it, where each else has it gathered in the layout it likes.
+    """
     return x if _finer(jax.sharding.get_abstract_mesh()) is None else _scatter_gradient(x, names)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _scatter_gradient(x, names):
-    return x
+    return constrain(x, *(None if name == 'embed' else name for name in names))
 
 
-_scatter_gradient.defvjp(lambda x, names: (x, None), lambda names, _, g: (scatter(g, *names),))
+_scatter_gradient.defvjp(lambda x, names: (_scatter_gradient(x, names), None),
+                         lambda names, _, g: (scatter(g, *names),))
 
 
 def _finer(mesh):

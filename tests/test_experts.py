@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lm import config, optim, sharding, train
+from lm.models import experts
 from lm.models.experts import Experts, Mixture, moved
 
 EXPERTS = Experts(count=8, top=2, ff=12)
@@ -82,6 +83,32 @@ def test_experts_over_a_mesh_are_the_experts_of_one_device(sizes):
         assert placed['up'].sharding.shard_shape(placed['up'].shape)[0] == 8 // sizes['expert']
     np.testing.assert_allclose(found, mixed(model, params, x), rtol=1e-4, atol=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), gradient, slope(mixed, model)(params, x))
+
+
+@pytest.mark.parametrize('sizes', [[0, 5, 1, 0, 250, 40], [300, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6]], ids=str)
+def test_blocks_of_one_expert_each_give_the_ragged_product(sizes):
+    rng, count = np.random.default_rng(0), sum(sizes) + 4
+    rows, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((count, 8), (len(sizes), 8, 5)))
+    rows[sum(sizes):] = 0
+
+    def slope(kind):
+        def product(rows, w):
+            groups = kind(jnp.array(sizes), count)
+            return groups.back(groups.multiply(groups.forth(rows), w))
+        return jax.jit(jax.value_and_grad(lambda *given: jnp.sum(jnp.sin(product(*given))), (0, 1)))(rows, w)
+    (expected, (by_rows, by_w)), (found, (rows_found, w_found)) = slope(experts._Ragged), slope(experts._Blocks)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(rows_found[:sum(sizes)], by_rows[:sum(sizes)], atol=1e-5)
+    np.testing.assert_allclose(w_found, by_w, atol=1e-4)
+
+
+def test_on_a_gpu_no_row_meets_another_experts_matrix(monkeypatch):
+    model = small(width=16, experts=EXPERTS, activation='swiglu')
+    given = jax.tree.map(jnp.asarray, (weights_of(model), X))
+    expected = mixed(model, *given)
+    monkeypatch.setattr(sharding, 'platform', lambda: 'gpu')
+    assert 'ragged_dot' not in str(jax.make_jaxpr(partial(mixed, model))(*given))
+    np.testing.assert_allclose(mixed(model, *given), expected, atol=1e-6)
 
 
 def test_without_room_tokens_are_dropped_and_with_enough_they_are_not():

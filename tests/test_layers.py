@@ -73,6 +73,26 @@ def test_norm_is_float32_inside_and_keeps_the_dtype():
     np.testing.assert_array_equal(y, 1)
 
 
+def test_what_is_made_anew_keeps_only_what_it_was_given():
+    def product(x, w):
+        return jnp.sin(x * x) @ w
+    given = jnp.ones((7, 4)), jnp.full((4, 5), 0.5)
+
+    def shapes(made):
+        return sorted(x.shape for x in jax.tree.leaves(jax.eval_shape(lambda *each: jax.vjp(made, *each)[1], *given)))
+    kept = {made: shapes(made) for made in (product, layers.anew(product))}
+    assert kept[product].count((7, 4)) > 1
+    assert list(kept.values())[1] == [(4, 5), (7, 4)]
+    expected, found = (jax.grad(lambda *each, made=made: jnp.sum(made(*each) ** 2), (0, 1))(*given) for made in kept)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize('ff, width, shards, count', [(14336, 4096, 1, 14), (14336, 4096, 2, 2), (14336, 4096, 4, 1),
+                                                     (96, 16, 1, 24), (7, 3, 1, 7)])
+def test_hidden_units_are_cut_into_equal_parts(ff, width, shards, count):
+    assert layers.parts(ff, width, shards) == count
+
+
 def test_dropout():
     x, key, rows = jnp.ones((100, 20, 10)), jax.random.key(0), jnp.arange(100)
     drop = partial(layers.dropout, rows=rows)

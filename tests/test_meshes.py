@@ -1,4 +1,5 @@
 """The law of the mesh: every mesh of 8 devices gives the loss and the gradient of one."""
+import dataclasses
 from functools import partial
 
 import architectures
@@ -78,6 +79,14 @@ def test_a_pipeline_is_its_layers_one_after_the_other(pipeline):
     batch, key = draw(packed=True), jax.random.key(1)
     expected = architectures.jit(slope(model, key))(parameters(model), batch)
     assert_equal(over(model, {'stage': 4, 'data': 2}, batch, key), expected)
+
+
+@pytest.mark.parametrize('activation, bias', [('swiglu', 'all'), ('gelu', 'none')])
+def test_hidden_units_in_parts_over_a_mesh_that_splits_them_are_the_whole(activation, bias):
+    model = small(heads=4, width=32, ff=128, activation=activation, bias=bias, tied=False)
+    expected = architectures.jit(slope(model))(parameters(model), draw())
+    found = over(dataclasses.replace(model, remat='full'), {'fsdp': 2, 'tensor': 2, 'data': 2}, draw())
+    assert_equal(found, expected)
 
 
 def test_stages_hold_their_own_layers_only():

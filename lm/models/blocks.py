@@ -28,7 +28,8 @@ class Block(nn.Module):
         before = norm if model.norm_place != 'post' else lambda name, x: x
         after = norm if model.norm_place != 'pre' else lambda name, x: x
         keys = (None,) * 2 if layer['key'] is None else jax.random.split(layer['key'])
-        attended, cache = Attention(model, name='attention')(before('attention_norm', x), layer, shared)
+        weights = layers.norm_weights(self, 'attention_norm', x.shape[-1], model.norm) if before is norm else None
+        attended, cache = Attention(model, name='attention')(x, weights, layer, shared)
         drop = partial(layers.dropout, rate=model.dropout, rows=shared['rows'], zigzag=shared['zigzag'])
         attended = drop(after('attention_post_norm', attended), key=keys[0])
         middle = x if model.parallel else x + attended
@@ -49,15 +50,19 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
+    """x [B T D] -> what attention adds to it, and its slice of the cache; x is normalised before, if given weights."""
+
     model: Any
 
     @nn.compact
-    def __call__(self, x, layer, shared):
+    def __call__(self, x, norm, layer, shared):
         model = self.model
         heads = {'heads': model.heads, 'head_dim': model.size}
         groups = {'kv_heads': model.groups, 'head_dim': model.size}
-        query = self.project(x, 'query', heads)
-        key, value = self.project(x, 'key', groups), self.project(x, 'value', groups)
+        project = layers.anew(self.projected) if model.remat in layers.FULL else self.projected
+        query, key, value = project(x, norm, [
+            self.declare(name, {'embed': x.shape[-1], **axes})
+            for name, axes in (('query', heads), ('key', groups), ('value', groups))])
         if model.qk_norm:
             query = layers.norm(self, 'query_norm', query, 'rms', model.norm_epsilon)
             key = layers.norm(self, 'key_norm', key, 'rms', model.norm_epsilon)
@@ -76,12 +81,23 @@ class Attention(nn.Module):
             y = y + layers.weight(self, 'out_bias', {'bias': model.width}, layers.fill(0.0), model.dtype)
         return y, cache
 
-    def project(self, x, name, axes):
-        w = layers.weight(self, name, {'embed': x.shape[-1], **axes}, layers.normal(0.02), self.model.dtype)
-        y = layers.einsum('BTD,DNH->BTNH', x, sharding.scatter_gradient(w, 'embed', *axes), self.model.quantized)
-        if self.model.bias != 'none':
-            y = y + layers.weight(self, f'{name}_bias', axes, layers.fill(0.0), self.model.dtype)
-        return sharding.constrain(y, 'batch', 'length', next(iter(axes)), None)
+    def declare(self, name, axes):
+        """Returns (weight, bias or None)."""
+        w = layers.weight(self, name, axes, layers.normal(0.02), self.model.dtype)
+        if self.model.bias == 'none':
+            return w, None
+        return w, layers.weight(self, f'{name}_bias', dict(list(axes.items())[1:]), layers.fill(0.0), self.model.dtype)
+
+    def projected(self, x, norm, weights):
+        """Returns queries [B T N H], keys and values [B T K H] of x [B T D], normalised if there are weights for it."""
+        model = self.model
+        x = x if norm is None else layers.normalise(x, norm, model.norm, model.norm_epsilon)
+
+        def project(w, bias, heads):
+            w = sharding.scatter_gradient(w, 'embed', heads, 'head_dim')
+            y = layers.einsum('BTD,DNH->BTNH', x, w, model.quantized)
+            return sharding.constrain(y if bias is None else y + bias, 'batch', 'length', heads, None)
+        return [project(*each, heads) for each, heads in zip(weights, ('heads', 'kv_heads', 'kv_heads'), strict=True)]
 
     def attend(self, query, key, value, kind, shared):
         """Returns attention under the layer's own window, chosen by `kind` where layers differ."""
@@ -97,7 +113,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """x [B T D] -> x through `ff` hidden units: where all is recomputed, in parts of D units or less, one by one.
+    """x [B T D] -> x through `ff` hidden units: where all is recomputed, in parts, one by one; see layers.parts.
 
     So neither hidden states [B T F] nor a gathered matrix [D F] is ever whole in memory.
     """
@@ -108,16 +124,16 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         model, sizes = self.model, {'embed': x.shape[-1], 'ff': self.ff}
-        weights = [self.declare(name, sizes, 0.02) for name in ('up', 'gate')[:1 + (model.activation in layers.GATED)]]
+        ins = [self.declare(name, sizes, 0.02) for name in ('up', 'gate')[:1 + (model.activation in layers.GATED)]]
         out, shift = self.declare('down', dict(reversed(sizes.items())), 0.02 / (2 * model.depth) ** 0.5)
         shards = _shards(self.ff)
-        count = layers.parts(self.ff // shards, x.shape[-1] / shards) if model.remat in ('full', 'offload') else 1
-        given = weights, out.T
+        count = layers.parts(self.ff, x.shape[-1], shards) if model.remat in layers.FULL else 1
         if count == 1:
-            y = _feed(model, x, given)
+            y = _feed(model, x, ins, out.T)
         else:
-            add = jax.checkpoint(lambda y, part: (y + _feed(model, x, part), None), prevent_cse=False)
-            y, _ = jax.lax.scan(add, jnp.zeros_like(x), jax.tree.map(partial(_cut, shards, count), given))
+            cut = partial(_cut, (shards, count))
+            biases = jax.tree.map(lambda bias: cut([bias]), [bias for _, bias in ins])
+            y = _feed_in_parts(model, shards, x, (cut([*(w for w, _ in ins), out.T]), biases))
         return sharding.constrain(y if shift is None else y + shift, 'batch', 'length', None)
 
     def declare(self, name, axes, scale):
@@ -128,16 +144,58 @@ class MLP(nn.Module):
         return w, layers.weight(self, f'{name}_bias', {'bias': w.shape[-1]}, layers.fill(0.0), self.model.dtype)
 
 
-def _feed(model, x, given):
-    """Returns x [B T D] through hidden units, given ([(w [D F], bias [F] or None) of up and, if any, gate], [D F])."""
-    def project(w, bias):
-        y = layers.einsum('BTD,DF->BTF', x, sharding.scatter_gradient(w, 'embed', 'ff'), model.quantized)
-        return sharding.constrain(y if bias is None else y + bias, 'batch', 'length', 'ff')
-    weights, out = given
-    up, *gate = (project(*each) for each in weights)
+def _feed(model, x, ins, out):
+    """Returns x [B T D] through hidden units, given (w [D F], bias or None) of up and gate, if any, and out [D F]."""
+    hidden = [_project(model, x, sharding.scatter_gradient(w, 'embed', 'ff'), bias) for w, bias in ins]
+    out = sharding.scatter_gradient(out, 'embed', 'ff')
+    return layers.einsum('BTF,DF->BTD', _activated(model, *hidden), out, model.quantized)
+
+
+def _project(model, x, w, bias=None):
+    y = layers.einsum('BTD,DF->BTF', x, w, model.quantized)
+    return sharding.constrain(y if bias is None else y + bias, 'batch', 'length', 'ff')
+
+
+def _activated(model, up, gate=None):
     activate = layers.ACTIVATIONS[model.activation]
-    hidden = activate(gate[0]) * up if gate else activate(up)
-    return layers.einsum('BTF,DF->BTD', hidden, sharding.scatter_gradient(out, 'embed', 'ff'), model.quantized)
+    return activate(up) if gate is None else activate(gate) * up
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _feed_in_parts(model, shards, x, parts):
+    """Returns the sum over parts [count ...] of `_feed_part`; the gradient keeps x alone, and makes all else again."""
+    def add(y, part):
+        return y + _feed_part(model, shards, x, part), None
+    return jax.lax.scan(add, jnp.zeros_like(x), parts)[0]
+
+
+def _feed_in_parts_backward(model, shards, given, g):
+    x, parts = given
+
+    def add(total, part):
+        by_x, by_part = jax.vjp(partial(_feed_part, model, shards), x, part)[1](g)
+        return total + by_x, by_part
+    return jax.lax.scan(add, jnp.zeros_like(x), parts)
+
+
+_feed_in_parts.defvjp(lambda model, shards, x, parts: (_feed_in_parts(model, shards, x, parts), (x, parts)),
+                      _feed_in_parts_backward)
+
+
+def _feed_part(model, shards, x, part):
+    """Returns `_feed` of a part, whose matrices travel as one [D SXF], as `_cut` laid them, and multiply x as one."""
+    w, biases = part
+    w, many = sharding.scatter_gradient(w, 'embed', 'ff'), len(biases)
+    ins, out = _unfold(w, shards, [many * w.shape[-1] // shards // (many + 1)])
+    hidden = _unfold(_project(model, x, ins), shards, many)
+    hidden = [h if bias is None else h + bias for h, bias in zip(hidden, biases, strict=True)]
+    return layers.einsum('BTF,DF->BTD', _activated(model, *hidden), out, model.quantized)
+
+
+def _unfold(w, shards, places):
+    """Returns the arrays [... SF] that lie in turn in each of `shards` equal parts of the last axis, cut at places."""
+    parts = jnp.split(w.reshape(*w.shape[:-1], shards, -1), places, -1)
+    return [part.reshape(*w.shape[:-1], -1) for part in parts]
 
 
 def _shards(ff):
@@ -146,10 +204,13 @@ def _shards(ff):
     return 1 if ff % size else size
 
 
-def _cut(shards, count, w):
-    """Returns `count` parts [count ... F/count] of w [... F], each split over the mesh as w is."""
-    split = jnp.moveaxis(w.reshape(*w.shape[:-1], shards, count, -1), -2, 0)
-    return sharding.constrain(split.reshape(count, *w.shape[:-1], -1), None, *('embed', 'ff')[-w.ndim:])
+def _cut(sizes, arrays):
+    """Returns `count` parts [count ... SXF] of X arrays [... F]: in each of the mesh's shards S of them, one by one."""
+    shards, count = sizes
+    split = jnp.stack([w.reshape(*w.shape[:-1], shards, count, -1) for w in arrays], -2)
+    parts = jnp.moveaxis(split, -3, 0)
+    parts = parts.reshape(*parts.shape[:-3], -1)
+    return sharding.constrain(parts, None, *('embed', 'ff')[-(parts.ndim - 1):])
 
 
 def _write(slots, new, index):

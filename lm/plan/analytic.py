@@ -68,8 +68,9 @@ class Sizes:
     """The numbers of one micro-batch on one device that all formulas are made of.
 
     tokens: in it. width: bytes of a value in products. hidden, heads, keys, inner: D, N H, K H and F (of all experts
-    that a token uses) on this device. layers: on it. matrices: weights of one layer, gathered but not those of other
-    tensor shards. vocab: rows of the output on this device at a time.
+    that a token uses) on this device. routed: rows [D] for experts that there is room for, a token. layers: on it.
+    matrices: weights of one layer, gathered but not those of other tensor shards. vocab: rows of the output on this
+    device at a time.
     """
 
     tokens: float
@@ -79,6 +80,7 @@ class Sizes:
     heads: float
     keys: float
     inner: float
+    routed: float
     layers: float
     matrices: float
     table: float
@@ -91,15 +93,18 @@ def sizes_of(layout, subject):
     rows, length = layouts.rows(layout, subject.settings)
     tensor, width = mesh.get('tensor', 1), WIDTH[model.dtype]
     stage = mesh.get('stage', 1)
-    inner = model.ff or 4 * model.width
+    inner, routed = model.ff or 4 * model.width, 0
     if model.experts:
         inner = model.experts.ff * (model.experts.top + model.experts.shared)
+        owners = mesh.get('expert', 1)
+        routed = model.experts.top * (1 if owners == 1 else model.experts.room or owners)
     whole = {axis: size for axis, size in mesh.items() if axis in ('tensor', 'expert', 'stage')}
     blocks = tuple(each for each in subject.parameters if 'layers' in each[0] and len(each[1]) > 2)
     table = model.padded * model.width / tensor
     return Sizes(rows * length, length, width, model.width, model.heads * model.size / tensor,
-                 model.groups * model.size / min(tensor, model.groups), inner / tensor, model.depth / stage,
-                 held(blocks, whole) / 4 / (model.depth / stage), table, model.padded / tensor / layout.loss_parts)
+                 model.groups * model.size / min(tensor, model.groups), inner / tensor, routed,
+                 model.depth / stage, held(blocks, whole) / 4 / (model.depth / stage), table,
+                 model.padded / tensor / layout.loss_parts)
 
 
 def memory(layout, subject, platform):
@@ -131,17 +136,22 @@ def _saved(remat, model, s):
 def _layer_work(remat, model, s):
     """Returns the bytes of one layer's backward pass: its weights, gathered, their gradients, and its activations.
 
-    Where all is recomputed the MLP is, with its weights, in parts, beside its input, what adds up over them, and what
-    the attention kernel left: its statistics in float32, one lane of 128 a head.
+    Where all is recomputed the MLP is, with its weights, in parts, beside queries, keys, values and what they gave, the
+    inputs of the layer and of the MLP before and after its norm, and two gradients. Rows of experts are there as sent,
+    as sorted, as given back, and the gradients of two of these.
     """
     gates = 2 if model.activation in ('swiglu', 'geglu') else 1
-    parts = 1
-    if remat in ('full', 'offload') and model.experts is None:
-        parts = layers.parts(model.ff or 4 * model.width, model.width)
+    if remat not in layers.FULL:
+        each = (1 + 2 * gates) * s.inner + 3 * s.heads + 2 * s.keys + s.hidden
+        return s.width * (s.matrices + each * s.tokens)
+    beside = 2 * s.heads + 2 * s.keys + 5 * s.hidden
+    if model.experts:
+        each = s.routed * (5 * s.hidden + (1 + gates) * model.experts.ff) + model.experts.top * s.hidden + beside
+        return s.width * (s.matrices + each * s.tokens)
+    ff = model.ff or 4 * model.width
+    parts = layers.parts(ff, model.width, round(ff / s.inner))
     later = (1 - 1 / parts) * (1 + gates) * s.hidden * s.inner
-    kept = 3 * s.hidden + 2 * s.heads if parts > 1 else 0
-    each = s.width * ((1 + 2 * gates) * s.inner / parts + 3 * s.heads + 2 * s.keys + s.hidden + kept)
-    return s.width * (s.matrices - later) + each * s.tokens
+    return s.width * (s.matrices - later + ((1 + 2 * gates) * s.inner / parts + beside) * s.tokens)
 
 
 def _loss_work(layout, s, platform):

@@ -91,7 +91,11 @@ def _flops(program, body, instruction, seen):
 
 
 def _convolution(body, instruction):
-    """Returns the FLOPs of a convolution, as which TPUs run every product: only taps that meet an input are counted."""
+    """Returns the FLOPs of a convolution, as which TPUs run every product: only taps that meet an input are counted.
+
+    Ragged products have an axis of all groups first, masked; their kernel is told where groups begin, so that a row
+    counts for its own group alone.
+    """
     labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', instruction.rest)
     left, right, out = labels.groups()
     operands = [body[name].arrays[0].shape for name in instruction.operands[:2]]
@@ -100,7 +104,7 @@ def _convolution(body, instruction):
     total = 2 * result[out.index('b')] * result[out.index('f')] * operands[1][right.index('i')]
     for axis in range(len(left) - 2):
         total *= _taps(operands[0][left.index(str(axis))], result[out.index(str(axis))], window, axis)
-    return total
+    return total / result[out.index('0')] if 'ragged_dot' in instruction.rest else total
 
 
 def _taps(size, steps, window, axis):
@@ -114,7 +118,13 @@ def _taps(size, steps, window, axis):
 
 
 def _kernel(body, instruction, seen):
-    """Returns the FLOPs of an attention kernel, by its name and the shapes of queries and keys; 0 of any other call."""
+    """Returns the FLOPs of an attention kernel, by its name and the shapes of queries and keys, or of a ragged product,
+    of which a row meets one group's matrix; 0 of any other call.
+    """
+    if instruction.name.startswith('ragged-dot') and len(instruction.arrays) == 1:
+        rows = next(array.shape for name in instruction.operands if name in body for array in body[name].arrays
+                    if array.dtype in ('bf16', 'f32'))
+        return 2 * math.prod(rows) * instruction.arrays[0].shape[-1]
     said = f'{instruction.name} {instruction.rest[:2000]}'
     if not re.search(r'splash|flash|fmha|attention', said):
         return 0
