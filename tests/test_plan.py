@@ -111,6 +111,31 @@ def test_a_sum_that_a_tpu_cuts_in_the_same_kernel_is_scattered():
     assert apart['collectives'] == {('all-reduce', 'fsdp'): 2 * 2 * 16 * 8 * 3 / 4}
 
 
+RAGGED = """
+%dot (x: bf16[3,256,64], w: bf16[3,64,32]) -> bf16[3,256,32] {
+  %x = bf16[3,256,64] parameter(0)
+  %w = bf16[3,64,32] parameter(1)
+  ROOT %y = bf16[3,256,32] convolution(%x, %w), window={size=3 stride=2 lhs_dilate=3}, dim_labels=0bf_0io->0bf
+}
+
+ENTRY %main (sizes: s32[3], rows: bf16[256,64], v: bf16[3,64,32]) -> bf16[256,32] {
+  %sizes = s32[3] parameter(0)
+  %rows = bf16[256,64] parameter(1)
+  %v = bf16[3,64,32] parameter(2)
+  ROOT %ragged-dot-none.1 = bf16[256,32] custom-call(%sizes, %rows, %v), custom_call_target="tpu_custom_call"
+}
+"""
+
+
+def test_a_row_of_a_ragged_product_meets_one_matrix_whichever_kernel_computes_it():
+    once = 2 * 256 * 64 * 32
+    assert costs.measure(RAGGED, {'data': 1})['flops'] == once
+    body = hlo.parse(RAGGED).computations['dot']
+    assert costs._convolution(body, body['y']) == 3 * once
+    marked = hlo.parse(RAGGED.replace('->0bf\n', '->0bf, metadata={op_name="ragged_dot_general"}\n'))
+    assert costs._convolution(marked.computations['dot'], marked.computations['dot']['y']) == once
+
+
 def test_parts_of_one_asynchronous_collective_count_once():
     found = costs.measure(TPU_LOOP, {'a': 2, 'b': 4})
     assert found['collectives'] == {('all-gather', 'b'): 6 * 3 * 8 * 4}
@@ -147,6 +172,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
     ("replica_groups=mesh['axis_0'=8] {'axis_0':(2)4}", ('fsdp',)),
     ('replica_groups={}', ('data', 'fsdp')),
     ('source_target_pairs={{0,1},{1,2},{2,3},{3,0}}', ('fsdp',)),
+    ('source_target_pairs={{0,0},{1,5}}', ('data',)),
 ])
 def test_every_way_to_write_groups_is_read(groups, axes):
     line = f'  %x = f32[8]{{0}} all-reduce(%y), {groups}, to_apply=%add'

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from lm import config, hardware
+from lm import config, hardware, sharding
 from lm.plan import analytic, compiled, costs, hlo, layouts, plans, topology
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -57,6 +57,12 @@ def test_nothing_is_whole_that_is_meant_to_be_split(mesh, cluster_of):
                 if i.opcode.removesuffix('-start') in ('all-gather', 'all-reduce')
                 for array in i.arrays if math.prod(array.shape) >= whole]
     assert not gathered, gathered
+
+
+def test_a_side_of_the_torus_may_hold_two_axes(cluster_of):
+    mesh = sharding.make_mesh({'fsdp': 8, 'expert': 2}, topology.devices(cluster_of('v6e-16')))
+    assert mesh.shape == {'fsdp': 8, 'expert': 2}
+    assert len({device.id for device in mesh.devices.flat}) == 16
 
 
 def test_fsdp_sends_little_more_than_it_must(cluster_of):

@@ -212,7 +212,8 @@ def group(instruction, sizes):
     count = math.prod(sizes.values())
     pairs = re.search(r'source_target_pairs={((?:{\d+,\d+},?)*)}', instruction.rest)
     if pairs:
-        return [int(n) for n in re.findall(r'\d+', pairs[1])[:2]]
+        ids = [int(n) for n in re.findall(r'\d+', pairs[1])]
+        return next(([a, b] for a, b in zip(ids[::2], ids[1::2], strict=True) if a != b), ids[:1])
     listed = re.search(r'replica_groups={{([\d,]+)}', instruction.rest)
     if listed:
         return [int(n) for n in listed[1].split(',')]
