@@ -39,17 +39,19 @@ def by_use(function, params, *given):
 def _reads(jaxpr, known):
     """Yields the names of the variables in `known`, {variable: name}, in the order of the equations that read them.
 
-    One that has nothing else for an operand, as a transpose, only makes ready what another reads.
+    One that has nothing else for an operand, as a transpose, only makes ready what another reads; so does a call in
+    which nothing is read.
     """
     for equation in jaxpr.eqns:
         named = [known.get(v) if isinstance(v, jax.extend.core.Var) else None for v in equation.invars]
         inner = [found for value in equation.params.values()
                  if len(getattr(found := getattr(value, 'jaxpr', value), 'invars', ())) == len(named) and any(named)]
-        for each in inner:
-            yield from _reads(each, {v: name for v, name in zip(each.invars, named) if name})
-        if len(named) == 1 and not inner:
+        read = [found for each in inner
+                for found in _reads(each, {v: name for v, name in zip(each.invars, named) if name})]
+        if len(named) == 1 and not read:
             known = {**known, equation.outvars[0]: named[0]}
         else:
+            yield from read
             yield from filter(None, named)
 
 

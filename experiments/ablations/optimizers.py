@@ -3,7 +3,7 @@
     lm sweep experiments/ablations/optimizers.py --together=20
     lm report runs/optimizers_sweep --html experiments/ablations/optimizers.html
 
-Hardware and time: two shared CPU cores, 175 runs in some 15 CPU minutes (the first 40 took 3.5), November 2026, jax
+Hardware and time: two shared CPU cores, 175 runs in 15 to 20 CPU minutes, November 2026, jax
 0.12. Validation loss after 307,200 tokens, five seeds each at the best rate, against AdamW; p by Holm over seven
 comparisons:
 

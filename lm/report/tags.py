@@ -19,7 +19,12 @@ def table(head, rows, classes=()):
 
 def _cell(cell, kind):
     kind = kind(cell) if callable(kind) else kind
-    return f'<td{f" class={kind!r}" if kind else ""}>{html.escape(str(cell))}</td>'
+    return f'<td{f" class={kind!r}" if kind else ""}>{_breakable(cell)}</td>'
+
+
+def _breakable(cell):
+    """Returns a cell as HTML in which a setting may break before its value."""
+    return html.escape(str(cell)).replace('=', '=<wbr>')
 
 
 def paragraph(text, kind='soft'):
