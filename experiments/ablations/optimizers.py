@@ -3,9 +3,8 @@
     lm sweep experiments/ablations/optimizers.py --together=20
     lm report runs/optimizers_sweep --html experiments/ablations/optimizers.html
 
-Hardware and time: two shared CPU cores, 175 runs in 15 to 20 CPU minutes, November 2026, jax
-0.12. Validation loss after 307,200 tokens, five seeds each at the best rate, against AdamW; p by Holm over seven
-comparisons:
+Hardware and time: two shared CPU cores, 175 runs in 15 to 20 CPU minutes, November 2026, jax 0.12. Validation loss
+after 307,200 tokens, five seeds each at the best rate, against AdamW; p by Holm over seven comparisons:
 
     Muon          0.03   1.927  -0.140 [-0.154, -0.126]  p 6e-5  better
     AdamW         0.01   2.067
