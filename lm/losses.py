@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from lm import sharding
+from lm import sharding, sums
 
 PADDING = -1e30
 
@@ -90,8 +90,8 @@ def _scored(x, rows, index, scores):
 
 
 def _in_parts(x, table, targets, scores):
-    def add(sums, part):
-        top, total, target, mean = sums
+    def add(until, part):
+        top, total, target, mean = until
         classes, logits = _scored(x, *part, scores)
         known = jnp.where(classes < scores.vocab, logits, PADDING)
         higher = jnp.maximum(top, jnp.max(known, axis=-1))
@@ -123,7 +123,7 @@ def _in_parts_backward(scores, given, g):
             slope *= 1 - jnp.square(logits / scores.softcap)
         slope = slope.astype(rows.dtype)
         dx += jnp.einsum('BTV,VD->BTD', slope, rows, preferred_element_type=jnp.float32)
-        return dx, sharding.scatter(jnp.einsum('BTD,BTV->DV', x, slope), 'embed', 'vocab').T
+        return dx, sums.scatter(jnp.einsum('BTD,BTV->DV', x, slope), 'embed', 'vocab').T
     parts = (_parts_of(table, scores), jnp.arange(scores.parts))
     dx, drows = jax.lax.scan(add, jnp.zeros(x.shape, jnp.float32), parts)
     return dx.astype(x.dtype), jnp.moveaxis(drows, 0, 1).reshape(table.shape), None

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm import config, optim, sharding, trees
+from lm import config, optim, sharding, sums, trees
 from lm.data import Corpus
 
 
@@ -105,7 +105,7 @@ def accumulated(loss, parts, *, noise_scale=False):
 
     Micro-batch i takes rows i, i + parts, ..., so that each stays spread over the mesh as the batch is. Each counts by
     its metrics['weight'], which makes the sum the gradient of the mean over the whole batch; so does each part of the
-    mesh axis data, which sees its own rows alone where `sharding.summed` sets it apart. noise_scale: the metrics of two
+    mesh axis data, which sees its own rows alone where `sums.once` sets it apart. noise_scale: the metrics of two
     or more have 'grad_square' too, the mean of the squared norms of their gradients, see noise.Scale; each of those is
     summed over the mesh then.
     """
@@ -131,7 +131,7 @@ def accumulated(loss, parts, *, noise_scale=False):
         return jax.lax.scan(add, zero, given)[0]
 
     def sweep(params, batch, key):
-        (grads, measured), weight = (add_up if noise_scale else sharding.summed(add_up))(params, batch, key)
+        (grads, measured), weight = (add_up if noise_scale else sums.once(add_up))(params, batch, key)
         grads, measured = jax.tree.map(lambda x: x / jnp.maximum(weight, 1e-9), (grads, measured))
         return grads, {**measured, 'weight': weight}
     return sweep

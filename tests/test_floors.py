@@ -12,7 +12,7 @@ FLOORS = {
     'lm/__init__.py': 0, 'lm/config/': 0, 'lm/trees.py': 0, 'lm/hardware.py': 0,
     'lm/hosts.py': 1, 'lm/watch.py': 1,
     'lm/sharding.py': 1, 'lm/layers.py': 1, 'lm/positions.py': 1, 'lm/attention/': 1, 'lm/losses.py': 1,
-    'lm/pipeline.py': 1,
+    'lm/sums.py': 1, 'lm/pipeline.py': 1,
     'lm/optim/': 1, 'lm/data/': 1,
     'lm/models/': 2,
     'lm/train.py': 3, 'lm/loop.py': 3, 'lm/runs.py': 3, 'lm/checkpoint.py': 3, 'lm/metrics.py': 3,

@@ -5,7 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from lm import attention, config, layers, losses, positions, sharding
+from lm import attention, config, layers, losses, positions, sums
 from lm.models.experts import Experts, moved
 from lm.models.net import Net, Pass
 from lm.optim import layouts
@@ -212,7 +212,7 @@ class Decoder:
         """
         nll, log_z, routed = self._token_losses(params, batch, key, self.smoothing)
         weights = batch['weights'] if 'weights' in batch else jnp.ones_like(nll)
-        weight = sharding.averaged(jnp.sum(weights)) if self.experts else jnp.sum(weights)
+        weight = sums.averaged(jnp.sum(weights)) if self.experts else jnp.sum(weights)
         loss = losses.masked_mean(nll, weights, weight)
         total = loss + self.z_loss * losses.masked_mean(jnp.square(log_z), weights, weight) if self.z_loss else loss
         if self.experts:

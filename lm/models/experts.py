@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm import config, layers, sharding
+from lm import config, layers, sharding, sums
 
 SMALLEST = 128  # rows of one expert that a GPU multiplies at once
 
@@ -76,7 +76,7 @@ class Mixture(nn.Module):
         gates = jnp.take_along_axis(scores, ids, -1)
         if experts.normalised:
             gates = gates / jnp.maximum(jnp.sum(gates, -1, keepdims=True), 1e-9)
-        load = sharding.averaged(jnp.mean(jax.nn.one_hot(ids, experts.count), (0, 1, 2)))
+        load = sums.averaged(jnp.mean(jax.nn.one_hot(ids, experts.count), (0, 1, 2)))
         share = jnp.mean(scores / jnp.sum(scores, -1, keepdims=True), (0, 1))
         z = jnp.mean(jnp.square(jax.nn.logsumexp(logits, -1)))
         return gates * experts.scale, ids, {'balance': experts.count * jnp.sum(load * share), 'router_z': z,
