@@ -1,5 +1,6 @@
 """Saves and restores pytrees of arrays by step: asynchronous, atomic, onto any mesh. The only file that knows orbax."""
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from absl import logging
 from lm import config, hosts, trees
 
 STATE, META = 'state', 'meta'
+# Seconds for reads that a failed restore leaves under way: freed before they end, tensorstore was seen to deadlock.
+SETTLE = 2.0
 
 
 @dataclass
@@ -119,6 +122,7 @@ class Store:
             state = ocp.PyTreeCheckpointHandler().restore(folder / STATE, args=given)
             return (state, ocp.JsonCheckpointHandler().restore(folder / META, args=ocp.args.JsonRestore())), None
         except Exception as error:  # orbax and tensorstore raise many kinds for a file that is broken
+            time.sleep(SETTLE)
             return None, config.first_line(error)[:300]
 
     def _put_aside(self, step):

@@ -54,7 +54,7 @@ def test_a_slow_host_is_named(place):
     workdir = place / 'slow'
     (_, err), _ = finish(start(place, ['-c', SLOW, f'--workdir={workdir}', *RUN, 'steps=40']), 0)
     assert f'lm: host 1 ({socket.gethostname()}) is slow: it takes' in err
-    assert metrics.read(workdir)[-2]['host_seconds_max'] > 0.3
+    assert max(record.get('host_seconds_max', 0) for record in metrics.read(workdir)) > 0.3
 
 
 FRAGILE = """
