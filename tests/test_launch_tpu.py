@@ -144,7 +144,7 @@ def test_a_saved_stop_runs_the_same_line_again(cloud):
 def test_a_restarted_worker_is_replaced(cloud):
     cloud.faults(('tail -s', 'reboot'))
     kept = cloud.project.parent / 'bucket'
-    code, _, err = cloud.run('v5e-16', *script(f'[[ -e {kept} ]] && exit 0; touch {kept}; sleep 100'))
+    code, _, err = cloud.run('v5e-16', *script(f'[[ -e {kept}-$WORKER ]] && exit 0; touch {kept}-$WORKER; sleep 100'))
     assert code == 0 and 'was restarted under the command; 20 tries left' in err
     assert cloud.verbs().count('create') == 2 and not cloud.left()
 
