@@ -113,7 +113,7 @@ def test_a_preempted_run_starts_again_on_a_new_slice(cloud):
     cloud.faults(('tail -s', 'preempt'))
     kept = cloud.project.parent / 'bucket'
     code, out, err = cloud.run('v5e-16', '--spot', *script(
-        f'[[ -e {kept} ]] && echo resumed && exit 0; touch {kept}; echo began; sleep 100'))
+        f'[[ -e {kept}-$WORKER ]] && echo resumed && exit 0; touch {kept}-$WORKER; echo began; sleep 100'))
     assert code == 0 and out.splitlines()[-1] == 'resumed' and 'was taken away (suspended)' in err
     assert cloud.verbs().count('create') == 2 and not cloud.left()
     assert 'nothing in the command is kept in a bucket' in err
