@@ -1,4 +1,5 @@
 """Saves and restores pytrees of arrays by step: asynchronous, atomic, onto any mesh. The only file that knows orbax."""
+import gc
 import shutil
 import time
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from absl import logging
 from lm import config, hosts, trees
 
 STATE, META = 'state', 'meta'
-# Seconds for reads that a failed restore leaves under way: freed before they end, tensorstore was seen to deadlock.
+# Seconds for reads that a failed restore leaves under way. What it leaves is freed when they have ended: where the
+# collector frees it in the middle of the next restore, tensorstore was seen to deadlock.
 SETTLE = 2.0
 
 
@@ -122,8 +124,10 @@ class Store:
             state = ocp.PyTreeCheckpointHandler().restore(folder / STATE, args=given)
             return (state, ocp.JsonCheckpointHandler().restore(folder / META, args=ocp.args.JsonRestore())), None
         except Exception as error:  # orbax and tensorstore raise many kinds for a file that is broken
-            time.sleep(SETTLE)
-            return None, config.first_line(error)[:300]
+            fault = config.first_line(error)[:300]
+        time.sleep(SETTLE)
+        gc.collect()
+        return None, fault
 
     def _put_aside(self, step):
         aside = self.directory.parent / 'unreadable' / str(step)

@@ -48,21 +48,28 @@ def _local(query, key, value, view, interpret):
     if zigzag:
         kernel = _own(kernel, jax.lax.axis_index('context'), zigzag.shards)
     heads_first = (jnp.moveaxis(x, 2, 1) for x in (query, key, value))
-    mixed = _settled(jax.vmap(kernel))(*heads_first, segments)
+    mixed = _settled(kernel, *heads_first, segments)
     return jnp.moveaxis(mixed, 1, 2)[:, :length]
 
 
-def _settled(attend):
-    """Returns `attend`, which leaves for its gradient what it returns at once, ready.
+@jax.custom_vjp
+def _settled(kernel, *given):
+    """Returns what a kernel gives for each row, and leaves for the gradient what it returns at once, ready.
 
     Of the kernel's statistics [B N T 128] one lane is kept. XLA would take it when it is needed, after all of the MLP's
     backward pass, and hold the others until then.
     """
-    def forward(*given):
-        return jax.lax.optimization_barrier(jax.vjp(attend, *given))
-    settled = jax.custom_vjp(attend)
-    settled.defvjp(forward, lambda pull, g: pull(g))
-    return settled
+    return jax.vmap(kernel)(*given)
+
+
+def _settled_forward(kernel, *given):
+    def attend(*given):
+        return jax.vmap(kernel)(*given)
+    mixed, pull = jax.vjp(attend, *given)
+    return jax.lax.optimization_barrier((mixed, pull))
+
+
+_settled.defvjp(_settled_forward, lambda pull, g: (None, *pull(g)))
 
 
 def _whole(x, zigzag):
