@@ -72,7 +72,8 @@ def test_fsdp_sends_little_more_than_it_must(cluster_of):
     count = sum(math.prod(shape) for _, shape, _ in analytic.subject(settings).parameters)
     assert {axes for _, axes in sent} == {'fsdp'}
     ring = 9 / 7  # products overlapped with sending, as XLA makes them here, send 9 shards around a ring of 8 and not 7
-    assert sum(sent.values()) < 1.05 * ring * 3 * 2 * count * 7 / 8
+    # beyond the ring's: XLA sums some small matrices, as those of keys and values, whole
+    assert sum(sent.values()) < 1.08 * ring * 3 * 2 * count * 7 / 8
 
 
 def test_what_does_not_fit_is_told_with_what_would(cluster_of):
