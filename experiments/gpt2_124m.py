@@ -7,7 +7,7 @@ trained.
 """
 from lm import data, optim, train
 from lm.models.decoder import Decoder
-from lm.positions import Learned
+from lm.nn.positions import Learned
 
 
 def config():

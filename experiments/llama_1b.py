@@ -4,7 +4,7 @@
 """
 from lm import data, optim, train
 from lm.models.decoder import Decoder
-from lm.positions import Rope
+from lm.nn.positions import Rope
 
 
 def config():

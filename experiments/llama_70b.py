@@ -7,7 +7,7 @@ Hardware: 256 chips with 95 GB, by `lm plan`. Not yet trained.
 """
 from lm import data, optim, train
 from lm.models.decoder import Decoder
-from lm.positions import Rope
+from lm.nn.positions import Rope
 
 
 def config():

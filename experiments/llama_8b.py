@@ -7,7 +7,7 @@ Hardware: 256 TPU chips or 64 GPUs, by `lm plan`. Not yet trained.
 """
 from lm import data, optim, train
 from lm.models.decoder import Decoder
-from lm.positions import Rope
+from lm.nn.positions import Rope
 
 
 def config():

@@ -7,8 +7,8 @@ One trial alone is `lm train experiments/lr_sweep.py`; `lm sweep --watch runs/lr
 import dataclasses
 
 from experiments import tiny
-from lm import metrics
 from lm.sweep import grid, zipped
+from lm.train import metrics
 
 
 def config():

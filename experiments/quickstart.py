@@ -7,7 +7,7 @@ where xz -9 takes 1.693 and an order-5 n-gram 1.697.
 """
 from lm import data, optim, train
 from lm.models.decoder import Decoder
-from lm.positions import Rope
+from lm.nn.positions import Rope
 
 TEXT = data.PythonStdlib()
 

@@ -7,8 +7,8 @@ Hardware: 256 chips with 95 GB, by `lm plan`. Not yet trained.
 """
 from lm import data, optim, train
 from lm.models.decoder import Decoder
-from lm.models.experts import Experts
-from lm.positions import Rope
+from lm.nn.experts import Experts
+from lm.nn.positions import Rope
 
 
 def config():

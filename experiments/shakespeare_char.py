@@ -8,7 +8,7 @@ Hardware and time: two CPU cores, 100 s. Reached: validation loss 1.895 over the
 """
 from lm import data, optim, train
 from lm.models.decoder import Decoder
-from lm.positions import Learned
+from lm.nn.positions import Learned
 
 TEXT = data.Files('../shared/data/tinyshakespeare/input.txt')
 

@@ -9,7 +9,7 @@ import dataclasses
 from experiments import shakespeare_char
 from lm import optim, train
 from lm.models.decoder import Decoder
-from lm.positions import Learned
+from lm.nn.positions import Learned
 
 
 def config():

@@ -10,7 +10,7 @@ import dataclasses
 from experiments import shakespeare_char
 from lm import optim
 from lm.models.decoder import Decoder
-from lm.positions import Rope
+from lm.nn.positions import Rope
 
 
 def config():

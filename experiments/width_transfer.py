@@ -19,9 +19,10 @@ the lower loss past width 64 in these 100 steps.
 import dataclasses
 
 from experiments import shakespeare_char
-from lm import data, metrics, optim
+from lm import data, optim
 from lm.models.decoder import Base, Decoder
 from lm.sweep import grid, zipped
+from lm.train import metrics
 
 BASE = Base(width=64, heads=4)
 

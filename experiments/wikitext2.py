@@ -9,7 +9,7 @@ included.
 """
 from lm import data, optim, train
 from lm.models.decoder import Decoder
-from lm.positions import Rope
+from lm.nn.positions import Rope
 
 FOLDER = '../shared/data/wikitext2'
 

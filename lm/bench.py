@@ -1,6 +1,5 @@
 """How fast an experiment trains here: compile and step seconds, FLOP/s, memory, the loader alone; and `lm bench`."""
 import dataclasses
-import json
 import math
 import resource
 import tempfile
@@ -9,8 +8,9 @@ import time
 import jax
 import numpy as np
 
-from lm import config, data, hardware, sharding, train, trees
+from lm import data, hardware, train, trees
 from lm.data import loader
+from lm.parallel import sharding
 from lm.plan import analytic, costs, roofline
 
 
@@ -105,16 +105,3 @@ def measure_loader(corpus, steps):
     with tempfile.TemporaryDirectory() as root:
         stream = dataclasses.replace(corpus, train=text, valid=None, tokenizer=data.Bytes()).open(root)
         return round(loader.measure(stream, steps))
-
-
-def main(experiment: str, *overrides: str, steps: int = 20):
-    """Measures how fast an experiment trains on this machine, as JSON.
-
-    Args:
-        experiment: the experiment file
-        overrides: values to set, e.g. model.depth=12
-        steps: how many steps to time
-    """
-    settings = config.load(experiment, overrides).config
-    found = {**measure(settings, steps), 'loader_tokens_per_second': measure_loader(settings.data, 10 * steps)}
-    print(json.dumps({'experiment': experiment, 'overrides': list(overrides), **found}, indent=1))

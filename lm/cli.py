@@ -1,4 +1,8 @@
-"""The command `lm <verb>`: each verb is the function `main` of its own file, read without importing it."""
+"""The command `lm <verb>`: each verb is the function `main` of a file in lm/commands, read without importing it.
+
+A command's file may set three flags: JAX = False starts no device, PROCESSES = True is run by several processes as one,
+ACCELERATORS = False hides those of this machine.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +20,6 @@ import sys
 import lm
 from lm.config.annotations import Error, close
 
-VERBS = {
-    'train': 'lm.loop',
-    'eval': 'lm.evaluate',
-    'generate': 'lm.generate',
-    'data': 'lm.data.cache',
-    'config': 'lm.config.show',
-    'bench': 'lm.bench',
-    'plan': 'lm.plan.show',
-    'report': 'lm.report.show',
-    'scaling': 'lm.scaling.show',
-    'sweep': 'lm.sweep.worker',
-    'bisect': 'lm.bisect.search',
-    'coord-check': 'lm.coordinates',
-}
-WITHOUT_JAX = ('data', 'config', 'report', 'scaling')
-TOGETHER = ('train', 'eval', 'generate', 'bench')  # verbs that several processes run as one
 TYPES = {'int': int, 'float': float, 'str': str}
 
 
@@ -73,24 +61,43 @@ def _run(argv):
         print(f'lm {lm.__version__}')
         return 0
     verb, *rest = argv
-    if verb not in VERBS:
-        raise Error(f'no verb {verb!r}; {_suggestion(verb, list(VERBS))}')
+    if verb not in verbs():
+        raise Error(f'no verb {verb!r}; {_suggestion(verb, verbs())}')
     positionals, options = _parse(verb, rest)
-    if verb not in WITHOUT_JAX:
-        from lm import hardware
-        hardware.tune()
-        if verb == 'plan':
-            hardware.forget_accelerators()
-    with _joined(verb):
-        code = importlib.import_module(VERBS[verb]).main(*positionals, **options)
+    flags = _flags(verb)
+    if flags.get('JAX', True):
+        from lm import backend
+        backend.tune()
+    if not flags.get('ACCELERATORS', True):
+        backend.hide_accelerators()
+    with _joined() if flags.get('PROCESSES') else contextlib.nullcontext():
+        code = importlib.import_module(f'lm.commands.{_file(verb).stem}').main(*positionals, **options)
     return code if isinstance(code, int) else 0
 
 
-def _joined(verb):
-    if verb not in TOGETHER:
-        return contextlib.nullcontext()
-    from lm import hosts
-    return hosts.joined()
+def verbs():
+    """Returns the verbs, a list: the files of lm/commands, a dash for each underscore of their names."""
+    files = pathlib.Path(lm.__file__).parent.joinpath('commands').glob('*.py')
+    return sorted(file.stem.replace('_', '-') for file in files if not file.stem.startswith('_'))
+
+
+def _file(verb):
+    return pathlib.Path(lm.__file__).parent / 'commands' / f'{verb.replace("-", "_")}.py'
+
+
+def _parsed(verb):
+    return ast.parse(_file(verb).read_text(encoding='utf-8'))
+
+
+def _flags(verb):
+    """Returns {name: constant} of the assignments on the ground of a command's file."""
+    return {node.targets[0].id: node.value.value for node in _parsed(verb).body
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)}
+
+
+def _joined():
+    from lm.parallel import processes
+    return processes.joined()
 
 
 def _reader_is_gone():
@@ -104,15 +111,13 @@ def _reader_is_gone():
 
 
 def _overview():
-    lines = [f'  {verb:<13}{_description(signature(verb)[1]).partition(chr(10))[0]}' for verb in VERBS]
+    lines = [f'  {verb:<13}{_description(signature(verb)[1]).partition(chr(10))[0]}' for verb in verbs()]
     return '\n'.join(['usage: lm VERB ...', '', *lines, '', '`lm VERB --help` shows what a verb takes.'])
 
 
 def signature(verb):
     """Returns ([Parameter], docstring) of a verb's `main`, from the source of its file."""
-    file = pathlib.Path(lm.__file__).parent.joinpath(*VERBS[verb].split('.')[1:]).with_suffix('.py')
-    tree = ast.parse(file.read_text(encoding='utf-8'))
-    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == 'main')
+    function = next(node for node in _parsed(verb).body if isinstance(node, ast.FunctionDef) and node.name == 'main')
     docstring = ast.get_docstring(function)
     helps = _helps(docstring)
     args = function.args

@@ -1,14 +1,11 @@
 """How well a model predicts text: loss, perplexity, bits per byte, by source; and `lm eval`."""
-import json
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import runs, sharding
-from lm.data.cache import root
-from lm.data.strides import Strided
+from lm.parallel import sharding
 
 
 def score(model, params, stream, mesh, batches=0):
@@ -47,23 +44,3 @@ def sums(model, sources, params, batch):
 
 
 _sums = jax.jit(sums, static_argnums=(0, 1))
-
-
-def main(run: str, *, split: str = 'valid', step: int = 0, stride: int = 0, cache: str = ''):
-    """Scores a trained run on held-out text: loss, perplexity, bits per byte.
-
-    Args:
-        run: the --workdir of an `lm train`
-        split: which text, valid or train
-        step: the checkpoint to score, 0 for the newest
-        stride: slide the window by this many tokens, so that each token is predicted from at least context - stride
-            tokens of its document; 0 cuts the text into windows once
-        cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
-    """
-    trained = runs.load(run, step)
-    data = trained.settings.data
-    stream = data.open(root(cache), split).once()
-    if stride:
-        stream = Strided(stream, data.context, stride)
-    scores = score(trained.settings.model, trained.params, stream, trained.mesh)
-    print(json.dumps({'run': run, 'step': trained.step, 'split': split, **scores}, indent=1))

@@ -1,6 +1,5 @@
 """What chips can do and how they are joined: FLOP/s, memory, bandwidth, links, price; and slices of them by name."""
 import math
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -186,27 +185,3 @@ def measure_gemm(dtype, size=1024, seconds=0.5):
         multiply(a, a).block_until_ready()
         best = min(best, time.perf_counter() - begin)
     return 2 * size ** 3 / best
-
-
-FLAGS = {'XLA_FLAGS': '--xla_cpu_prefer_vector_width=512',
-         'LIBTPU_INIT_ARGS': '--xla_tpu_relayout_group_size_threshold_for_reduce_scatter=1'}
-
-
-def tune(environ=os.environ):
-    """Adds FLAGS to what the compilers are told, and gives JAX GPU_SHARE of a GPU; what is set stays.
-
-    512-bit vectors make a CPU faster. TPUs turn gradients so that a sum of them over few devices can be scattered too.
-    A device on each core would be faster still for small models, but with as few threads as cores XLA's in-process
-    all-reduce was seen to starve and abort a run, so that a machine counts as one device unless XLA_FLAGS says more.
-    """
-    for name, flag in FLAGS.items():
-        given = environ.get(name, '')
-        if flag.partition('=')[0] not in given:
-            environ[name] = f'{given} {flag}'.strip()
-    environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', str(GPU_SHARE))
-
-
-def forget_accelerators(environ=os.environ):
-    """Sets what lets JAX compile for chips that are not here; must come before JAX is imported."""
-    environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1',
-                'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from lm import sharding
 from lm.models.decoder import Decoder
+from lm.parallel import sharding
 
 H100 = """gpu_device_info {
   cuda_compute_capability { major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }

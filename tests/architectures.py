@@ -5,7 +5,7 @@ import jax
 import numpy as np
 
 from lm.models.decoder import Decoder
-from lm.positions import Alibi, Learned, NoPE, Relative, Rope, Sinusoidal
+from lm.nn.positions import Alibi, Learned, NoPE, Relative, Rope, Sinusoidal
 
 small = partial(Decoder, vocab=50, depth=2, heads=4, width=16)
 DECODERS = {

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from lm import metrics
+from lm import records
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RUN = ('model.depth=1', 'model.width=32', 'log_every=1', 'save_every=4', 'data.batch=8', 'data.context=16',
@@ -53,7 +53,7 @@ def finish(started, *codes):
 
 
 def losses(workdir):
-    return {record['step']: record['loss'] for record in metrics.read(workdir) if 'loss' in record}
+    return {record['step']: record['loss'] for record in records.read(workdir) if 'loss' in record}
 
 
 def wait_for(workdir, step, started):

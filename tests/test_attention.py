@@ -6,8 +6,8 @@ import numpy as np
 import oracle
 import pytest
 
-from lm import attention
-from lm.attention import blocked
+from lm.nn import attention
+from lm.nn.attention import blocked
 
 LENGTH, HEADS = 24, 4
 rng = np.random.default_rng(0)

@@ -3,7 +3,7 @@ import lzma
 import numpy as np
 import pytest
 
-from lm.data import baselines
+from lm.models import ngram
 
 
 def oracle(train, held, order):
@@ -34,16 +34,16 @@ def oracle(train, held, order):
 @pytest.mark.parametrize('order', [2, 3, 5])
 def test_ngram_equals_the_textbook(order):
     train, held = b'abracadabra, a cadaver abroad; a bard abducted' * 2, b'a bard read abracadabra'
-    assert np.isclose(baselines.ngram(train, held, order), oracle(train, held, order), rtol=1e-12)
+    assert np.isclose(ngram.ngram(train, held, order), oracle(train, held, order), rtol=1e-12)
 
 
 def test_ngram_probabilities_add_up_to_one():
     train = b'she sells sea shells by the sea shore'
-    total = sum(2 ** -baselines.ngram(train, b'she ' + bytes([last]), 5) for last in range(256))
+    total = sum(2 ** -ngram.ngram(train, b'she ' + bytes([last]), 5) for last in range(256))
     assert np.isclose(total, 1)
 
 
 def test_xz_is_measured_on_the_held_out_bytes_alone():
     held = b'to be or not to be, that is the question. ' * 20
-    measured = baselines.bits_per_byte(b'something else entirely', held)
+    measured = ngram.bits_per_byte(b'something else entirely', held)
     assert measured['xz -9'] == 8 * len(lzma.compress(held, preset=9)) / len(held)

@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lm import checkpoint, config, data, loop, metrics, optim, runs, sharding, spikes, train
-from lm.bisect import search
+from lm import config, data, optim, records, train
+from lm.commands import bisect as command
 from lm.models.decoder import Decoder
+from lm.parallel import sharding
+from lm.train import checkpoint, loop, runs, spikes
 
 FILE = pathlib.Path(__file__)
 SETTINGS = train.Config(
@@ -60,15 +62,15 @@ def twin(trained, directory, differs_from=None, **changes):
     about = json.loads((directory / 'config.json').read_text())
     about['config'] = config.dump(dataclasses.replace(SETTINGS, **changes))
     (directory / 'config.json').write_text(json.dumps(about))
-    records = [record if not differs_from or record['step'] < differs_from else {**record, 'loss': record['loss'] + 0.1}
-               for record in metrics.read(directory)]
-    (directory / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in records))
+    changed = [record if not differs_from or record['step'] < differs_from else {**record, 'loss': record['loss'] + 0.1}
+               for record in records.read(directory)]
+    (directory / 'metrics.jsonl').write_text(''.join(json.dumps(record) + '\n' for record in changed))
     return directory
 
 
 def told(capsys, trained, other, cache):
     """Returns the exit code of `lm bisect` and what it prints."""
-    code = search.main(str(trained), str(other), cache=str(cache))
+    code = command.main(str(trained), str(other), cache=str(cache))
     return code, capsys.readouterr().out
 
 
@@ -147,14 +149,14 @@ def test_data_that_changed_on_disk_is_named(trained, tmp_path, cache, capsys, mo
 
 def test_a_directory_without_a_run_or_a_record_is_refused(trained, tmp_path, cache):
     with pytest.raises(config.Error, match='holds no run'):
-        search.main(str(trained), str(tmp_path))
+        command.main(str(trained), str(tmp_path))
     other = twin(trained, tmp_path / 'b')
     (other / 'metrics.jsonl').write_text('{"step": 99, "loss": 1.0}')
     with pytest.raises(config.Error, match='have no step on record in common'):
-        search.main(str(trained), str(other))
+        command.main(str(trained), str(other))
     (other / 'metrics.jsonl').write_text('')
     with pytest.raises(config.Error, match='no record of a loss yet'):
-        search.main(str(trained), str(other))
+        command.main(str(trained), str(other))
     (other / 'config.json').write_text('{')
     with pytest.raises(config.Error, match='is no record of a run'):
-        search.main(str(trained), str(other))
+        command.main(str(trained), str(other))

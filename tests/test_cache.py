@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from lm import config, data
+from lm.commands import data as command
 from lm.data import cache, shards
 
 SOURCE = data.Synthetic(12, 700)
@@ -184,8 +185,9 @@ SLOW = '''
 import dataclasses, os, sys, time
 from lm import data
 from lm.data import cache, shards
+from lm.tokenizers import plain
 
-class Slow(data.tokenizers.ByteEncoder):
+class Slow(plain.ByteEncoder):
     def encode_segments(self, texts):
         time.sleep(float(sys.argv[2]))
         return super().encode_segments(texts)
@@ -265,7 +267,7 @@ def test_the_verb_shows_the_report_and_the_borders_of_tokens(tmp_path, monkeypat
     monkeypatch.setenv('COLUMNS', '200')
     (tmp_path / 'a.jsonl').write_text('{"text": "good [b] day"}\nbroken\n')
     (tmp_path / 'x.py').write_text(EXPERIMENT)
-    cache.main('x.py', 'data.batch=1', cache=str(tmp_path / 'caches'), show=1)
+    command.main('x.py', 'data.batch=1', cache=str(tmp_path / 'caches'), show=1)
     shown = capsys.readouterr().out
     assert 'a.jsonl:2' in shown and 'broken JSON' in shown
     assert 'g|o|o|d| |[|<257>|' in shown and 'train' in shown and 'valid' in shown

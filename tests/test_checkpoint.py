@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import checkpoint, config
+from lm import config
+from lm.train import checkpoint
 
 SAVED = {'blocks': {'query': jnp.arange(6.0).reshape(2, 3), 'out': jnp.full(3, 7.0)}, 'tokens': jnp.arange(4.0)}
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-import lm
-from lm import cli, hardware
+import lm.commands
+from lm import backend, cli
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -27,6 +27,7 @@ def main(run: str, *words: str, workdir: str = '', count: int = 3, heat: float |
     """
 '''
 ECHO = '''
+JAX = False
 from lm.config.annotations import Error
 
 def main(kind: str, *rest: str, **unused):
@@ -53,15 +54,14 @@ def main(kind: str, *rest: str, **unused):
 @pytest.fixture
 def verbs(tmp_path, monkeypatch):
     """Puts two verbs, draw and echo, in the place of the real ones."""
-    (tmp_path / 'draw.py').write_text(DRAW)
-    (tmp_path / 'echo.py').write_text(ECHO)
+    (tmp_path / 'commands').mkdir()
+    (tmp_path / 'commands' / 'draw.py').write_text(DRAW)
+    (tmp_path / 'commands' / 'echo.py').write_text(ECHO)
     monkeypatch.setattr(lm, '__file__', str(tmp_path / '__init__.py'))
-    monkeypatch.setattr(lm, '__path__', [str(tmp_path)])
-    monkeypatch.setattr(cli, 'VERBS', {'draw': 'lm.draw', 'echo': 'lm.echo'})
-    monkeypatch.setattr(cli, 'WITHOUT_JAX', ('echo',))
+    monkeypatch.setattr(lm.commands, '__path__', [str(tmp_path / 'commands')])
     importlib.invalidate_caches()
     yield
-    for name in ('lm.draw', 'lm.echo'):
+    for name in ('lm.commands.draw', 'lm.commands.echo'):
         sys.modules.pop(name, None)
 
 
@@ -105,7 +105,7 @@ def test_help_is_read_from_the_source_alone(verbs, capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(['draw', '--help'])
     out = capsys.readouterr().out
-    assert left.value.code == 0 and 'lm.draw' not in sys.modules
+    assert left.value.code == 0 and 'lm.commands.draw' not in sys.modules
     for text in ('usage: lm draw', 'Draws a picture.', '100% of them', 'where the colours come from',
                  '--workdir WORKDIR', '(default: 3)', '--no-cached', '--stop-at'):
         assert text in out
@@ -116,21 +116,21 @@ def test_help_is_read_from_the_source_alone(verbs, capsys):
 
 def test_hardware_is_tuned_before_a_verb_that_needs_jax_is_imported(verbs, monkeypatch):
     calls = []
-    monkeypatch.setattr(hardware, 'tune', lambda: calls.append('lm.draw' in sys.modules), raising=False)
+    monkeypatch.setattr(backend, 'tune', lambda: calls.append('lm.commands.draw' in sys.modules), raising=False)
     assert cli.main(['echo', 'hello']) == 0 and calls == []
     with pytest.raises(ModuleNotFoundError, match='no_such_module_before'):
         cli.main(['draw', 'r'])
     assert calls == [False]
 
 
-@pytest.mark.parametrize('verb', cli.VERBS)
+@pytest.mark.parametrize('verb', cli.verbs())
 def test_every_verb_documents_itself_and_every_argument(verb):
     parameters, docstring = cli.signature(verb)
     assert docstring.partition('\n')[0].endswith('.')
     assert [p.name for p in parameters if not p.help] == []
 
 
-@pytest.mark.parametrize('argv', [['--help'], *([verb, '--help'] for verb in cli.VERBS)])
+@pytest.mark.parametrize('argv', [['--help'], *([verb, '--help'] for verb in cli.verbs())])
 def test_help_needs_no_jax(argv):
     code = f"""
 import sys

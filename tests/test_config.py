@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm import config
-from lm.config import show
+from lm.commands.config import shown
 from lm.config.values import Text
 
 
@@ -207,7 +207,7 @@ def test_diff_is_what_turns_one_into_the_other(a, b):
 @given(MODELS, st.sampled_from(['depth', 'dropout', 'tied', 'norm', 'window', 'pattern']))
 def test_what_is_shown_can_be_typed_back(model, field):
     value = getattr(model, field)
-    typed = config.override(Model(), {field: Text(show.shown(value))})
+    typed = config.override(Model(), {field: Text(shown(value))})
     assert typed == dataclasses.replace(Model(), **{field: value})
 
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from architectures import small
 
-from lm import attention, config, sharding
-from lm.attention import blocked, ring
-from lm.positions import Alibi, Learned, Relative, Rope
+from lm import config
+from lm.nn import attention
+from lm.nn.attention import blocked, ring
+from lm.nn.positions import Alibi, Learned, Relative, Rope
+from lm.parallel import sharding
 
 LENGTH = 32
 rng = np.random.default_rng(0)

@@ -4,9 +4,10 @@ import re
 import numpy as np
 import pytest
 
-from lm import cli, config, coordinates, data, optim, train
+from lm import cli, config, data, optim, train
+from lm.debug import coord_check
 from lm.models.decoder import Base, Decoder
-from lm.models.experts import Experts
+from lm.nn.experts import Experts
 
 FILE = '''
 from lm import data, optim, train
@@ -36,14 +37,14 @@ def settings(**fields):
     (dict(width=64, heads=4, base=Base(width=32, heads=2)), dict(width=128, heads=8, size=16)),
 ])
 def test_a_wider_model_grows_in_what_its_base_names(fields, sizes):
-    model = coordinates.widened(settings(**fields), 128).model
+    model = coord_check.widened(settings(**fields), 128).model
     assert {name: getattr(model, name) for name in sizes} == sizes
     assert model.base == fields.get('base', Base())
 
 
 def test_experts_grow_too():
     given = settings(width=64, heads=4, experts=Experts(4, 2, ff=48), base=Base(width=32, heads=2, expert_ff=24))
-    assert coordinates.widened(given, 128).model.experts.ff == 96
+    assert coord_check.widened(given, 128).model.experts.ff == 96
 
 
 def made(exponents):
@@ -53,8 +54,8 @@ def made(exponents):
 
     def kind(name):
         return {tap: noise * np.array(widths, float)[:, None, None] ** exponents.get((name, tap), 0.0)
-                for tap in coordinates.TAPS}
-    return coordinates.Trace(widths, kind('size'), kind('change'))
+                for tap in coord_check.TAPS}
+    return coord_check.Trace(widths, kind('size'), kind('change'))
 
 
 @pytest.mark.parametrize('exponents, faults', [
@@ -65,8 +66,8 @@ def made(exponents):
     ({('change', 'logits'): 1.0, ('size', 'mlp'): 0.3}, ['logits, change after 2 steps, grows as width^1.0']),
 ])
 def test_powers_of_the_width_are_found_and_the_worst_is_named(exponents, faults):
-    table = coordinates.rows(made(exponents))
-    passed, told = coordinates.verdict(table, settings(base=Base(width=384)))
+    table = coord_check.rows(made(exponents))
+    passed, told = coord_check.verdict(table, settings(base=Base(width=384)))
     assert passed is (not faults) and all(fault in told for fault in faults)
     for row in table:
         kind = 'change' if 'change' in row.when else 'size'
@@ -78,7 +79,7 @@ def test_what_is_not_finite_or_never_moves_fails():
             (0.0, 'is zero', 'try model.base.width=384 model.base.heads=6'):
         found = made({})
         found.change['mlp'][1, 0, -1] = bad
-        passed, told = coordinates.verdict(coordinates.rows(found), settings())
+        passed, told = coord_check.verdict(coord_check.rows(found), settings())
         assert not passed and f'mlp, change after 2 steps, {said}' in told
         assert remedy in told
 
@@ -118,6 +119,6 @@ def test_bad_input_is_one_line(tmp_path, capsys, given, words):
 
 
 def test_the_check_is_at_the_peak_rate_without_dropout():
-    given = coordinates.still(settings(dropout=0.3), 4)
+    given = coord_check.still(settings(dropout=0.3), 4)
     assert given.model.dropout == 0 and float(given.optimizer.rate(4)(0)) == np.float32(1e-3)
-    assert config.diff(given, coordinates.still(given, 4)) == {}
+    assert config.diff(given, coord_check.still(given, 4)) == {}

@@ -12,9 +12,9 @@ import oracle
 import pytest
 from architectures import DECODERS, parameters, small
 
-from lm import positions as schemes
-from lm.attention import blocked
 from lm.models.decoder import Decoder
+from lm.nn import positions as schemes
+from lm.nn.attention import blocked
 
 LENGTH = 12
 every = pytest.mark.parametrize('model', DECODERS.values(), ids=DECODERS)

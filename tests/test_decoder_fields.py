@@ -4,8 +4,8 @@ import pytest
 from architectures import small
 
 from lm import config
-from lm import positions as schemes
 from lm.models.decoder import Decoder
+from lm.nn import positions as schemes
 
 PUBLISHED = {
     'gpt2_124m': (124_439_808, 50257, Decoder(

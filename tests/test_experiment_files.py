@@ -6,7 +6,7 @@ import textwrap
 import pytest
 
 from lm import config
-from lm.config import show
+from lm.commands import config as command
 
 
 def write(folder, name, text):
@@ -106,8 +106,8 @@ def test_an_override_needs_a_key_and_a_value(tmp_path, override):
 
 def test_main_prints_keys_values_and_origins(tmp_path, capsys):
     path = str(write(tmp_path, 'tiny.py', TINY))
-    show.main(path, 'part.size=5')
+    command.main(path, 'part.size=5')
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ['part', 'Part'], ['part.size', '5', 'override'], ['steps', '20', 'file'], ['mesh.data', '-1', 'default']]
-    show.main(path, 'part.size=5', diff=path)
+    command.main(path, 'part.size=5', diff=path)
     assert capsys.readouterr().out.split() == ['part.size', '5', '2']

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from lm import bench, config, data, sharding, train
+from lm import bench, config, data, train
 from lm.models.decoder import Decoder
-from lm.models.experts import Experts
-from lm.positions import Learned
+from lm.nn.experts import Experts
+from lm.nn.positions import Learned
+from lm.parallel import sharding
 from lm.sweep import trials
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -11,9 +11,10 @@ from architectures import parameters, small
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm import config, optim, sharding, train
-from lm.models import experts
-from lm.models.experts import Experts, Mixture, moved
+from lm import config, optim, train
+from lm.nn import experts
+from lm.nn.experts import Experts, Mixture, moved
+from lm.parallel import sharding
 
 EXPERTS = Experts(count=8, top=2, ff=12)
 VARIANTS = {

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lm import metrics
+from lm import records
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RUN = ('model.depth=1', 'model.width=32', 'steps=150', 'log_every=1', 'save_every=3', 'data.batch=4', 'data.context=32')
@@ -38,7 +38,7 @@ def finish(process, code=0):
 
 
 def losses(workdir):
-    return {record['step']: record['loss'] for record in metrics.read(workdir) if 'loss' in record}
+    return {record['step']: record['loss'] for record in records.read(workdir) if 'loss' in record}
 
 
 @pytest.fixture(scope='module')

@@ -11,10 +11,10 @@ import pytest
 from architectures import parameters, small
 
 from lm import config, generate
-from lm.data.tokenizers import ByteEncoder
 from lm.generate import Sample, Sampler
 from lm.models.decoder import Decoder
-from lm.positions import Learned
+from lm.nn.positions import Learned
+from lm.tokenizers.plain import ByteEncoder
 
 MODEL = small(vocab=258, kv_heads=2, windows=(6, 0))
 PARAMS = parameters(MODEL)

@@ -1,7 +1,7 @@
 """Chips by the names that JAX and users give them, and the slices they come in."""
 import pytest
 
-from lm import config, hardware
+from lm import backend, config, hardware
 
 
 @pytest.mark.parametrize('kind, name', [
@@ -56,11 +56,11 @@ def test_what_the_user_set_stays():
     given = {'XLA_FLAGS': '--xla_cpu_prefer_vector_width=256', 'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.5',
              'LIBTPU_INIT_ARGS': '--xla_tpu_relayout_group_size_threshold_for_reduce_scatter=64 --xla_tpu_other=1'}
     environ = dict(given)
-    hardware.tune(environ)
+    backend.tune(environ)
     assert environ == given
 
 
 def test_what_the_user_set_is_added_to():
     environ = {'LIBTPU_INIT_ARGS': '--xla_tpu_other=1'}
-    hardware.tune(environ)
+    backend.tune(environ)
     assert environ['LIBTPU_INIT_ARGS'].startswith('--xla_tpu_other=1 --xla_tpu_relayout_group')

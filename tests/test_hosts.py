@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from processes import RUN, finish, losses, same, start, train, wait_for
 
-from lm import metrics
+from lm import records
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +29,7 @@ def longer(place):
 def test_two_processes_are_one_run(place, alone):
     said = finish(train(place, place / 'two', 'steps=12'), 0)
     same(place / 'two', alone)
-    assert 'valid/loss' in metrics.read(place / 'two')[-1]
+    assert 'valid/loss' in records.read(place / 'two')[-1]
     assert 'sample:' in said[0][0] and 'step' not in said[1][0]
     assert len(list((place / 'two' / 'tensorboard').glob('events*'))) == 1
 
@@ -112,7 +112,7 @@ def test_a_broken_newest_checkpoint_falls_back_on_both(place, longer):
 @pytest.mark.long
 def test_two_processes_score_and_sample_a_run(place, alone):
     (out, _), (other, _) = finish(start(place, ['-m', 'lm', 'eval', str(place / 'alone')]), 0)
-    recorded = metrics.read(place / 'alone')[-1]
+    recorded = records.read(place / 'alone')[-1]
     scores = json.loads(out[out.index('{'):])
     assert scores['tokens'] == recorded['valid/tokens'] and '{' not in other
     np.testing.assert_allclose(scores['loss'], recorded['valid/loss'], rtol=2e-5)

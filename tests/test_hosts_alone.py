@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from lm import config, hosts, watch
+from lm import config
+from lm.parallel import heartbeat, processes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -28,7 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
      {'cluster_detection_method': 'slurm'}),
 ])
 def test_the_environment_says_which_process_this_is(environ, found):
-    assert hosts.settings({'JAX_PLATFORMS': 'cpu', **environ}) == found
+    assert processes.settings({'JAX_PLATFORMS': 'cpu', **environ}) == found
 
 
 @pytest.mark.parametrize('environ, words', [
@@ -38,7 +39,7 @@ def test_the_environment_says_which_process_this_is(environ, found):
 ])
 def test_an_environment_that_says_half_is_refused(environ, words):
     with pytest.raises(config.Error, match=words):
-        hosts.settings(environ)
+        processes.settings(environ)
 
 
 def test_a_port_that_another_program_has_is_refused():
@@ -47,8 +48,8 @@ def test_a_port_that_another_program_has_is_refused():
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(config.Error, match=f'port {port} .*try LM_COORDINATOR=here:{port + 1}'):
-            hosts.check_port(f'here:{port}')
-    hosts.check_port(f'here:{port}')
+            processes.check_port(f'here:{port}')
+    processes.check_port(f'here:{port}')
 
 
 @pytest.mark.parametrize('address, said', [
@@ -56,7 +57,7 @@ def test_a_port_that_another_program_has_is_refused():
     ('no-such-host.invalid:1234', 'at no-such-host.invalid:1234, which names no host known here, for'),
     ('', 'p 1 waits for the others, for 5 minutes at most.')])
 def test_a_process_that_waits_says_for_whom(address, said):
-    assert said in hosts.waiting('p 1', address)
+    assert said in processes.waiting('p 1', address)
 
 
 def test_who_found_no_others_says_so_where_jax_aborts():
@@ -79,28 +80,28 @@ def test_a_tpu_slice_of_several_workers_is_told_by_its_environment_or_metadata(e
 
         def log_message(self, *args):
             pass
-    monkeypatch.setattr(hosts.importlib.util, 'find_spec', lambda name: True)
-    monkeypatch.setattr(hosts, 'glob', lambda pattern: ['/dev/accel0'])
+    monkeypatch.setattr(processes.importlib.util, 'find_spec', lambda name: True)
+    monkeypatch.setattr(processes, 'glob', lambda pattern: ['/dev/accel0'])
     with http.server.HTTPServer(('127.0.0.1', 0), Metadata) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         place = f'127.0.0.1:{server.server_address[1]}'
-        found = hosts.settings({'GCE_METADATA_IP': place, **environ})
+        found = processes.settings({'GCE_METADATA_IP': place, **environ})
         server.shutdown()
     assert found == ({} if workers > 1 else None)
 
 
 def test_clocks_apart_and_a_slow_host_are_named():
-    assert hosts.skewed(['a', 'b', 'c'], [100.0, 100.5, 99.0]) == []
-    assert hosts.skewed(['a', 'b', 'c'], [100.0, 107.5, 100.1]) == [
+    assert processes.skewed(['a', 'b', 'c'], [100.0, 100.5, 99.0]) == []
+    assert processes.skewed(['a', 'b', 'c'], [100.0, 107.5, 100.1]) == [
         'the clock of host 1 (b) is 7.4 s ahead; set it by NTP.']
-    assert watch.slowest({0: 0.1, 1: 0.7, 2: 0.2}, 1.0) == 1
-    assert watch.slowest({0: 0.1, 1: 0.4, 2: 0.2}, 1.0) is None
-    assert watch.slowest({0: 0.6, 1: 0.7, 2: 0.6}, 1.0) is None
+    assert heartbeat.slowest({0: 0.1, 1: 0.7, 2: 0.2}, 1.0) == 1
+    assert heartbeat.slowest({0: 0.1, 1: 0.4, 2: 0.2}, 1.0) is None
+    assert heartbeat.slowest({0: 0.6, 1: 0.7, 2: 0.6}, 1.0) is None
 
 
 def test_alone_everything_is_its_own_answer():
-    assert hosts.first() and hosts.gather({'a': 1}) == [{'a': 1}] and hosts.decide(lambda: 3) == 3
-    hosts.agree({'a': 'b'})
+    assert processes.first() and processes.gather({'a': 1}) == [{'a': 1}] and processes.decide(lambda: 3) == 3
+    processes.agree({'a': 'b'})
 
 
 @pytest.mark.parametrize('dead', [0.3, 60])
@@ -114,13 +115,13 @@ def test_a_fault_waits_to_hear_whether_another_is_lost(dead, monkeypatch):
     ends, lives = [], dead == 60
     for name, value in {'PERIOD': 0.05, 'DEAD': dead, 'end': lambda *said: ends.append(said),
                         'name_the_lost_coordinator': lambda *_: None}.items():
-        monkeypatch.setattr(watch, name, value)
-    told = Told({f'{watch.ROOM}/1': '{"count": 7}'})  # written before the fault, whenever it is heard
-    guard = watch.Guard(told, 0, ['a', 'b'], 'a:1')
-    later = threading.Timer(0.3, told.update, [{f'{watch.ROOM}/1': '{"count": 8}'}])
+        monkeypatch.setattr(heartbeat, name, value)
+    told = Told({f'{heartbeat.ROOM}/1': '{"count": 7}'})  # written before the fault, whenever it is heard
+    guard = heartbeat.Guard(told, 0, ['a', 'b'], 'a:1')
+    later = threading.Timer(0.3, told.update, [{f'{heartbeat.ROOM}/1': '{"count": 8}'}])
     if lives:
         later.start()
     guard.clear(known=True)
     guard.stop()
-    assert told[f'{watch.ROOM}/1'] == f'{{"count": {8 if lives else 7}}}'
-    assert not ends if lives else ends[0][1] == watch.LOST and 'host 1 (b) is lost' in ends[0][0]
+    assert told[f'{heartbeat.ROOM}/1'] == f'{{"count": {8 if lives else 7}}}'
+    assert not ends if lives else ends[0][1] == heartbeat.LOST and 'host 1 (b) is lost' in ends[0][0]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from processes import RUN, finish, losses, start, train, wait_for
 
-from lm import metrics, watch
+from lm import records
+from lm.parallel import heartbeat
 
 
 @pytest.fixture(scope='module')
@@ -27,7 +28,7 @@ def test_a_process_killed_or_frozen_ends_the_other_by_name_within_a_minute_and_t
     started[1 - lost].wait(100)
     assert time.monotonic() - began < 60
     started[lost].kill()
-    said = finish(started, *(-9 if i == lost else watch.LOST for i in range(2)))
+    said = finish(started, *(-9 if i == lost else heartbeat.LOST for i in range(2)))
     assert f'lm: host {lost} ({socket.gethostname()}) is lost' in said[1 - lost][1]
     assert 'the same command on all hosts resumes it' in said[1 - lost][1]
     reached = max(losses(workdir))
@@ -54,7 +55,7 @@ def test_a_slow_host_is_named(place):
     workdir = place / 'slow'
     (_, err), _ = finish(start(place, ['-c', SLOW, f'--workdir={workdir}', *RUN, 'steps=40']), 0)
     assert f'lm: host 1 ({socket.gethostname()}) is slow: it takes' in err
-    assert max(record.get('host_seconds_max', 0) for record in metrics.read(workdir)) > 0.3
+    assert max(record.get('host_seconds_max', 0) for record in records.read(workdir)) > 0.3
 
 
 FRAGILE = """
@@ -106,6 +107,6 @@ with hosts.joined():
         raise config.Error('the disk is full; free some.')
     hosts.gather(None)
 """
-    (_, first), (_, second) = finish(start(place, ['-c', code]), 2, watch.LOST)
+    (_, first), (_, second) = finish(start(place, ['-c', code]), 2, heartbeat.LOST)
     assert 'lm: the disk is full; free some.' in first
     assert f'lm: host 0 ({socket.gethostname()}) failed: the disk is full' in second

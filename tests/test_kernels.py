@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import attention, config, sharding
-from lm.attention import blocked, choice, splash
-from lm.positions import alibi_slopes
+from lm import config
+from lm.nn import attention
+from lm.nn.attention import blocked, dispatch, splash
+from lm.nn.positions import alibi_slopes
+from lm.parallel import sharding
 
 HERE = pathlib.Path(__file__).parent
 rng = np.random.default_rng(0)
@@ -82,14 +84,14 @@ def test_splash_over_a_split_length_is_plain_attention():
 def pick(platform, monkeypatch, shape=(2, 256, 4, 64), dtype=jnp.float32, **fields):
     monkeypatch.setattr(sharding, 'platform', lambda: platform)
     query = jax.ShapeDtypeStruct(shape, dtype)
-    return choice.pick(query, query, attention.View(**fields))
+    return dispatch.pick(query, query, attention.View(**fields))
 
 
 @pytest.fixture
 def said():
-    choice.say.cache_clear()
+    dispatch.say.cache_clear()
     yield
-    choice.say.cache_clear()
+    dispatch.say.cache_clear()
 
 
 BIAS = (alibi_slopes(4), lambda slopes, query, key: -slopes[:, None, None] * (query[:, None] - key))

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from lm import config, layers, sharding
+from lm import config
+from lm.nn import layers
+from lm.parallel import sharding
 
 SIZES = {'B': 2, 'T': 3, 'D': 4, 'N': 5, 'H': 6, 'F': 7, 'V': 8}
 SPECS = ['BTD,DNH->BTNH', 'BTNH,NHD->BTD', 'BTD,DF->BTF', 'BTD,VD->BTV', 'BTD,DV->BTV']

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from lm.optim import layouts
+from lm.optim import matrices
 
 
 @pytest.mark.parametrize('names, inner, outer', [
@@ -21,4 +21,4 @@ from lm.optim import layouts
     ((), (), ()),
 ])
 def test_layout_finds_the_matrix(names, inner, outer):
-    assert layouts.layout(np.zeros((2,) * len(names)), names) == layouts.Layout(names, inner, outer)
+    assert matrices.layout(np.zeros((2,) * len(names)), names) == matrices.Layout(names, inner, outer)

@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import config, data, loop, metrics, optim, replay, runs, sharding, train
+from lm import config, data, optim, records, train
+from lm.debug import replay
 from lm.models.decoder import Decoder
+from lm.parallel import sharding
+from lm.train import loop, metrics, runs
 
 FILE = pathlib.Path(__file__)
 TEXT = data.Synthetic(count=20, length=400)
@@ -49,7 +52,7 @@ def go(directory, cache, settings=SETTINGS, stop_after=None):
         assert stop_after
     finally:
         run.close()
-    return {record['step']: record['loss'] for record in metrics.read(directory) if 'loss' in record}
+    return {record['step']: record['loss'] for record in records.read(directory) if 'loss' in record}
 
 
 @pytest.fixture(scope='module')
@@ -65,12 +68,12 @@ def test_a_run_leaves_its_record(straight):
     assert runs.read(directory) == SETTINGS
     assert about['versions']['jax'] and 'commit' in about
     assert list((directory / 'tensorboard').glob('events*'))
-    assert [record['step'] for record in metrics.read(directory) if 'valid/loss' in record] == [6, 12]
+    assert [record['step'] for record in records.read(directory) if 'valid/loss' in record] == [6, 12]
 
 
 def test_stopped_and_resumed_is_never_stopped_bit_for_bit(straight, tmp_path, cache):
     go(tmp_path, cache, stop_after=5)
-    assert max(metrics.read(tmp_path), key=lambda record: record['step'])['step'] < 8
+    assert max(records.read(tmp_path), key=lambda record: record['step'])['step'] < 8
     assert go(tmp_path, cache) == straight[1]
 
 
@@ -119,8 +122,8 @@ def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(straight, tmp_p
 def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path, cache):
     settings = dataclasses.replace(SETTINGS, save_every=1, eval_every=1, keep=2)
     go(tmp_path, cache, settings)
-    records = [record for record in metrics.read(tmp_path) if 'valid/loss' in record]
-    best = min(records, key=lambda record: record['valid/loss'])['step']
+    scored = [record for record in records.read(tmp_path) if 'valid/loss' in record]
+    best = min(scored, key=lambda record: record['valid/loss'])['step']
     kept = {int(path.name) for path in (tmp_path / 'checkpoints').iterdir() if path.name.isdigit()}
     assert {11, 12, best} <= kept and len(kept) <= 4
 
@@ -164,15 +167,15 @@ def go_fragile(directory, cache, steps):
 def test_updates_that_are_not_finite_are_skipped(tmp_path, cache):
     state, meta = go_fragile(tmp_path, cache, {4, 5})
     assert int(state.step) == 12 and meta['offset'] == 0
-    assert {record['step']: record['bad'] for record in metrics.read(tmp_path) if record.get('bad')} == {5: 1, 6: 2}
+    assert {record['step']: record['bad'] for record in records.read(tmp_path) if record.get('bad')} == {5: 1, 6: 2}
 
 
 def test_a_run_of_bad_batches_goes_back_and_steps_past_them(tmp_path, cache):
     state, meta = go_fragile(tmp_path, cache, {4, 5, 6})
     assert int(state.step) == 12 and np.isfinite(float(jnp.sum(state.params['tokens'])))
     assert meta['offset'] == 7 - 3
-    assert [record['step'] for record in metrics.read(tmp_path) if 'loss' in record] == list(range(1, 13))
-    assert [record for record in metrics.read(tmp_path) if 'offset' in record] == [{'step': 3, 'offset': 4}]
+    assert [record['step'] for record in records.read(tmp_path) if 'loss' in record] == list(range(1, 13))
+    assert [record for record in records.read(tmp_path) if 'offset' in record] == [{'step': 3, 'offset': 4}]
 
 
 def test_a_step_after_bad_batches_is_computed_again_to_the_last_bit(tmp_path, cache):

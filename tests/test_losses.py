@@ -5,7 +5,7 @@ import numpy as np
 import oracle
 import pytest
 
-from lm import losses
+from lm.nn import losses
 
 rng = np.random.default_rng(0)
 LOGITS = (3 * rng.standard_normal((2, 5, 16))).astype(np.float32)

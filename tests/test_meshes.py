@@ -10,10 +10,11 @@ from architectures import parameters, small
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm import config, sharding
-from lm.models.experts import Experts
-from lm.pipeline import Pipeline
-from lm.positions import Learned
+from lm import config
+from lm.nn.experts import Experts
+from lm.nn.positions import Learned
+from lm.parallel import sharding
+from lm.parallel.pipeline import Pipeline
 
 AXES = ('data', 'fsdp', 'expert', 'context', 'tensor', 'stage')
 ALONE = [{axis: 8} for axis in AXES]

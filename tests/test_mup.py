@@ -10,8 +10,8 @@ from architectures import jit, parameters, small
 
 from lm import config, data, optim, train, trees
 from lm.models.decoder import Base
-from lm.models.experts import Experts
-from lm.optim import updates
+from lm.nn.experts import Experts
+from lm.optim import transforms
 from lm.sweep import vectors
 
 ALL = (optim.SGD(), optim.AdamW(ema=0.9), optim.Adafactor(), optim.Lion(), optim.Muon(), optim.Muon(rms=0.0),
@@ -53,7 +53,7 @@ def test_at_the_width_of_the_base_no_optimizer_does_anything_else(optimizer):
     model = small(**WIDE)
     optimizer = dataclasses.replace(optimizer, weight_decay=0.3)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    plain, based = (updates.plan(optimizer, params, model.axes(), tuned) for tuned in (None, params))
+    plain, based = (transforms.plan(optimizer, params, model.axes(), tuned) for tuned in (None, params))
     assert (plain.decays, plain.multipliers) == (based.decays, based.multipliers)
 
 
@@ -61,7 +61,7 @@ def factors(optimizer, model):
     """Returns {name: (factor of the rate, factor of rate times decay)} of a model's parameters."""
     params = jax.eval_shape(model.init, jax.random.key(0))
     optimizer = dataclasses.replace(optimizer, weight_decay=1.0, decay='.')
-    plan = updates.plan(optimizer, params, model.axes(), model.tuned())
+    plan = transforms.plan(optimizer, params, model.axes(), model.tuned())
     rates, decays = trees.flatten(plan.multipliers), trees.flatten(plan.decays)
     return {name.removeprefix('blocks/'): (rates[name], rates[name] * decays[name]) for name in rates}
 

@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from lm import config, noise, train
+from lm import config, train
+from lm.train import noise_scale
 
 TINY = pathlib.Path(__file__).resolve().parents[1] / 'experiments' / 'tiny.py'
 MEAN, SPREAD = jnp.array([3.0, -1.0, 0.5, 2.0]), jnp.array([4.0, 2.0, 6.0, 1.0])
@@ -39,7 +40,7 @@ def steps(count, parts, ragged=False):
 @pytest.mark.parametrize('parts, ragged', [(2, False), (8, False), (4, True)])
 def test_the_scale_of_a_quadratic_is_its_own(parts, ragged):
     measured = steps(20_000, parts, ragged)
-    scale = noise.Scale(parts)
+    scale = noise_scale.Scale(parts)
     scale.KEPT = 0.9998
     for square, norm, tokens in zip(measured['grad_square'], measured['grad_norm'], measured['weight'], strict=True):
         scale.take(float(square), float(norm) ** 2, float(tokens))
@@ -47,7 +48,7 @@ def test_the_scale_of_a_quadratic_is_its_own(parts, ragged):
 
 
 def test_both_estimates_are_unbiased():
-    measured, scale = steps(20_000, 4), noise.Scale(4)
+    measured, scale = steps(20_000, 4), noise_scale.Scale(4)
     scale.KEPT = 0.0
     found = []
     for square, norm in zip(measured['grad_square'], measured['grad_norm'], strict=True):
@@ -59,7 +60,7 @@ def test_both_estimates_are_unbiased():
 
 def test_one_batch_a_step_tells_nothing():
     assert 'grad_square' not in steps(2, 1)
-    assert noise.Scale(1).value() == {}
+    assert noise_scale.Scale(1).value() == {}
 
 
 @pytest.mark.parametrize('asked', [False, True])

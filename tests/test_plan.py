@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import config, hardware, sharding, train
+from lm import config, hardware, train
+from lm.commands import plan as command
+from lm.parallel import sharding
 from lm.plan import analytic, compiled, costs, hlo, roofline, show, topology
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -308,7 +310,7 @@ def test_what_is_missing_comes_with_the_command_that_installs_it(monkeypatch):
 @pytest.mark.parametrize('on, remedy', [('', 'v5e-256'), ('v5ee-8', 'v5e')])
 def test_the_hardware_must_be_known(on, remedy):
     with pytest.raises(config.Error, match=remedy):
-        show.main(str(ROOT / 'experiments' / 'tiny.py'), on=on)
+        command.main(str(ROOT / 'experiments' / 'tiny.py'), on=on)
 
 
 def test_out_of_memory_is_read_from_what_the_compiler_says():

@@ -6,7 +6,8 @@ import pathlib
 
 import pytest
 
-from lm import config, hardware, sharding
+from lm import config, hardware
+from lm.parallel import sharding
 from lm.plan import analytic, compiled, costs, hlo, layouts, plans, topology
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -7,8 +7,10 @@ import types
 import numpy as np
 import pytest
 
-from lm import config, hardware, sharding
-from lm.plan import analytic, compiled, layouts, plans, search, show
+from lm import config, hardware
+from lm.commands import plan
+from lm.parallel import sharding
+from lm.plan import analytic, compiled, layouts, plans, search
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = str(ROOT / 'experiments' / 'tiny.py')
@@ -112,14 +114,14 @@ def compiler(monkeypatch):
 
 
 def test_a_search_has_the_price_it_is_given(compiler, capsys):
-    assert show.main(TINY, on='v5e-8', search=True, price=2.5, json=True) == 0
+    assert plan.main(TINY, on='v5e-8', search=True, price=2.5, json=True) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)['plan']['prediction']['price'] == 2.5
     assert 'layouts ranked by formula' in said.err
 
 
 def test_a_search_prints_lines_that_make_the_layout(compiler, capsys):
-    assert show.main(TINY, on='v5e-8', search=True) == 0
+    assert plan.main(TINY, on='v5e-8', search=True) == 0
     lines = capsys.readouterr().out.splitlines()[-2:]
     model, whole = (eval(f'dict({line})') for line in lines)
     assert layouts.Layout(whole['mesh'], model['remat'], whole['accumulate'], model['loss_parts']).lines() == [
@@ -127,7 +129,7 @@ def test_a_search_prints_lines_that_make_the_layout(compiler, capsys):
 
 
 def test_a_search_in_which_none_fits_says_by_how_much_and_what_would(compiler, capsys):
-    assert show.main(str(ROOT / 'experiments' / 'llama_70b.py'), on='v5e-16', search=True) == 1
+    assert plan.main(str(ROOT / 'experiments' / 'llama_70b.py'), on='v5e-16', search=True) == 1
     said = capsys.readouterr().out
     assert 'None fits v5e-16: the least takes' in said and 'more than the 15.75 of v5e' in said
     assert 'is enough by formula' in said
@@ -135,7 +137,7 @@ def test_a_search_in_which_none_fits_says_by_how_much_and_what_would(compiler, c
 
 def test_a_search_whose_compiles_do_not_fit_says_what_the_compiler_takes(compiler, capsys):
     compiler['times'] = 1e9
-    assert show.main(TINY, on='v5e-8', search=True) == 1
+    assert plan.main(TINY, on='v5e-8', search=True) == 1
     said = capsys.readouterr().out
     assert 'compiling' in said and 'None fits' in said and 'more than the 15.75 of v5e' in said
 
@@ -143,7 +145,7 @@ def test_a_search_whose_compiles_do_not_fit_says_what_the_compiler_takes(compile
 @pytest.mark.parametrize('options, remedy', [({'check': 0}, '--check=1'), ({'price': -1.0}, '--price=2.5')])
 def test_options_must_make_sense(options, remedy):
     with pytest.raises(config.Error, match=remedy):
-        show.main(TINY, on='v5e-8', search=True, **options)
+        plan.main(TINY, on='v5e-8', search=True, **options)
 
 
 def test_what_is_wrong_with_settings_is_said_as_everywhere(monkeypatch, tmp_path):

@@ -7,7 +7,8 @@ import oracle
 import pytest
 from architectures import parameters, small
 
-from lm import config, positions
+from lm import config
+from lm.nn import positions
 
 
 @pytest.mark.parametrize('rope', [

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import data, optim, replay, train, trees
+from lm import data, optim, train, trees
+from lm.debug import replay
 from lm.models.decoder import Decoder
 
 

@@ -9,7 +9,7 @@ from scipy import optimize, special
 
 from lm import cli, config
 from lm.models.decoder import Decoder
-from lm.positions import Learned
+from lm.nn.positions import Learned
 from lm.scaling import laws, points
 
 HOFFMANN = laws.Law(1.69, 406.4, 0.34, 410.7, 0.28)

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import config, data, loop, metrics, optim, runs, sharding, spikes, train
+from lm import config, data, optim, records, train
 from lm.models.decoder import Decoder
+from lm.parallel import sharding
+from lm.train import loop, runs, spikes
 
 FILE = pathlib.Path(__file__)
 
@@ -59,7 +61,7 @@ def go(settings, directory, place):
         loop.fit(settings, built, (settings.data.open(place / 'cache', 'train'), None), run)
     finally:
         run.close()
-    return {record['step']: record['loss'] for record in metrics.read(directory)}
+    return {record['step']: record['loss'] for record in records.read(directory)}
 
 
 @pytest.fixture(scope='module')

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lm import config
-from lm.data.strides import Strided
+from lm.data.sliding import Strided
 
 
 def stream(lengths, batch=4):

@@ -9,8 +9,9 @@ import pytest
 import rich.console
 from sweeps import FILE, one_device  # noqa: F401
 
-from lm import cli, config, metrics, runs
+from lm import cli, config, records
 from lm.sweep import chain, claims, grid, sample, trials, view, worker, zipped
+from lm.train import runs
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def listed(file, directory, overrides, **given):
 
 
 def losses(directory):
-    return {each['step']: each['loss'] for each in metrics.read(directory) if 'loss' in each}
+    return {each['step']: each['loss'] for each in records.read(directory) if 'loss' in each}
 
 
 def test_grids_combine_every_value_and_every_trial_of_a_list():
@@ -122,7 +123,7 @@ def test_the_view_tells_of_a_running_trial_whose_record_does_not_grow(file, tmp_
     sweep = listed(file, tmp_path / 'a', [{'seed': 1}])
     (trial,) = sweep.trials
     trial.directory.mkdir()
-    record = trial.directory / metrics.RECORD
+    record = trial.directory / records.RECORD
     record.write_text('{"step": 1, "loss": 3.0}\n')
     assert claims.Claims(sweep.directory).take(trial.id)
     view.show(sweep)
@@ -217,11 +218,11 @@ def test_a_trial_killed_before_its_last_validation_is_validated(done, tmp_path, 
     shutil.copytree(done / 'sweep', tmp_path / 'copy')
     sweep = trials.open_sweep(tmp_path / 'copy')
     record = sweep.trials[0].directory / 'metrics.jsonl'
-    whole = metrics.read(record.parent)
+    whole = records.read(record.parent)
     record.write_text(''.join(record.read_text().splitlines(keepends=True)[:-1]))
     assert trials.states(sweep)[0][sweep.trials[0].id] == 'begun'
     assert worker.work(sweep, cache) == 0
-    assert metrics.read(record.parent)[-1] == whole[-1]
+    assert records.read(record.parent)[-1] == whole[-1]
 
 
 def test_a_failed_trial_is_recorded_and_stops_no_other(done, cache, capsys):

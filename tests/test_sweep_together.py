@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from sweeps import FILE, SETTINGS, begin, one_device  # noqa: F401
 
-from lm import checkpoint, config, loop, metrics, optim, train
+from lm import config, optim, records, train
 from lm.sweep import claims, together, trials, vectors, worker
 from lm.sweep.rules import Halving
 from lm.sweep.trials import states
+from lm.train import checkpoint, loop
 
 FOUR = [{'seed': 0, 'data.seed': 0, 'optimizer.peak': 1e-2, 'optimizer.weight_decay': 0.0},
         {'seed': 1, 'data.seed': 0, 'optimizer.peak': 1e-3, 'optimizer.weight_decay': 0.5},
@@ -46,7 +47,7 @@ def group(tmp_path_factory, cache):
 def compare(one, other):
     """Asserts that the trials of one sweep have the same records and last state in another, within 0.02%."""
     for a, b in [(a, b) for a in one.trials for b in other.trials if a.id == b.id]:
-        left, right = (metrics.read(trial.directory) for trial in (a, b))
+        left, right = (records.read(trial.directory) for trial in (a, b))
         assert [each.keys() - {'tokens_per_second'} for each in left] == [
             each.keys() - {'tokens_per_second'} for each in right]
         for x, y in zip(left, right, strict=True):
@@ -63,7 +64,7 @@ def compare(one, other):
 def test_together_is_one_by_one_within_rounding_with_the_same_files(alone, group):
     assert {trial.id for trial in alone.trials} < {trial.id for trial in group.trials}
     compare(alone, group)
-    assert len({metrics.read(trial.directory)[-1]['valid/loss'] for trial in group.trials}) == 4
+    assert len({records.read(trial.directory)[-1]['valid/loss'] for trial in group.trials}) == 4
 
 
 def test_a_scale_of_the_first_parameters_is_a_number_of_the_program(tmp_path, cache):

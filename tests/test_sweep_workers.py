@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from sweeps import FILE
 
-from lm import checkpoint, config, metrics, train
+from lm import config, records, train
 from lm.sweep import claims, trials, vectors
+from lm.train import checkpoint
 
 LONG = (FILE.replace('steps=6', 'steps=300').replace('save_every=2', 'save_every=20')
         .replace('eval_every=2', 'eval_every=100'))
@@ -38,12 +39,12 @@ def start(sweep, *words):
 
 def recorded(trial):
     return [{name: value for name, value in record.items() if name != 'tokens_per_second'}
-            for record in metrics.read(trial.directory)]
+            for record in records.read(trial.directory)]
 
 
 def begun_at(trial):
     """Returns the steps after which the trial was begun or resumed: the first record of a start has no speed."""
-    return [record['step'] - 1 for record in metrics.read(trial.directory)
+    return [record['step'] - 1 for record in records.read(trial.directory)
             if 'loss' in record and 'tokens_per_second' not in record]
 
 

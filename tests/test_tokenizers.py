@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lm import config, data
-from lm.data import huggingface, sentencepieces, tokenizers
+from lm.tokenizers import huggingface, plain, sentencepiece
 
 CONTROLS = ('<eos>', '</s>', '<s>', '<unk>', '<|endoftext|>', '<0x0A>', '<bos>', '<|user|>', '[INST]')
 ODD = ('a▁b ▁▁', ' \t\r\n\r\n  x', '\u200b\u00a0\u2028\u2029\x85\x0b\x0c', 'e\u0301é ﬁ Å', '😀👩‍👩‍👧‍👦🇩🇪',
@@ -96,7 +96,7 @@ def test_a_batch_encodes_like_each_of_its_texts(name):
 @example('a\n', 150_000)
 def test_segments_add_up_and_are_bounded(unit, times):
     text = unit * times
-    parts = list(tokenizers.segments(text))
+    parts = list(plain.segments(text))
     assert ''.join(parts) == text and all(0 < len(part) <= 2 ** 17 for part in parts)
     assert len(text) <= 2 ** 17 or len(parts) > 1
     if unit == 'a\n':
@@ -168,8 +168,8 @@ def test_sampling_varies_with_the_text_alone():
 
 @given(st.lists(st.text(st.sampled_from('ab\n'), max_size=30), max_size=40), st.integers(1, 400))
 def test_the_training_sample_is_an_ordered_part_of_the_text(texts, limit):
-    kept = sentencepieces.drawn(texts, limit)
-    assert kept == sentencepieces.drawn(texts, limit)
+    kept = sentencepiece.drawn(texts, limit)
+    assert kept == sentencepiece.drawn(texts, limit)
     everything = [text for text in texts if text]
     remaining = iter(everything)
     assert all(piece in remaining for piece in kept)
@@ -179,7 +179,7 @@ def test_the_training_sample_is_an_ordered_part_of_the_text(texts, limit):
 
 def test_the_training_sample_cuts_long_texts_at_lines():
     text = 'some words in a line\n' * 2000
-    pieces = sentencepieces.drawn([text], 10 ** 9)
+    pieces = sentencepiece.drawn([text], 10 ** 9)
     assert ''.join(pieces) == text and all(piece.endswith('\n') and len(piece) <= 4000 for piece in pieces)
 
 

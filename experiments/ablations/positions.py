@@ -18,7 +18,7 @@ rate the report would have had it the other way round, but refused, as the biase
 size one stand beside embeddings that start at 0.02, which may be what holds them back.
 """
 from experiments.ablations import small
-from lm import positions
+from lm.nn import positions
 from lm.sweep import grid
 
 config = small.config

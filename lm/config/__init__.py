@@ -1,6 +1,6 @@
 """Experiments as values: load a file, override by dotted key, flatten, diff, dump and fingerprint."""
 from lm.config.annotations import Error, first_line, positive
-from lm.config.files import Experiment, build, load, open_file, sweep
+from lm.config.experiments import Experiment, build, load, open_file, sweep
 from lm.config.overrides import ABSENT, diff, flatten, override
 from lm.config.snapshots import dump, fingerprint
 

@@ -1,182 +1,21 @@
-"""Experiment files: loaded with overrides applied, and where each value came from."""
-
-from __future__ import annotations
-
-import collections.abc
-import contextlib
-import dataclasses
-import hashlib
+"""What files and modules a run depends on: text written at once, modules that may be missing."""
 import importlib
-import pathlib
-import sys
-import traceback
-import types
+import os
 
-from lm.config.annotations import Error, close, is_component
-from lm.config.overrides import branches, check, children, flatten, join, override
-from lm.config.snapshots import EXPERIMENT, restore
-from lm.config.values import Text
+from lm.config.annotations import Error
 
 
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """What a file's `config()` returned with overrides applied.
-
-    `provenance` maps each dotted key to 'default', 'file' or 'override'; `file` is the absolute path.
-    """
-
-    config: object
-    provenance: dict[str, str]
-    file: pathlib.Path
+def replace(path, text):
+    """Writes a text file whole: who reads it sees the text before or this one."""
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    temporary.write_text(text, encoding='utf-8')
+    os.replace(temporary, path)
 
 
-def load(path, overrides=()):
-    """Returns the `Experiment` of a file with `overrides` applied: texts 'a.b=value', or {dotted key: value}.
-
-    Raises `Error`, in one line, for a missing or broken file and for an override that does not fit.
-    """
-    declared = _config_of(path, open_file(path))
-    changes = _changes(overrides)
-    origins = _origins(declared)
-    with _importing_beside(path):
-        config = override(declared, changes) if changes else declared
-    provenance = {key: 'override' if _within(key, changes) else origins[key] for key in flatten(config)}
-    return Experiment(config, provenance, pathlib.Path(path).resolve())
-
-
-def sweep(path):
-    """Returns the list of overrides, one dict a run, that the `sweep()` of an experiment file yields."""
-    module = open_file(path)
-    if not callable(getattr(module, 'sweep', None)):
-        raise Error(f'{path} has no sweep(); define one that yields dicts of overrides.')
-    with _reporting(path), _importing_beside(path):
-        runs = list(module.sweep())
-    for run in runs:
-        if not isinstance(run, dict):
-            raise Error(f'{path}: sweep() yields {run!r}, not a dict of overrides; yield {{"model.depth": 12}}.')
-    return runs
-
-
-def build(dumped, file=None):
-    """Returns the configuration that `dump` made `dumped` of.
-
-    `file` is the experiment file that it came from, read only where it defines types of its own.
-    """
-    if file is None:
-        return restore(dumped)
-    experiment = open_file(file) if f'{EXPERIMENT}:' in str(dumped) else None
-    with _importing_beside(file):
-        return restore(dumped, experiment)
-
-
-def open_file(path):
-    """Returns an experiment file as a module; its sibling files can be imported as `from experiments import name`."""
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise Error(_missing(file))
-    name = f'{EXPERIMENT}@{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}'
-    module = types.ModuleType(name)
-    module.__file__ = str(file.resolve())
-    with _reporting(path), _importing_beside(path):
-        code = compile(file.read_bytes(), module.__file__, 'exec', dont_inherit=True)
-        sys.modules[name] = module
-        exec(code, vars(module))
-    return module
-
-
-def _config_of(path, module):
-    if not callable(getattr(module, 'config', None)):
-        raise Error(f'{path} has no config(); define one that returns train.Config(...).')
-    with _reporting(path), _importing_beside(path):
-        config = module.config()
-    if not is_component(config):
-        raise Error(f'{path}: config() returned {type(config).__name__}, not a dataclass; return train.Config(...).')
-    with _reporting(path):
-        check(config)
-    return config
-
-
-def _missing(file):
-    folders = [folder for folder in (file.parent, pathlib.Path('experiments')) if folder.is_dir()]
-    files = {str(found): found.stem for folder in folders for found in sorted(folder.glob('*.py'))}
-    near = [path for stem in close(file.stem, files.values()) for path in files if files[path] == stem]
-    fact = f'no experiment file {str(file)!r}' if not file.is_dir() else f'{str(file)!r} is a directory'
-    if near:
-        return f'{fact}; did you mean {near[0]!r}?'
-    return f'{fact}; {"there are " + ", ".join(files) if files else "give the path of a .py file"}.'
-
-
-@contextlib.contextmanager
-def _reporting(path):
-    """Turns what the code of an experiment file raises into one line with the line of the file that led to it."""
+def require(module, purpose, package):
+    """Returns the imported `module`; raises Error naming `package` to install where it is missing."""
     try:
-        yield
-    except Exception as error:
-        file = str(pathlib.Path(path).resolve())
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-        if isinstance(error, SyntaxError) and error.filename == file:
-            lines, message = [error.lineno], f'{type(error).__name__}: {error.msg}'
-        else:
-            message = ' '.join(str(error).split())
-            message = message if isinstance(error, ValueError) else f'{type(error).__name__}: {message}'
-        place = f'{path}:{lines[-1]}' if lines else str(path)
-        raise Error(f'{place}: {message}') from error
-
-
-@contextlib.contextmanager
-def _importing_beside(path):
-    """Puts the parent of the `experiments` folder around `path`, else the file's own folder, first to import from."""
-    folder = pathlib.Path(path).resolve().parent
-    root = next((up.parent for up in (folder, *folder.parents) if up.name == 'experiments'), folder)
-    _make_siblings_importable(root / 'experiments')
-    sys.path.insert(0, str(root))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(root))
-
-
-def _make_siblings_importable(folder):
-    """Makes `experiments` the package of this folder alone, whatever folders of that name the import path leads to."""
-    loaded = sys.modules.get('experiments')
-    if folder.is_dir() and (loaded is None or list(loaded.__path__) != [str(folder)]):
-        for name in [n for n in sys.modules if n.partition('.')[0] == 'experiments']:
-            del sys.modules[name]
-        sys.modules['experiments'] = types.ModuleType('experiments')
-        sys.modules['experiments'].__path__ = [str(folder)]
-    importlib.invalidate_caches()
-
-
-def _changes(overrides):
-    if isinstance(overrides, collections.abc.Mapping):
-        return dict(overrides)
-    changes = {}
-    for text in [overrides] if isinstance(overrides, str) else overrides:
-        key, equals, value = text.partition('=')
-        if not equals or not key.strip():
-            raise Error(f'{text!r} is no override; write it as key=value, e.g. {key.strip() or "model.depth"}=1.')
-        changes[key.strip()] = Text(value)
-    return changes
-
-
-def _within(key, changed):
-    return any(key == other or key.startswith(f'{other}.') for other in changed)
-
-
-def _origins(value, key=''):
-    """Returns {dotted key: 'default' or 'file'} of every branch and leaf: 'default' is what the dataclasses declare."""
-    origins = {}
-    defaults = _defaults(value)
-    for name, child in children(value).items():
-        inner = join(key, name)
-        if name in defaults and type(defaults[name]) is type(child) and defaults[name] == child:
-            origins |= dict.fromkeys([inner, *(branch for branch, _ in branches(child, inner))], 'default')
-        else:
-            origins |= {inner: 'file'} | _origins(child, inner)
-    return origins
-
-
-def _defaults(value):
-    fields = dataclasses.fields(value) if is_component(value) else ()
-    made = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
-    return made | {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise Error(f'{purpose} needs the module {error.name or module}, which is not installed; '
+                           f'run: pip install {package}') from error

@@ -9,10 +9,21 @@ import importlib
 import json
 import math
 import pathlib
+import sys
 
 from lm.config.annotations import Error, close, is_component
 
 EXPERIMENT = 'experiment'
+# Modules that types of older records were in -> the package that exports those types now.
+MOVED = {
+    'lm.positions': 'lm.nn',
+    'lm.models.experts': 'lm.nn',
+    'lm.pipeline': 'lm.parallel',
+    'lm.data.tokenizers': 'lm.tokenizers',
+    'lm.data.sentencepieces': 'lm.tokenizers',
+    'lm.data.huggingface': 'lm.tokenizers',
+    'lm.data.datasets': 'lm.data',
+}
 
 
 def dump(value):
@@ -78,8 +89,21 @@ def fingerprint(value):
 
 
 def name_of(named):
-    """Returns 'module:QualName' of a class or function, with the module 'experiment' for any experiment file's own."""
-    return f'{named.__module__.partition("@")[0]}:{named.__qualname__}'
+    """Returns 'module:QualName' of a class or function, with the module 'experiment' for any experiment file's own.
+
+    The module is the outermost package that exports it under its own name, as an experiment imports it: 'lm.nn:Rope'.
+    """
+    module = named.__module__.partition('@')[0]
+    parts = module.split('.')
+    packages = ('.'.join(parts[:length]) for length in range(1, len(parts)))
+    public = (name for name in packages if getattr(sys.modules.get(name), named.__qualname__, None) is named)
+    return f'{next(public, module)}:{named.__qualname__}'
+
+
+def renamed(name):
+    """Returns the present name of a type, 'module:QualName', that a record names, perhaps by where it once was."""
+    module, colon, path = name.partition(':')
+    return f'{MOVED.get(module, module)}{colon}{path}'
 
 
 def _dump_fields(value):
@@ -113,7 +137,7 @@ def _restore_component(dumped, experiment):
 
 
 def _named(name, experiment):
-    module, _, path = name.partition(':')
+    module, _, path = renamed(name).partition(':')
     if module == EXPERIMENT and experiment is None:
         raise Error(f'{name} is defined in an experiment file; pass that file too.')
     try:

@@ -1,14 +1,12 @@
 """Text to batches: `Corpus`, the sources that it reads and the tokenizers that it uses. Numpy only."""
 
-from lm.data import cache, sources, tokenizers
+from lm.data import cache, sources
 from lm.data.corpus import Corpus
-from lm.data.datasets import Tfds
 from lm.data.files import Files, PythonStdlib
-from lm.data.huggingface import HuggingFace
-from lm.data.sentencepieces import SentencePiece
 from lm.data.sources import Cut, Document, Mix, Pick, Reject, Source, Synthetic
-from lm.data.tokenizers import Bytes, Chars, Encoder, Tokenizer, Words
+from lm.data.tfds import Tfds
+from lm.tokenizers import Bytes, Chars, Encoder, HuggingFace, SentencePiece, Tokenizer, Words
 
 __all__ = ['Bytes', 'Chars', 'Corpus', 'Cut', 'Document', 'Encoder', 'Files', 'HuggingFace', 'Mix', 'Pick',
            'PythonStdlib', 'Reject', 'SentencePiece', 'Source', 'Synthetic', 'Tfds', 'Tokenizer', 'Words', 'cache',
-           'sources', 'tokenizers']
+           'sources']

@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lm import config
-from lm.data import cache, loader, order, packing, sources, tokenizers
+from lm.data import cache, loader, order, packing, sources
+from lm.tokenizers import plain
 
 _ORDER_VERSION = 1
 
@@ -19,7 +20,7 @@ class Corpus:
     """
     train: sources.Source
     valid: sources.Source | None
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: plain.Tokenizer
     context: int
     batch: int
     packing: Literal['windows', 'bestfit'] = 'windows'

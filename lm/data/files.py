@@ -9,6 +9,7 @@ import sys
 import sysconfig
 
 from lm import config
+from lm.config.files import require
 from lm.data import readers
 from lm.data.sources import Source
 
@@ -79,7 +80,7 @@ def _match(pattern):
 
 
 def _match_remote(pattern):
-    fsspec = readers.require('fsspec', f'reading {pattern}', 'fsspec')
+    fsspec = require('fsspec', f'reading {pattern}', 'fsspec')
     try:
         system, path = fsspec.core.url_to_fs(pattern)
     except (ImportError, ValueError) as error:

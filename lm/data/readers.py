@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lm import config
+from lm.config.files import require
 from lm.data.sources import Document, Reject, examine
 
 _BLOCK = 2 ** 16
@@ -69,15 +70,6 @@ def _checksum(file, size, span):
         head = zlib.crc32(stream.read(span))
         stream.seek(max(span, size - span))
         return zlib.crc32(stream.read(span), head)
-
-
-def require(module, purpose, package):
-    """Returns the imported `module`; raises config.Error naming `package` to install where it is missing."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise config.Error(f'{purpose} needs the module {error.name or module}, which is not installed; '
-                           f'run: pip install {package}') from error
 
 
 def _decompress(stream, compression):

@@ -1,0 +1,4 @@
+"""Models, one file a family."""
+from lm.models.decoder import Decoder
+
+__all__ = ['Decoder']

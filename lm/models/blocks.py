@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from lm import attention, layers, positions, sharding, sums
-from lm.models.experts import Mixture
+from lm.nn import attention, layers, positions
+from lm.nn.experts import Mixture
+from lm.parallel import reductions, sharding
 
 
 class Block(nn.Module):
@@ -76,7 +77,7 @@ class Attention(nn.Module):
         mixed = self.attend(query, key, value, layer['kind'], shared)
         axes = {**heads, 'embed': model.width}
         out = layers.weight(self, 'out', axes, layers.normal(0.02 / (2 * model.depth) ** 0.5), model.dtype)
-        y = layers.einsum('BTNH,NHD->BTD', mixed, sums.scatter_gradient(out, *axes), model.quantized)
+        y = layers.einsum('BTNH,NHD->BTD', mixed, reductions.scatter_gradient(out, *axes), model.quantized)
         if model.bias == 'all':
             y = y + layers.weight(self, 'out_bias', {'bias': model.width}, layers.fill(0.0), model.dtype)
         return y, cache
@@ -94,7 +95,7 @@ class Attention(nn.Module):
         x = x if norm is None else layers.normalise(x, norm, model.norm, model.norm_epsilon)
 
         def project(w, bias, heads):
-            w = sums.scatter_gradient(w, 'embed', heads, 'head_dim')
+            w = reductions.scatter_gradient(w, 'embed', heads, 'head_dim')
             y = layers.einsum('BTD,DNH->BTNH', x, w, model.quantized)
             return sharding.constrain(y if bias is None else y + bias, 'batch', 'length', heads, None)
         return [project(*each, heads) for each, heads in zip(weights, ('heads', 'kv_heads', 'kv_heads'), strict=True)]
@@ -146,8 +147,8 @@ class MLP(nn.Module):
 
 def _feed(model, x, ins, out):
     """Returns x [B T D] through hidden units, given (w [D F], bias or None) of up and gate, if any, and out [D F]."""
-    hidden = [_project(model, x, sums.scatter_gradient(w, 'embed', 'ff'), bias) for w, bias in ins]
-    out = sums.scatter_gradient(out, 'embed', 'ff')
+    hidden = [_project(model, x, reductions.scatter_gradient(w, 'embed', 'ff'), bias) for w, bias in ins]
+    out = reductions.scatter_gradient(out, 'embed', 'ff')
     return layers.einsum('BTF,DF->BTD', _activated(model, *hidden), out, model.quantized)
 
 
@@ -185,7 +186,7 @@ _feed_in_parts.defvjp(lambda model, shards, x, parts: (_feed_in_parts(model, sha
 def _feed_part(model, shards, x, part):
     """Returns `_feed` of a part, whose matrices travel as one [D SXF], as `_cut` laid them, and multiply x as one."""
     w, biases = part
-    w, many = sums.scatter_gradient(w, 'embed', 'ff'), len(biases)
+    w, many = reductions.scatter_gradient(w, 'embed', 'ff'), len(biases)
     ins, out = _unfold(w, shards, [many * w.shape[-1] // shards // (many + 1)])
     hidden = _unfold(_project(model, x, ins), shards, many)
     hidden = [h if bias is None else h + bias for h, bias in zip(hidden, biases, strict=True)]

@@ -5,11 +5,13 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from lm import attention, config, layers, losses, positions, sums
-from lm.models.experts import Experts, moved
+from lm import config
 from lm.models.net import Net, Pass
-from lm.optim import layouts
-from lm.pipeline import Pipeline
+from lm.nn import attention, layers, losses, positions
+from lm.nn.experts import Experts, moved
+from lm.optim import matrices
+from lm.parallel import reductions
+from lm.parallel.pipeline import Pipeline
 
 LANES = 128
 
@@ -152,8 +154,8 @@ class Decoder:
     def init(self, key):
         """Returns the parameters, a dict of float32 arrays drawn from key."""
         params, axes = layers.unbox(self._boxed(key))
-        views = layouts.of(params, axes, self.tuned())
-        return jax.tree.map(lambda p, view: p * view.ratio(layouts.initial), params, views)
+        views = matrices.of(params, axes, self.tuned())
+        return jax.tree.map(lambda p, view: p * view.ratio(matrices.initial), params, views)
 
     def axes(self):
         """Returns the logical axis names of every parameter, in a tree like that of the parameters."""
@@ -212,7 +214,7 @@ class Decoder:
         """
         nll, log_z, routed = self._token_losses(params, batch, key, self.smoothing)
         weights = batch['weights'] if 'weights' in batch else jnp.ones_like(nll)
-        weight = sums.averaged(jnp.sum(weights)) if self.experts else jnp.sum(weights)
+        weight = reductions.averaged(jnp.sum(weights)) if self.experts else jnp.sum(weights)
         loss = losses.masked_mean(nll, weights, weight)
         total = loss + self.z_loss * losses.masked_mean(jnp.square(log_z), weights, weight) if self.z_loss else loss
         if self.experts:

@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lm import layers, pipeline, sharding, sums
 from lm.models import blocks
+from lm.nn import layers
+from lm.parallel import pipeline, reductions, sharding
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Net(nn.Module):
             x = x * jnp.asarray(model.origin.width ** 0.5, x.dtype)
         x = model.position.add(self, x, at)
         keys = (None,) * 2 if given.key is None else jax.random.split(given.key)
-        rows = sums.first_row(len(x)) + jnp.arange(len(x))
+        rows = reductions.first_row(len(x)) + jnp.arange(len(x))
         x = layers.dropout(x, model.dropout, keys[0], rows, given.zigzag)
         windows = sorted(set(model.windows))
         kinds = jnp.array([windows.index(model.windows[i % len(model.windows)]) for i in range(model.depth)])
@@ -85,8 +86,8 @@ class Net(nn.Module):
     @nn.compact
     def unembed(self, x):
         if self.model.tied:
-            logits = layers.einsum('BTD,VD->BTV', x, sums.scatter_gradient(self.table(), 'vocab', 'embed'))
+            logits = layers.einsum('BTD,VD->BTV', x, reductions.scatter_gradient(self.table(), 'vocab', 'embed'))
         else:
-            logits = layers.einsum('BTD,DV->BTV', x, sums.scatter_gradient(self.output(), 'embed', 'vocab'))
+            logits = layers.einsum('BTD,DV->BTV', x, reductions.scatter_gradient(self.output(), 'embed', 'vocab'))
         cap = self.model.logit_softcap
         return cap * jnp.tanh(logits / cap) if cap else logits

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from lm import config, trees
-from lm.optim import layouts, updates
+from lm.optim import matrices, transforms
 from lm.optim.schedules import Constant, Cosine, Schedule
 
 DECAYS = ('ema', 'b1', 'b2', 'momentum')  # fields of one optimizer or another that are rates of forgetting
@@ -75,23 +75,23 @@ class Optimizer(abc.ABC):
         average = self.average(rate)
 
         def init(params):
-            plan = updates.plan(self, params, axes, tuned)
+            plan = transforms.plan(self, params, axes, tuned)
             live = trees.select(params, plan.trained)
-            moments = updates.kept(self.direction(plan.layout).init(live), self.moments, 0)
+            moments = transforms.kept(self.direction(plan.layout).init(live), self.moments, 0)
             return State(jnp.zeros([], jnp.int32), moments, average.init(live))
 
         def update(grads, state, params):
-            plan = updates.plan(self, params, axes, tuned)
+            plan = transforms.plan(self, params, axes, tuned)
             live = trees.select(params, plan.trained)
-            grads = updates.clip(trees.select(grads, plan.trained), self.clip)
-            direction, moments = self.direction(plan.layout).update(grads, updates.widened(state.direction), live)
+            grads = transforms.clip(trees.select(grads, plan.trained), self.clip)
+            direction, moments = self.direction(plan.layout).update(grads, transforms.widened(state.direction), live)
             now = rate(state.step)
             moves = jax.tree.map(lambda d, p, decay, factor: -now * factor * (d if trees.off(decay) else d + decay * p),
                                  direction, live, plan.decays, plan.multipliers)
             moves, kept = average.update(moves, state.average, live)
             # x + -0.0 is x bit for bit, also where x is -0.0
             still = jax.tree.map(lambda p: jnp.full_like(p, -0.0), params)
-            moments = updates.kept(moments, self.moments, state.step)
+            moments = transforms.kept(moments, self.moments, state.step)
             return trees.merge(still, moves), State(state.step + 1, moments, kept)
         return optax.GradientTransformation(init, update)
 
@@ -113,7 +113,7 @@ class Optimizer(abc.ABC):
 
     def average(self, rate):
         """Returns the transformation that sees each update last and keeps an average of the parameters."""
-        return updates.track_average(self.ema) if self.ema else optax.identity()
+        return transforms.track_average(self.ema) if self.ema else optax.identity()
 
     def averaged(self, state, params):
         """Returns the parameters to evaluate with: their average where the optimizer keeps one, else `params`."""
@@ -188,10 +188,10 @@ class Adafactor(Optimizer):
     floor: float = 1e-3
 
     def direction(self, layout):
-        return updates.scale_by_factored_moments(layout, self.power, self.eps, self.floor)
+        return transforms.scale_by_factored_moments(layout, self.power, self.eps, self.floor)
 
     def transfer(self, layout):
-        return super().transfer(layout) / layout.ratio(layouts.initial)
+        return super().transfer(layout) / layout.ratio(matrices.initial)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,8 +229,8 @@ class Muon(AdamW):
                 raise ValueError(f'{name} has {len(view.inner) + 1} axes and Muon does not know which form its '
                                  'matrices; try make(steps, axes) with their logical names.')
         mask = jax.tree.map(self._orthogonal, layout)
-        matrices = updates.orthogonalize(trees.select(layout, mask), self.momentum, self.iterations, self.rms)
-        return updates.divide(mask, matrices, super().direction(layout))
+        matrices = transforms.orthogonalize(trees.select(layout, mask), self.momentum, self.iterations, self.rms)
+        return transforms.divide(mask, matrices, super().direction(layout))
 
     def multiplier(self, layout):
         return 1.0 if self._orthogonal(layout) else self.adam_rate
@@ -238,7 +238,7 @@ class Muon(AdamW):
     def transfer(self, layout):
         if not self._orthogonal(layout):
             return super().transfer(layout)
-        return layout.ratio(lambda rows, columns: (columns / rows) ** 0.5 / updates.norm(rows, columns, self.rms))
+        return layout.ratio(lambda rows, columns: (columns / rows) ** 0.5 / transforms.norm(rows, columns, self.rms))
 
     def _orthogonal(self, layout):
         return layout.matrix and not layout.table
@@ -265,8 +265,8 @@ class ScheduleFree(Adam):
         return optax.scale_by_rms(self.b2, self.eps, eps_in_sqrt=False, bias_correction=True)
 
     def average(self, rate):
-        return updates.interpolate(rate, self.b1)
+        return transforms.interpolate(rate, self.b1)
 
     def averaged(self, state, params):
         trained = trees.restrict(params, state.average.base)
-        return trees.merge(params, updates.average_of(trained, state.average, self.b1))
+        return trees.merge(params, transforms.average_of(trained, state.average, self.b1))

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import jax
 
-from lm import layers, sharding, sums
+from lm.nn import layers
+from lm.parallel import reductions, sharding
 from lm.plan import layouts
 
 WIDTH = {'bfloat16': 2, 'float32': 4}
@@ -187,7 +188,7 @@ def measure(layout, subject, seen):
 def _sent(layout, subject, s, again):
     """Returns {(kind, axes): bytes sent by a device} of one step."""
     model, sizes, times = subject.settings.model, layout.sizes, layout.accumulate
-    once = times > 1 and sums.separable(sizes) and not subject.settings.noise_scale
+    once = times > 1 and reductions.separable(sizes) and not subject.settings.noise_scale
 
     def share(axis):
         return (sizes.get(axis, 1) - 1) / sizes.get(axis, 1)

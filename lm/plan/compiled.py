@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 
-from lm import config, hardware
+from lm import backend, config, hardware
 from lm.plan import topology
 
 OUT_OF_MEMORY = re.compile(r'(?:Used |required[^(]*\()([\d.]+)([KMG])\b')
@@ -54,8 +54,8 @@ def compile_step(settings, cluster, file=None):
     topology.require(cluster)
     asked = {'settings': config.dump(settings), 'cluster': cluster.name, 'file': str(file) if file else None}
     environ = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
-    hardware.tune(environ)
-    hardware.forget_accelerators(environ)
+    backend.tune(environ)
+    backend.hide_accelerators(environ)
     child = subprocess.run([sys.executable, '-m', 'lm.plan.compiled'], input=json.dumps(asked), capture_output=True,
                            text=True, env=environ)
     if child.returncode:
@@ -71,7 +71,8 @@ def lowered(settings, devices, platform):
     """Returns the training step of a train.Config as JAX lowers it for devices of a platform, 'tpu' or 'cuda'."""
     import jax
 
-    from lm import sharding, train
+    from lm import train
+    from lm.parallel import sharding
     mesh = sharding.make_mesh(settings.mesh, devices)
     program = train.program(settings, mesh)
 

@@ -4,7 +4,8 @@ import itertools
 import json
 import math
 
-from lm import config, sharding
+from lm import config
+from lm.parallel import sharding
 
 REMATS = ('none', 'dots', 'full', 'offload')
 

@@ -12,44 +12,17 @@ from lm.plan.search import enough, ranked
 GIB = 2 ** 30
 
 
-def main(experiment: str, *overrides: str, on: str = '', search: bool = False, check: int = 3, price: float = 0.0,
-         json: bool = False):
-    """Plans an experiment for hardware that is not here: does it fit, how fast and how dear can it be.
-
-    The real step is compiled by the real compiler. Every time is a prediction, from the compiled program and the data
-    sheet: between all parts overlapping and no collective doing so.
-
-    Args:
-        experiment: the experiment file
-        overrides: values to set, e.g. mesh.fsdp=256 model.remat=full
-        on: the hardware: v5e-256, v5p-512, 2xv6e-256, 8xh100, ...
-        search: rank all meshes, rematerialisations and micro-batches, and compile the best few
-        check: how many of those at most are compiled
-        price: dollars for an hour of one chip; 0 for the list price
-        json: print JSON
-    """
-    cluster, loaded = _cluster(on), config.load(experiment, overrides)
-    if check < 1 or price < 0:
-        raise config.Error(f'--check={check} compiles none; try --check=1.' if check < 1 else
-                           f'--price={price} is negative; try --price=2.5, in dollars for an hour of a chip.')
-    if search:
-        return _search(loaded, cluster, check, price, json)
-    found = plans.plan(loaded.config, cluster, loaded.file, price)
-    print(_dumped(found) if json else text(found))
-    return 0 if found['fits'] else 1
-
-
-def _cluster(on):
+def cluster_of(on):
     if not on:
         raise config.Error(f'name the hardware: --on v5e-256 or --on 8xh100; chips are {", ".join(hardware.CHIPS)}.')
     return hardware.cluster(on)
 
 
-def _dumped(found):
+def dumped(found):
     return json.dumps(found, indent=1)
 
 
-def _search(loaded, cluster, check, price, as_json):
+def searched(loaded, cluster, check, price, as_json):
     say = functools.partial(print, flush=True, file=sys.stderr if as_json else sys.stdout)
     settings, begun = loaded.config, time.perf_counter()
     found = ranked(settings, cluster)
@@ -64,7 +37,7 @@ def _search(loaded, cluster, check, price, as_json):
         return plans.outcome(candidate.layout.of(settings), cluster, loaded.file, price)
     chosen, outcome = plans.best(found, cluster, compiled, check)
     if as_json:
-        print(_dumped({'layouts': len(found), 'best': chosen and chosen.layout.lines(), 'plan': outcome}))
+        print(dumped({'layouts': len(found), 'best': chosen and chosen.layout.lines(), 'plan': outcome}))
     elif chosen:
         print(text(outcome), '\nThe best that fits; write into the experiment, in its model and in train.Config:\n')
         print(*(f'    {line}' for line in chosen.layout.lines()), sep='\n')

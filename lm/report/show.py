@@ -4,34 +4,11 @@ import math
 import textwrap
 from dataclasses import asdict
 
-from lm.report import comparisons, expectations, statistics, study, variants
+from lm.report import comparisons, statistics, variants
 
 HEAD = ('variant', 'verdict', 'difference', '95% t', 'p', 'gain', 'loss', 'seeds', '95% bootstrap', 'effect')
 UNITS = {'tokens': 'tokens', 'flops': 'FLOPs', 'seconds': 'seconds of training'}
 NATS, BITS = ('loss', 'valid/loss'), 'valid/bits_per_byte'
-
-
-def main(*directories: str, html: str = '', json: bool = False, expect: tuple = (), baseline: str = '',
-         margin: float | None = None, metric: str = '', rate: str = 'optimizer.peak'):
-    """Says which differences between runs are real: paired by seed, with intervals, corrected, with verdicts.
-
-    Args:
-        directories: directories of sweeps or of runs; what remains of a run's settings without its seeds is a variant
-        html: file to write the page to, which needs no network
-        json: print everything as JSON
-        expect: 'b < a by 0.01', 'b < a' or 'b = a within 0.02'; exits with 1 where that is not established
-        baseline: the variant or run that others are compared with, by default the sweep's own settings, else the first
-        margin: what counts as no difference, by default the noise floor
-        metric: what to compare, by default valid/loss, or valid/bits_per_byte where tokenizers differ
-        rate: the setting at whose best value each variant is compared
-    """
-    found = study.read(directories, study.Options(baseline, margin, metric, rate))
-    outcomes = expectations.check(expect, found)
-    if html:
-        from lm.report import page
-        page.write(html, page.written(found, directories))
-    print(as_json(found, outcomes) if json else as_text(found, outcomes))
-    return 0 if all(outcome.established for outcome in outcomes) else 1
 
 
 def as_json(found, outcomes):

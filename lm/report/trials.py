@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lm import metrics
+from lm import records
 from lm.config import Error
 
 
@@ -128,21 +128,21 @@ def _open(directory, given):
         raise Error(f'{directory}/config.json is no record of a run ({error}); remove the directory.') from error
     if missing:
         raise Error(f'{directory}/config.json lacks {", ".join(missing)}; it is no training run.')
-    records = metrics.read(directory)
-    seed = tuple(map(flat.get, metrics.SEEDS))
+    recorded = records.read(directory)
+    seed = tuple(map(flat.get, records.SEEDS))
     failure = directory / 'failed.json'
-    state = _state(records, flat['steps'])
+    state = _state(recorded, flat['steps'])
     if state[0] == 'unfinished' and (sweep(directory.parent) or {'rule': None})['rule']:
         state = 'stopped', f"{state[1]}, by its sweep's rule or not yet done"
     if failure.exists():
         state = 'failed', json.loads(failure.read_text())['error']
-    return Trial(directory, given, about, variant(flat), seed, records, *state)
+    return Trial(directory, given, about, variant(flat), seed, recorded, *state)
 
 
 def variant(flat):
     """Returns those of {dotted key: value} that neither a seed nor the running changes."""
     return {key: value for key, value in flat.items()
-            if key not in metrics.SEEDS and key.split('.')[0] not in metrics.FREE}
+            if key not in records.SEEDS and key.split('.')[0] not in records.FREE}
 
 
 def _state(records, steps):

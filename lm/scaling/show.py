@@ -50,34 +50,7 @@ class Findings(NamedTuple):
     held: tuple | None
 
 
-def main(*directories: str, at: tuple = (), predict: tuple = (), budget: tuple[float, ...] = (),
-         metric: str = 'valid/loss', non_embedding: bool = False, json: bool = False, html: str = ''):
-    """Fits L(N, D) = E + A/N^alpha + B/D^beta to the finished runs of a sweep of sizes, and predicts larger ones.
-
-    Args:
-        directories: directories of sweeps or of runs; of each size and length the settings that did best are taken
-        at: predict a run of so many parameters and tokens, e.g. N=1e9,D=2e10
-        predict: predict the largest run with other settings, e.g. 'model.width=512 steps=20000'
-        budget: recommend N and D for so many FLOPs of training, e.g. 1e21
-        metric: what was recorded at the end of a run, in nats a token or bits a byte
-        non_embedding: count only parameters between embedding and output, as Kaplan et al. did
-        json: print everything as JSON
-        html: file to write a page with plots to, which needs no network
-    """
-    asked = [_asked(text) for text in at]
-    found = points.read(directories, metric, non_embedding)
-    asked += [_described(text, found) for text in predict]
-    fit = laws.fit(found.n, found.d, found.loss)
-    guesses = [Guess(run, n, d, *fit.predict(n, d)) for run, n, d in asked]
-    findings = Findings(found, fit, guesses, [advise(found, fit, flops) for flops in budget], hold_out(found))
-    if html:
-        from lm.report.page import write
-        from lm.scaling.page import written
-        write(html, written(findings))
-    print(as_json(findings) if json else as_text(findings))
-
-
-def _asked(text):
+def asked_for(text):
     """Returns (text, N, D) of a text such as N=1e9,D=2e10."""
     try:
         given = {name.strip(): float(value) for name, value in (part.split('=') for part in text.split(','))}
@@ -88,7 +61,7 @@ def _asked(text):
     return text, given['N'], given['D']
 
 
-def _described(text, found):
+def described(text, found):
     """Returns (text, N, D) of the run of most FLOPs with the overrides of a text."""
     changes = dict(word.partition('=')[::2] for word in shlex.split(text))
     if not changes or not all(changes.values()):

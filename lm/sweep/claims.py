@@ -12,7 +12,9 @@ import threading
 import time
 from pathlib import Path
 
-from lm import config, metrics, watch
+from lm import config
+from lm.config import files
+from lm.parallel import heartbeat
 
 PERIOD, DEAD = 2.0, 30.0  # seconds between beats, and of one beat seen unchanged after which its owner counts as dead
 HUNG, LEAST = 3600.0, 1e-3  # seconds after which a worker that took less than this share of a core counts as hung
@@ -63,7 +65,7 @@ class Claims:
         with self.lock:
             number = self.held.pop(trial)
             with contextlib.suppress(OSError):  # no room to say so: others hear no beat any more
-                metrics.replace(self._path(trial, number), json.dumps({'released': True}))
+                files.replace(self._path(trial, number), json.dumps({'released': True}))
 
     def newest(self):
         """Returns {trial: number of its newest claim}."""
@@ -106,7 +108,7 @@ class Claims:
                     if self._path(trial, number + 1).exists():
                         _leave(trial)
                     if lives:
-                        metrics.replace(self._path(trial, number), self._text())
+                        files.replace(self._path(trial, number), self._text())
 
 
 class Pulse:
@@ -130,7 +132,7 @@ def _leave(trial):
     sys.stdout.flush()
     os.write(2, f'lm: this worker was silent or hung and another took over trial {trial}; '
                 'start a worker again to go on.\n'.encode())
-    os._exit(watch.LOST)
+    os._exit(heartbeat.LOST)
 
 
 def host():

@@ -4,7 +4,8 @@ import math
 import statistics
 from pathlib import Path
 
-from lm import config, metrics
+from lm import config, records
+from lm.config import files
 from lm.config.values import Text, fit
 from lm.sweep import combinators, samplers, trials
 
@@ -19,9 +20,9 @@ def begin(sweep, text, over, seeds):
     """
     sampler, space = fit(Text(text), samplers.Sampler, '--sample'), samplers.space_of(over)
     sampler.check()
-    keys = [text.partition('=')[0] for text in over] + [*metrics.SEEDS] * bool(seeds)
+    keys = [text.partition('=')[0] for text in over] + [*records.SEEDS] * bool(seeds)
     if twice := [key for key in keys if keys.count(key) > 1]:
-        too = ', by --seeds too' if twice[0] in metrics.SEEDS and seeds else ''
+        too = ', by --seeds too' if twice[0] in records.SEEDS and seeds else ''
         raise config.Error(f'{twice[0]} is set twice{too}; give one range or list of it.')
     if not space:
         raise config.Error(f'--sample={text} has nothing to draw; add ranges, e.g. --over optimizer.peak=1e-4..1e-2.')
@@ -52,7 +53,7 @@ def read(directory):
 
 
 def _write(directory, about):
-    metrics.replace(Path(directory) / RECORD, json.dumps(about, indent=1) + '\n')
+    files.replace(Path(directory) / RECORD, json.dumps(about, indent=1) + '\n')
 
 
 def ended(sweep):
@@ -85,7 +86,7 @@ def ask(sweep, count=1):
 def _new(sweep, sampler, about):
     """Returns (point, its trials) that the sweep does not list yet, (None, None) where none is found."""
     space, told = samplers.space_of(about['over']), _told(sweep, about)
-    seeds = [{}] if not about['seeds'] else combinators.zipped(dict.fromkeys(metrics.SEEDS, range(about['seeds'])))
+    seeds = [{}] if not about['seeds'] else combinators.zipped(dict.fromkeys(records.SEEDS, range(about['seeds'])))
     known, fault = {trial.id for trial in sweep.trials}, None
     chance = samplers.Random(sampler.trials, sampler.seed)  # goes on where what is best is asked for again and again
     for attempt in range(DRAWS):

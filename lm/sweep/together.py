@@ -7,11 +7,13 @@ from functools import partial
 import jax
 import numpy as np
 
-from lm import config, evaluate, hosts, log, loop, runs, sharding
+from lm import config, evaluate
 from lm import train as training
 from lm.data import loader
 from lm.data.cache import home
+from lm.parallel import processes, sharding
 from lm.sweep.vectors import planted, program
+from lm.train import loop, monitor, runs
 
 
 class Lane:
@@ -19,8 +21,8 @@ class Lane:
 
     def __init__(self, number, trial, run, stream):
         self.number, self.trial, self.run, self.stream, self.open = number, trial, run, stream, True
-        self.meta = {**log.FRESH, 'data': dict(stream.fingerprint)}
-        self.log = log.Log(trial.settings, run, stream, patient=False)
+        self.meta = {**monitor.FRESH, 'data': dict(stream.fingerprint)}
+        self.log = monitor.Log(trial.settings, run, stream, patient=False)
 
     def restore(self, abstract):
         """Returns the state of the newest checkpoint, or None of a new run."""
@@ -46,7 +48,7 @@ def train(sweep, chosen, cache, lagging):
     print(f'{len(chosen)} trials as one program: {", ".join(trial.id for trial in chosen)}', flush=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, 'w'))))
-        stop = hosts.Stop()
+        stop = processes.Stop()
         stop.heed()
         stack.callback(stop.forget)
         lanes, busy = _lanes(sweep, chosen, cache, stack)
@@ -152,7 +154,7 @@ class Group:
         for lane in self.open:
             try:
                 lane.log.read((step, {name: value[lane.number] for name, value in measured.items()}))
-            except log.NotFinite:
+            except monitor.NotFinite:
                 lane.leave()
 
     def save(self, step, states, lanes):

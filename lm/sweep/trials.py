@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm import config, metrics, runs
+from lm import config, records
+from lm.config import files
 from lm.config.overrides import branches
 from lm.config.values import Text, fit
 from lm.sweep import zipped
 from lm.sweep.rules import Rule
+from lm.train import runs
 
 RECORD, FAILED = 'sweep.json', 'failed.json'
 SETTLED = ('finished', 'failed', 'stopped')  # states in which nothing is left to do
@@ -39,7 +41,7 @@ class Sweep:
 
 def identity(settings):
     """Returns 16 hex digits of what a run computes: of its settings without those that do not change it."""
-    return config.fingerprint({name: value for name, value in vars(settings).items() if name not in metrics.FREE})
+    return config.fingerprint({name: value for name, value in vars(settings).items() if name not in records.FREE})
 
 
 def axes(over, seeds):
@@ -53,7 +55,7 @@ def axes(over, seeds):
     if seeds < 0:
         raise config.Error(f'--seeds={seeds} is negative; try --seeds=5.')
     if seeds:
-        found.append(zipped(dict.fromkeys(metrics.SEEDS, range(seeds))))
+        found.append(zipped(dict.fromkeys(records.SEEDS, range(seeds))))
     return found
 
 
@@ -151,7 +153,7 @@ def add(directory, trials):
     """Lists more trials in a sweep's directory; to be called within `alone`."""
     about = json.loads((directory / RECORD).read_text())
     about['trials'] |= _dumped(trials)
-    metrics.replace(directory / RECORD, json.dumps(about, indent=1) + '\n')
+    files.replace(directory / RECORD, json.dumps(about, indent=1) + '\n')
 
 
 def _dumped(trials):
@@ -165,8 +167,8 @@ def _write(sweep, file, given):
              'rule': config.dump(sweep.rule), 'trials': _dumped(sweep.trials)}
     copy = sweep.directory / 'experiment.py'
     if path != copy.resolve():
-        metrics.replace(copy, Path(file).read_text())
-    metrics.replace(sweep.directory / RECORD, json.dumps(about, indent=1) + '\n')
+        files.replace(copy, Path(file).read_text())
+    files.replace(sweep.directory / RECORD, json.dumps(about, indent=1) + '\n')
 
 
 def open_sweep(directory):
@@ -194,7 +196,7 @@ def progress(trial):
     A loss that is not finite is None.
     """
     try:
-        about = (trial.directory / metrics.RECORD).stat()
+        about = (trial.directory / records.RECORD).stat()
     except FileNotFoundError:
         return 0, {}
     name = 'valid/loss' if trial.settings.data.valid else 'loss'
@@ -203,9 +205,9 @@ def progress(trial):
 
 @functools.lru_cache(4096)
 def _recorded(directory, name, *_):
-    records = metrics.read(directory)
-    scores = {record['step']: record[name] for record in records if name in record}
-    return max((record['step'] for record in records), default=0), scores
+    recorded = records.read(directory)
+    scores = {record['step']: record[name] for record in recorded if name in record}
+    return max((record['step'] for record in recorded), default=0), scores
 
 
 def state(sweep, trial, found, others):

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import config, evaluate, metrics, sharding, train
+from lm import config, evaluate, records, train
+from lm.parallel import sharding
 
 _known = {}
 DEVICES = '--xla_force_host_platform_device_count'
@@ -37,7 +38,7 @@ def akin(a, b):
     """Returns whether two trials can be one program: they differ in seeds and in numbers that the step can trace."""
     changed = config.diff(a.settings, b.settings)
     return saved(a) == saved(b) and all(
-        key in metrics.SEEDS or (type(x) is type(y) is float and traceable(a.settings, key))
+        key in records.SEEDS or (type(x) is type(y) is float and traceable(a.settings, key))
         for key, (x, y) in changed.items())
 
 

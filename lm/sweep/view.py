@@ -2,15 +2,16 @@
 import sys
 import time
 
-from lm import metrics
+from lm import records
 from lm.sweep import claims, search
 from lm.sweep.trials import SETTLED, open_sweep, reason, shown, states
+from lm.train import metrics
 
 QUIET = 600  # seconds without a line of its record that are worth a word about a running trial
 COLOURS = {'finished': 'green', 'running': 'cyan', 'failed': 'red', 'stopped': 'yellow', 'begun': '', 'new': ''}
 
 
-def main(directory):
+def watch(directory):
     """Shows a sweep until it is done or interrupted; once where the output is no terminal."""
     sweep = open_sweep(directory)
     if not sys.stdout.isatty():
@@ -57,7 +58,7 @@ def _left(sweep, found, progress):
     speed = 0.0
     for trial in sweep.trials:
         if found[trial.id] == 'running':
-            told = [each['tokens_per_second'] for each in metrics.read(trial.directory) if 'tokens_per_second' in each]
+            told = [each['tokens_per_second'] for each in records.read(trial.directory) if 'tokens_per_second' in each]
             speed += told[-1] / (trial.settings.data.batch * trial.settings.data.context) if told else 0.0
     return left / speed if speed else None
 
@@ -78,7 +79,7 @@ def quiet(trial):
     """Returns for how many seconds a trial's record has not grown, by its file's clock and this one's; 0 without one.
     """
     try:
-        return max(0.0, time.time() - (trial.directory / metrics.RECORD).stat().st_mtime)
+        return max(0.0, time.time() - (trial.directory / records.RECORD).stat().st_mtime)
     except FileNotFoundError:
         return 0.0
 

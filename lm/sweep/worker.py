@@ -4,69 +4,17 @@ import json
 import os
 import time
 import traceback
-from pathlib import Path
 
-from lm import config, hosts, loop, metrics, runs
-from lm.data.cache import root
-from lm.sweep import claims, grid, search, vectors, view
+from lm import config
+from lm.config import files
+from lm.parallel import processes
+from lm.sweep import claims, search, vectors, view
 from lm.sweep import together as groups
-from lm.sweep.trials import (
-    FAILED,
-    SETTLED,
-    axes,
-    judged_every,
-    open_sweep,
-    plan,
-    rule_of,
-    shown,
-    states,
-)
+from lm.sweep.trials import FAILED, SETTLED, judged_every, open_sweep, shown, states
+from lm.train import loop, runs
 
 
-def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0, workdir: str = '', cache: str = '',
-         together: int = 1, stop: str = '', sample: str = '', worker: bool = False, watch: bool = False):
-    """Trains every variant of an experiment, each once; the same line again, anywhere, helps or goes on.
-
-    Args:
-        place: the experiment file, whose sweep() yields dicts of overrides if it has one; or, for --worker and
-            --watch, the directory of a sweep
-        overrides: values to set in all trials, e.g. steps=500
-        over: values to vary, e.g. optimizer.peak=1e-4,1e-3 or model.position=Rope,Alibi; every combination is a trial
-        seeds: how many seeds, each also an order of the data, every variant is trained with
-        workdir: directory of the sweep, by default runs/<name of the experiment>_sweep
-        cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
-        together: how many trials that differ only in numbers to train as one program
-        stop: stop trials that lag, e.g. 'Halving(first=100)' or 'Median(first=100)'; judged by validation loss
-        sample: draw trials one after another from --over, in which ranges such as optimizer.peak=1e-4..1e-2 may then
-            be, e.g. 'Optuna(trials=40)', which learns from those that are done, or 'Random(trials=40)'
-        worker: take trials of the sweep in a directory until none is left
-        watch: show the sweep in a directory
-    """
-    given = {'seeds': seeds, 'over': over, 'workdir': workdir, 'stop': stop, 'sample': sample, 'overrides': overrides}
-    if watch or worker:
-        _refuse('watch' if watch else 'worker', [name for name, value in given.items() if value])
-    _check_place(place if watch or worker else workdir)
-    if watch:
-        return view.main(place)
-    if together < 1:
-        raise config.Error(f'--together={together} is no number of trials; try --together=16, or 1 for one by one.')
-    if together > 1:
-        vectors.spread(together)
-    directory = Path(place if worker else workdir or f'runs/{Path(place).stem}_sweep')
-    if not worker:
-        loaded = config.load(place, overrides)
-        if sample:
-            search.begin(plan(loaded, directory, [], rule_of(stop), overrides), sample, over, seeds)
-        else:
-            search.refuse_ranges(over)
-            swept = config.sweep(place) if hasattr(config.open_file(place), 'sweep') else [{}]
-            if not swept:
-                raise config.Error(f'{place}: sweep() yields no trial; yield dicts of overrides, e.g. {{"seed": 1}}.')
-            plan(loaded, directory, grid(swept, *axes(over, seeds)), rule_of(stop), overrides)
-    return work(open_sweep(directory), root(cache), together)
-
-
-def _refuse(verb, names):
+def refuse(verb, names):
     """Raises config.Error where what only a new sweep takes was given beside --worker or --watch."""
     if names:
         name = names[0] if names[0] == 'overrides' else f'--{names[0]}'
@@ -74,7 +22,7 @@ def _refuse(verb, names):
                            'or give it to lm sweep EXPERIMENT to add trials.')
 
 
-def _check_place(place):
+def check_place(place):
     """Raises config.Error where a sweep's directory would be in a bucket, in which no claim is exclusive."""
     if '://' in place:
         raise config.Error(f'{place} is a bucket, and workers claim trials by files that only a file system creates '
@@ -132,7 +80,7 @@ def choose(sweep, desk, width=1, alone=()):
     return [trial for trial in taken if trial not in settled], waiting or bool(settled)
 
 
-class Judged(hosts.Stop):
+class Judged(processes.Stop):
     """Whether a trial's run stops: asked to, or by the sweep's rule, which is heard one step after each validation."""
 
     def __init__(self, sweep, trial):
@@ -209,7 +157,7 @@ def fail(trial, fault):
         traceback.print_exception(fault)
     try:
         trial.directory.mkdir(parents=True, exist_ok=True)
-        metrics.replace(trial.directory / FAILED, json.dumps({'error': config.first_line(fault)}) + '\n')
+        files.replace(trial.directory / FAILED, json.dumps({'error': config.first_line(fault)}) + '\n')
     except OSError as error:
         raise config.Error(f'cannot write to {trial.directory}: {error.strerror}; free some space and '
                            'start again.') from fault

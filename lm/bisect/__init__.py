@@ -1,1 +1,0 @@
-"""Where two runs that should be equal part."""

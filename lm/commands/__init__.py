@@ -1,0 +1,1 @@
+"""One file a verb: its function `main` is what `lm <verb>` runs."""

@@ -1,0 +1,43 @@
+"""`lm coord-check`: whether activations keep their size as a model widens."""
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lm import config
+from lm.data.cache import root
+from lm.debug.coord_check import as_page, as_text, numbers, rows, still, trace, verdict, widened
+from lm.report import page
+from lm.train import loop
+
+
+def main(experiment: str, *overrides: str, widths: str = '64,128,256,512', steps: int = 4, seeds: int = 3,
+         html: str = '', cache: str = ''):
+    """Says whether activations keep their size as a model widens, which muP promises; exits with 1 where not.
+
+    Args:
+        experiment: the experiment file
+        overrides: values to set, e.g. model.base.width=64 model.base.heads=4
+        widths: of the models to train; what model.base names grows in proportion
+        steps: how many steps each is trained at the peak rate
+        seeds: how many times, from different initial values
+        html: file to write the picture to, which needs no network
+        cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
+    """
+    sizes = numbers(widths)
+    for name, value in ('steps', steps), ('seeds', seeds):
+        if value < 1:
+            raise config.Error(f'--{name}={value} is not positive; try --{name}=3.')
+    settings = still(config.load(experiment, overrides).config, steps)
+    for width in sizes:
+        widened(settings, width)
+    stream = settings.data.open(root(cache), 'train')
+    loop.check_vocabulary(settings.model, stream.encoder)
+    batches = jax.tree.map(lambda *each: np.stack(each), *map(stream.batch_at, range(steps)))
+    found = trace(settings, sizes, batches, seeds)
+    table = rows(found)
+    passed, told = verdict(table, settings)
+    print(f'{as_text(found, table)}\n\n{told}')
+    if html:
+        page.write(html, as_page(found, table, f'Activations against width: {Path(experiment).stem}', told))
+    return 0 if passed else 1

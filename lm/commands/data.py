@@ -1,0 +1,59 @@
+"""`lm data`: builds token caches and shows what is in them."""
+from lm import config
+from lm.data.cache import prepare, root
+
+JAX = False  # starts no device
+
+
+def main(experiment: str, *overrides: str, cache: str = '', show: int = 0):
+    """Builds the token caches of an experiment and shows what is in them.
+
+    Args:
+        experiment: the experiment file
+        overrides: values to set, e.g. data.tokenizer.size=8192
+        cache: directory of the token caches; $LM_CACHE or ~/.cache/lm by default
+        show: how many documents to print, with the borders of their tokens
+    """
+    from rich.console import Console
+    corpus = config.load(experiment, overrides).config.data
+    terminal, built = Console(), []
+    for split, source in (('train', corpus.train), ('valid', corpus.valid)):
+        if source is not None:
+            encoder, caches = prepare(source, corpus.tokenizer, root(cache), train=corpus.train)
+            built += [(split, part) for part in caches]
+    terminal.print(_table(built))
+    for split, part in built:
+        terminal.print(f'{split} {part.label} lies in {part.directory}', markup=False, highlight=False, soft_wrap=True)
+        for reason, found in part.report['rejects'].items():
+            places = ', '.join(found['places'])
+            terminal.print(f'  left out {found["count"]:,} x {reason}: {places}', markup=False, highlight=False,
+                           soft_wrap=True)
+    for part in (part for split, part in built if split == 'train'):
+        for number in range(min(show, part.offsets.size - 1)):
+            terminal.print(_spelled(part.document(number), encoder), soft_wrap=True)
+
+
+def _table(built):
+    from rich.table import Table
+    table = Table()
+    table.add_column()
+    for split, part in built:
+        table.add_column(f'{split}\n{part.label}', justify='right')
+    for name in ('documents', 'bytes', 'tokens', 'vocabulary'):
+        table.add_row(name, *(f'{part.report[name]:,}' for _, part in built))
+    table.add_row('bytes per token', *(f'{part.report["bytes_per_token"]:.3f}' for _, part in built))
+    table.add_row('left out', *(f'{sum(r["count"] for r in part.report["rejects"].values()):,}' for _, part in built))
+    table.add_row('seconds', *(f'{part.report["seconds"]:.1f}' for _, part in built))
+    return table
+
+
+def _spelled(ids, encoder):
+    """Returns the text of `ids` token by token, on two grounds in turn; what has no text of its own shows as <id>."""
+    from rich.text import Text
+    line = Text()
+    for place, index in enumerate(ids.tolist()):
+        spelled = encoder.decode([index])
+        shown = spelled if spelled and '\ufffd' not in spelled else f'<{index}>'
+        line.append(shown.replace('\n', '⏎\n'), ('black on cyan', 'black on yellow')[place % 2])
+        line.append('|' * (not line.plain.endswith('\n')), 'dim')
+    return line

@@ -1,0 +1,29 @@
+"""`lm eval`: how well a trained run predicts held-out text."""
+import json
+
+from lm import evaluate
+from lm.data.cache import root
+from lm.data.sliding import Strided
+from lm.train import runs
+
+PROCESSES = True  # several processes may run it as one
+
+
+def main(run: str, *, split: str = 'valid', step: int = 0, stride: int = 0, cache: str = ''):
+    """Scores a trained run on held-out text: loss, perplexity, bits per byte.
+
+    Args:
+        run: the --workdir of an `lm train`
+        split: which text, valid or train
+        step: the checkpoint to score, 0 for the newest
+        stride: slide the window by this many tokens, so that each token is predicted from at least context - stride
+            tokens of its document; 0 cuts the text into windows once
+        cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
+    """
+    trained = runs.load(run, step)
+    data = trained.settings.data
+    stream = data.open(root(cache), split).once()
+    if stride:
+        stream = Strided(stream, data.context, stride)
+    scores = evaluate.score(trained.settings.model, trained.params, stream, trained.mesh)
+    print(json.dumps({'run': run, 'step': trained.step, 'split': split, **scores}, indent=1))

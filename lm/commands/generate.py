@@ -1,0 +1,41 @@
+"""`lm generate`: text from a trained run."""
+import jax
+
+from lm import generate
+from lm.train import runs
+
+PROCESSES = True  # several processes may run it as one
+
+
+def main(run: str, *prompts: str, length: int = 200, temperature: float = 0.8, top_k: int = 0, top_p: float = 1.0,
+         min_p: float = 0.0, repetition: float = 1.0, stop: str = '', seed: int = 0, step: int = 0,
+         logprobs: bool = False):
+    """Continues prompts with a trained model, streamed as it is drawn.
+
+    Args:
+        run: the --workdir of an `lm train`
+        prompts: the texts to continue; without one, a line break
+        length: how many tokens to draw at most
+        temperature: 0 takes the likeliest token
+        top_k: draw from this many likeliest tokens, 0 for all
+        top_p: draw from the smallest set of tokens with this probability
+        min_p: drop tokens less than this fraction as likely as the likeliest
+        repetition: penalty on tokens that the text has already, 1 for none
+        stop: end before this text
+        seed: the same seed draws the same text
+        step: the checkpoint to use, 0 for the newest
+        logprobs: print each token with its log-probability
+    """
+    sampler = generate.Sampler(temperature, top_k, top_p, min_p, repetition)
+    trained = runs.load(run, step, jax.local_devices()[:1])
+    prompts = prompts or ('\n',)
+    drawn = generate.generate(trained.settings.model, trained.params, trained.encoder, prompts, length=length,
+                              sampler=sampler, seed=seed, stop=(stop,) if stop else ())
+    if len(prompts) == 1 and not logprobs:
+        generate.stream(prompts[0], drawn)
+        return
+    samples = list(drawn)[-1]
+    for prompt, sample in zip(prompts, samples, strict=True):
+        print(prompt + sample.text if not logprobs else prompt)
+        for token, logprob in zip(sample.tokens, sample.logprobs, strict=True) if logprobs else ():
+            print(f'{logprob:9.4f}  {trained.encoder.decode([token])!r}')

@@ -1,0 +1,51 @@
+"""`lm sweep`: every variant of an experiment, each trained once."""
+from pathlib import Path
+
+from lm import config
+from lm.data.cache import root
+from lm.sweep import grid, search, vectors, view
+from lm.sweep.trials import axes, open_sweep, plan, rule_of
+from lm.sweep.worker import check_place, refuse, work
+
+
+def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0, workdir: str = '', cache: str = '',
+         together: int = 1, stop: str = '', sample: str = '', worker: bool = False, watch: bool = False):
+    """Trains every variant of an experiment, each once; the same line again, anywhere, helps or goes on.
+
+    Args:
+        place: the experiment file, whose sweep() yields dicts of overrides if it has one; or, for --worker and
+            --watch, the directory of a sweep
+        overrides: values to set in all trials, e.g. steps=500
+        over: values to vary, e.g. optimizer.peak=1e-4,1e-3 or model.position=Rope,Alibi; every combination is a trial
+        seeds: how many seeds, each also an order of the data, every variant is trained with
+        workdir: directory of the sweep, by default runs/<name of the experiment>_sweep
+        cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
+        together: how many trials that differ only in numbers to train as one program
+        stop: stop trials that lag, e.g. 'Halving(first=100)' or 'Median(first=100)'; judged by validation loss
+        sample: draw trials one after another from --over, in which ranges such as optimizer.peak=1e-4..1e-2 may then
+            be, e.g. 'Optuna(trials=40)', which learns from those that are done, or 'Random(trials=40)'
+        worker: take trials of the sweep in a directory until none is left
+        watch: show the sweep in a directory
+    """
+    given = {'seeds': seeds, 'over': over, 'workdir': workdir, 'stop': stop, 'sample': sample, 'overrides': overrides}
+    if watch or worker:
+        refuse('watch' if watch else 'worker', [name for name, value in given.items() if value])
+    check_place(place if watch or worker else workdir)
+    if watch:
+        return view.watch(place)
+    if together < 1:
+        raise config.Error(f'--together={together} is no number of trials; try --together=16, or 1 for one by one.')
+    if together > 1:
+        vectors.spread(together)
+    directory = Path(place if worker else workdir or f'runs/{Path(place).stem}_sweep')
+    if not worker:
+        loaded = config.load(place, overrides)
+        if sample:
+            search.begin(plan(loaded, directory, [], rule_of(stop), overrides), sample, over, seeds)
+        else:
+            search.refuse_ranges(over)
+            swept = config.sweep(place) if hasattr(config.open_file(place), 'sweep') else [{}]
+            if not swept:
+                raise config.Error(f'{place}: sweep() yields no trial; yield dicts of overrides, e.g. {{"seed": 1}}.')
+            plan(loaded, directory, grid(swept, *axes(over, seeds)), rule_of(stop), overrides)
+    return work(open_sweep(directory), root(cache), together)

@@ -1,0 +1,1 @@
+"""Diagnosis of runs after the fact: replay, bisection, coordinate checks."""

@@ -1,0 +1,77 @@
+"""The two runs that should be equal: how each was made, and how far their records agree."""
+import json
+from pathlib import Path
+
+from lm import config, records
+from lm.debug import replay
+from lm.train import runs
+
+MADE = ('commit', 'device', 'devices')
+
+
+class Side:
+    """One of the two runs: its name, directory, settings, record, and what config.json says it was made by."""
+
+    def __init__(self, name, directory):
+        self.name, self.directory, self.settings = name, Path(directory), runs.read(directory)
+        self.about = json.loads((self.directory / 'config.json').read_text())
+        self.records = losses(directory)
+        if not self.records:
+            raise config.Error(f'{directory} has no record of a loss yet; wait until the run has logged a step.')
+
+
+def losses(directory):
+    """Returns {step: {name: number}} of what the steps of a run measured."""
+    return {record['step']: replay.stable(record) for record in records.read(directory) if 'loss' in record}
+
+
+def told(a, b):
+    """Returns the lines that say in what two runs were made differently, not counting where and when."""
+    lines = [f'A = {a.directory}, B = {b.directory}']
+    changed = config.diff(a.settings, b.settings)
+    for kind, keys in (('settings', [key for key in changed if not free(key)]),
+                       ('settings that should change no result but rounding', list(filter(free, changed)))):
+        if keys:
+            lines.append(f'{kind}: ' + ', '.join(f'{key} ({changed[key][0]} in A, {changed[key][1]} in B)'
+                                                 for key in keys))
+    pairs = {name: (a.about.get(name), b.about.get(name)) for name in MADE}
+    versions = a.about['versions'], b.about['versions']
+    pairs |= {name: tuple(each.get(name, 'absent') for each in versions) for name in {**versions[0], **versions[1]}}
+    differing = [f'{name} ({was} in A, {now} in B)' for name, (was, now) in pairs.items() if was != now]
+    lines.append(f'made by: {", ".join(differing)}' if differing else
+                 f'made by: the same versions and commit, on {a.about["devices"]} x {a.about["device"]}')
+    edited = [side.name for side in (a, b) if side.about['commit'].endswith('+')]
+    if edited:
+        lines.append(f'files differed from the commit in {" and ".join(edited)}: the code need not be the same.')
+    return lines
+
+
+def free(key):
+    """Returns whether a dotted key is one of those that change no result."""
+    return key.split('.')[0] in records.FREE
+
+
+def parted(a, b):
+    """Returns (the last step up to which two records agree, the first at which they do not or None)."""
+    last = 0
+    for step in sorted(a.keys() & b.keys()):
+        if a[step] != b[step]:
+            return last, step
+        last = step
+    return last, None
+
+
+def records_told(sides, last, first):
+    """Returns the lines that say how far two records agree."""
+    a, b = (side.records for side in sides)
+    common = sorted(a.keys() & b.keys())
+    if not common:
+        raise config.Error(f'{sides[0].directory} and {sides[1].directory} have no step on record in common; '
+                           'train both with the same log_every.')
+    if first is None:
+        longer = [f'; {side.name} goes on to step {max(side.records)}' for side in sides
+                  if max(side.records) > common[-1]]
+        return [f'records: equal at all {len(common)} steps that are in both, up to step {last}{"".join(longer)}.']
+    name = next(name for name in replay.STABLE if a[first][name] != b[first][name])
+    return [f'records: equal at {sum(step <= last for step in common)} of {len(common)} steps that are in both; '
+            f'the first that differs is step {first}: {name} {a[first][name]} in A, {b[first][name]} in B.']

@@ -1,0 +1,54 @@
+"""Which kernel computes attention: by the platform that is compiled for, by hand, or the plain one with a warning."""
+import sys
+from functools import cache
+
+import jax
+
+from lm import config
+from lm.nn.attention import blocked, cudnn, ring, splash
+from lm.parallel import sharding
+
+KERNELS = {
+    'blocked': (blocked.refuses, blocked.attend),
+    'reference': (blocked.refuses, blocked.reference),
+    'splash': (splash.refuses, splash.attend),
+    'cudnn': (cudnn.refuses, cudnn.attend),
+    'ring': (ring.refuses, ring.attend),
+}
+FAST = {'tpu': 'splash', 'gpu': 'cudnn'}
+
+
+def attend(query, key, value, view):
+    """Returns the values [B T N H] that queries [B T N H] gather from keys and values [B S K H], K dividing N.
+
+    The kernel is the platform's fast one if it can do the case; if not, a warning says why, once. Queries at an index
+    and single ones, as in decoding, take the plain path. Raises config.Error where view.kernel cannot do the case.
+    """
+    if view.index is not None or query.shape[1] == 1:
+        return blocked.attend(query, key, value, view)
+    return KERNELS[pick(query, key, view)][1](query, key, value, view)
+
+
+def pick(query, key, view):
+    """Returns the name of the kernel for this case, and says so the first time."""
+    platform = sharding.platform()
+    if view.kernel != 'auto':
+        reason = KERNELS[view.kernel][0](query, key, view, platform)
+        if reason:
+            raise config.Error(f"kernel={view.kernel!r} cannot compute this attention: {reason}; try kernel='auto'.")
+        say(f'attention: {view.kernel} on {platform}, as asked')
+        return view.kernel
+    plain = 'ring' if view.zigzag else 'blocked'
+    fast = FAST.get(platform, plain)
+    reason = KERNELS[fast][0](query, key, view, platform)
+    if reason:
+        say(f'warning: attention falls back from {fast} to {plain}, which is slower: {reason}')
+    say(f'attention: {plain if reason else fast} on {platform}')
+    return plain if reason else fast
+
+
+@cache
+def say(line):
+    """Prints a line to stderr the first time it is said, on the first host."""
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr, flush=True)

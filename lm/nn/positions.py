@@ -1,0 +1,165 @@
+"""How a transformer knows the order of its tokens: one frozen dataclass a scheme, overriding the hook it needs."""
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from lm import config
+from lm.nn import layers
+
+
+@dataclass(frozen=True)
+class Position:
+    """Base of the schemes; each hook does nothing until a scheme overrides it."""
+
+    @property
+    def limit(self):
+        """The most tokens a text may have, 0 for any number."""
+        return 0
+
+    def add(self, module, x, positions):
+        """Returns the embeddings x [B T D] with position information added, given positions [B T]."""
+        return x
+
+    def angles(self, positions, head_dim, window):
+        """Returns the (sin, cos) [B T H/2] that turn queries and keys of a layer with this window, or None."""
+        return None
+
+    def table(self, module, heads):
+        """Returns what `score` needs of each head, or None where attention scores carry no position."""
+        return None
+
+    def score(self, table, query, key):
+        """Returns what to add to attention scores [N T S] of queries at slots [T] and keys at slots [S]."""
+        raise NotImplementedError(f'{type(self).__name__} has a table but no score.')
+
+
+@dataclass(frozen=True)
+class NoPE(Position):
+    """No positions: causal attention alone breaks the symmetry (Kazemnejad et al. 2023, arXiv:2305.19466)."""
+
+
+@dataclass(frozen=True)
+class Learned(Position):
+    """One trained vector for each of `length` positions, as in GPT-2."""
+
+    length: int = 1024
+
+    @property
+    def limit(self):
+        return self.length
+
+    def add(self, module, x, positions):
+        if x.shape[1] > self.length:
+            raise config.Error(f'{x.shape[1]} tokens do not fit position.length={self.length}; '
+                               f'try model.position.length={x.shape[1]}.')
+        table = layers.weight(module, 'positions', {'position': self.length, 'embed': x.shape[-1]}, layers.normal(0.02))
+        return x + jnp.take(table, positions, axis=0, mode='clip').astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class Sinusoidal(Position):
+    """Fixed sines and cosines of geometrically spaced wavelengths (Vaswani et al. 2017, arXiv:1706.03762)."""
+
+    base: float = 10000.0
+
+    def add(self, module, x, positions):
+        half = x.shape[-1] // 2
+        angle = positions[..., None] * jnp.exp(-math.log(self.base) * jnp.arange(half) / half)
+        return x + jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1).astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class Rope(Position):
+    """Rotary embedding, in the halves layout of Llama (Su et al. 2021, arXiv:2104.09864).
+
+    `factor` stretches positions linearly (Chen et al. 2023, arXiv:2306.15595). With `original` > 0, the context length
+    of pre-training, only wavelengths longer than original/low are stretched in full, those shorter than original/high
+    not at all, and those between smoothly (Llama 3.1). Layers with a sliding window turn by `local_base`, unstretched,
+    when it is positive (Gemma 3). The first `fraction` of each head turns, the rest stays.
+    """
+
+    base: float = 10000.0
+    factor: float = 1.0
+    original: int = 0
+    low: float = 1.0
+    high: float = 4.0
+    local_base: float = 0.0
+    fraction: float = 1.0
+
+    def __post_init__(self):
+        if not 0 < self.fraction <= 1:
+            raise config.Error(f'fraction={self.fraction} is not in (0, 1]; try fraction=1.0.')
+
+    def frequencies(self, head_dim, window):
+        """Returns the radians per position [fraction * H / 2] of a layer with this window."""
+        half = round(head_dim * self.fraction) // 2
+        local = window > 0 and self.local_base > 0
+        frequency = (self.local_base if local else self.base) ** (-jnp.arange(half, dtype=jnp.float32) / half)
+        if local or self.factor == 1:
+            return frequency
+        if not self.original:
+            return frequency / self.factor
+        turns = self.original * frequency / (2 * math.pi)
+        keep = jnp.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        return frequency * (keep + (1 - keep) / self.factor)
+
+    def angles(self, positions, head_dim, window):
+        angle = positions[..., None] * self.frequencies(head_dim, window)
+        return jnp.sin(angle), jnp.cos(angle)
+
+
+@dataclass(frozen=True)
+class Alibi(Position):
+    """A penalty on attention that grows linearly with distance, steeper in some heads (Press et al. 2021)."""
+
+    def table(self, module, heads):
+        return alibi_slopes(heads)
+
+    def score(self, table, query, key):
+        return -table[:, None, None] * jnp.abs(query[:, None] - key[None, :])
+
+
+@dataclass(frozen=True)
+class Relative(Position):
+    """A trained scalar per head and bucketed distance, shared by all layers (T5, Raffel et al. 2019)."""
+
+    buckets: int = 32
+    distance: int = 128
+    causal: bool = True
+
+    def table(self, module, heads):
+        return layers.weight(module, 'relative', {'position': self.buckets, 'heads': heads}, layers.normal(0.02))
+
+    def score(self, table, query, key):
+        return jnp.moveaxis(table[self.bucket(key[None, :] - query[:, None])], -1, 0)
+
+    def bucket(self, offset):
+        """Returns the bucket of each key offset (key minus query): exact when near, logarithmic up to `distance`."""
+        buckets = self.buckets if self.causal else self.buckets // 2
+        side = 0 if self.causal else jnp.where(offset > 0, buckets, 0)
+        far = jnp.maximum(-offset, 0) if self.causal else jnp.abs(offset)
+        exact = buckets // 2
+        scaled = jnp.log(jnp.maximum(far, 1) / exact) / math.log(self.distance / exact) * (buckets - exact)
+        return side + jnp.where(far < exact, far, jnp.minimum(exact + scaled.astype(jnp.int32), buckets - 1))
+
+
+def alibi_slopes(heads):
+    """Returns the slope of each head [N]: powers of 2^(-8/N), interleaved where N is not a power of two."""
+    power = 2 ** int(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    slopes += [2 ** (-4 * (i + 1) / power) for i in range(0, 2 * (heads - power), 2)]
+    return jnp.array(slopes, jnp.float32)
+
+
+def rotate(x, angles):
+    """Returns x [B T N H] with pairs (i, i + h/2) of its first h dimensions turned by angles (sin, cos) [B T h/2]."""
+    if angles is None:
+        return x
+    sin, cos = (jax.lax.expand_dims(a, (2,)) for a in angles)
+    half = sin.shape[-1]
+    *pair, rest = jnp.split(x, (half, 2 * half), axis=-1)
+    a, b = (each.astype(jnp.float32) for each in pair)
+    turned = (each.astype(x.dtype) for each in (a * cos - b * sin, b * cos + a * sin))
+    return jnp.concatenate([*turned, rest], axis=-1)

@@ -1,0 +1,113 @@
+"""Tokenizers of the Hugging Face kind: a `tokenizer.json` file."""
+
+import dataclasses
+import functools
+import gzip
+import json
+import pathlib
+import re
+
+import numpy as np
+
+from lm import config
+from lm.config.files import require
+from lm.tokenizers.plain import Encoder, Tokenizer, hashed, keep
+
+_EOS = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '<｜end▁of▁sentence｜>', '[EOS]')
+_BOS = ('<|begin_of_text|>', '<s>', '<bos>', '<｜begin▁of▁sentence｜>', '[BOS]')
+_CONTROL = re.compile(r'<.+>|\[.+\]|\|.+\|', re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFace(Tokenizer):
+    """The tokens of a `tokenizer.json` file, also .gz; `eos` and `bos` are found by their usual names where not given.
+
+    Added tokens spelled like <this>, [this] or |this| are control tokens, whatever the file says of them.
+    """
+    file: str
+    eos: str = ''
+    bos: str = ''
+
+    @property
+    def given(self):
+        return self.file
+
+    def fit(self, texts, directory):
+        path = pathlib.Path(directory) / 'tokenizer.json'
+        if not path.exists():
+            keep(path, _load(self.file))
+        content = path.read_text('utf-8')
+        vocabulary = _tokenizer(content).get_vocab(with_added_tokens=True)
+        eos = _find(self.eos, _EOS, vocabulary)
+        if eos is None:
+            raise config.Error(f'{self.file} has none of the usual end tokens ({", ".join(_EOS)}); '
+                               'set tokenizer.eos to the one that ends a document.')
+        return JsonEncoder(content, eos, _find(self.bos, _BOS, vocabulary))
+
+
+def _load(path):
+    try:
+        content = pathlib.Path(path).expanduser().read_bytes()
+        content = gzip.decompress(content) if path.endswith('.gz') else content
+        json.loads(content)
+    except OSError as error:
+        raise config.Error(f'cannot read the tokenizer {path!r}: {error.strerror or error}; '
+                           'give the path of a tokenizer.json.') from error
+    except ValueError as error:
+        raise config.Error(f'{path!r} is not JSON ({error}); give the path of a tokenizer.json.') from error
+    return content
+
+
+def _find(named, usual, vocabulary):
+    if named and named not in vocabulary:
+        raise config.Error(f'{named!r} is not a token of this tokenizer; choose one that its file lists.')
+    return next((vocabulary[name] for name in ([named] if named else usual) if name in vocabulary), None)
+
+
+@functools.lru_cache(4)
+def _tokenizer(content):
+    tokenizers = require('tokenizers', 'a tokenizer.json', "'lm[hf]'")
+    described = json.loads(content)
+    for token in described.get('added_tokens') or ():
+        token['special'] = token['special'] or bool(_CONTROL.fullmatch(token['content']))
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(described))
+    except Exception as error:
+        raise config.Error(f'the file is no tokenizer.json ({error}); give one that `tokenizers` can read.') from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonEncoder(Encoder):
+    """The Encoder of HuggingFace: `content` is that of a tokenizer.json file."""
+    content: str = dataclasses.field(repr=False)
+    eos: int
+    bos: int | None = None
+
+    @functools.cached_property
+    def _tokenizer(self):
+        return _tokenizer(self.content)
+
+    @functools.cached_property
+    def size(self):
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @functools.cached_property
+    def _seamless(self):
+        return self.decode(self.join(self.encode_segments(['a\n', 'b']))) == 'a\nb'
+
+    def split(self, text):
+        return super().split(text) if self._seamless else (text,)
+
+    def encode_segments(self, texts):
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, self.dtype) for encoding in encodings]
+
+    def decode(self, ids):
+        return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=True)
+
+    def fingerprint(self):
+        return config.fingerprint(['tokenizer.json', hashed(self.content.encode('utf-8')), self.eos])
