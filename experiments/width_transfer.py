@@ -19,10 +19,9 @@ the lower loss past width 64 in these 100 steps.
 import dataclasses
 
 from experiments import shakespeare_char
-from lm import data, optim
+from lm import data, optim, records
 from lm.models.decoder import Base, Decoder
 from lm.sweep import grid, zipped
-from lm.train import metrics
 
 BASE = Base(width=64, heads=4)
 
@@ -39,4 +38,4 @@ def config():
 def sweep():
     sizes = zipped({'model.width': [64, 128, 256, 512], 'model.heads': [4, 8, 16, 32]})
     rates = {'optimizer.peak': [2.0 ** -n for n in (10, 9, 8, 7, 6, 5)]}
-    return grid(sizes, {'model.base': [BASE, Base()]}, rates, zipped(dict.fromkeys(metrics.SEEDS, range(2))))
+    return grid(sizes, {'model.base': [BASE, Base()]}, rates, zipped(dict.fromkeys(records.SEEDS, range(2))))

@@ -3,12 +3,11 @@
     lm train experiments/ablations/small.py
 """
 from experiments import shakespeare_char
-from lm import optim, train
+from lm import optim, records, train
 from lm.models.decoder import Decoder
 from lm.sweep import zipped
-from lm.train import metrics
 
-SEEDS = zipped(dict.fromkeys(metrics.SEEDS, range(5)))
+SEEDS = zipped(dict.fromkeys(records.SEEDS, range(5)))
 SCHEDULE = optim.Cosine(warmup=50, end=0.1)
 
 
