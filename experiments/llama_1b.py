@@ -11,7 +11,7 @@ def config():
     return train.Config(
         model=Decoder(vocab=32768, depth=16, heads=32, kv_heads=8, width=2048, ff=8192, activation='swiglu',
                       position=Rope(base=500_000.0), dtype='bfloat16', remat='full'),
-        data=data.Corpus(train=data.Files('data/web/train*.jsonl'), valid=data.Files('data/web/valid*.jsonl'),
+        data=data.Corpus(train=data.Files('web/train*.jsonl'), valid=data.Files('web/valid*.jsonl'),
                          tokenizer=data.SentencePiece(size=32768, kind='bpe'), context=4096, batch=256,
                          packing='bestfit'),
         optimizer=optim.AdamW(peak=4e-4, schedule=optim.Cosine(warmup=2000, end=0.1), b2=0.95, weight_decay=0.1),

@@ -17,7 +17,7 @@ def config():
                       experts=Experts(count=128, top=8, ff=768, balance=0.001, z_loss=0.001, room=2.0),
                       position=Rope(base=1_000_000.0), norm_epsilon=1e-6, qk_norm=True, tied=False, dtype='bfloat16',
                       remat='full', loss_parts=32),
-        data=data.Corpus(train=data.Files('data/web/train*.jsonl.zst'), valid=data.Files('data/web/valid*.jsonl.zst'),
-                         tokenizer=data.HuggingFace('data/qwen3_tokenizer.json'), context=4096, batch=1024),
+        data=data.Corpus(train=data.Files('web/train*.jsonl.zst'), valid=data.Files('web/valid*.jsonl.zst'),
+                         tokenizer=data.HuggingFace('tokenizers/qwen3_tokenizer.json'), context=4096, batch=1024),
         optimizer=optim.AdamW(peak=3e-4, schedule=optim.Cosine(warmup=2000, end=0.1), b2=0.95, weight_decay=0.1),
         mesh={'fsdp': -1, 'expert': 8}, steps=250_000, eval_every=2000, eval_batches=20, save_every=500)

@@ -26,7 +26,7 @@ from lm import data
 class Run:
     data: data.Corpus
 
-TEXT = data.Files('a.jsonl')
+TEXT = data.Files('./a.jsonl')
 
 def config():
     return Run(data.Corpus(train=data.Cut(TEXT, 0.0, 0.5), valid=data.Cut(TEXT, 0.5, 1.0), tokenizer=data.Bytes(),

@@ -107,13 +107,25 @@ def test_bench_measures_a_tiny_experiment():
 
 
 def test_shakespeare_is_nanogpts_split(shared, tmp_path):
-    settings = config.load(ROOT / 'experiments' / 'shakespeare_char.py', {
-        'data.train.source.pattern': str(shared / 'tinyshakespeare/input.txt'),
-        'data.valid.source.pattern': str(shared / 'tinyshakespeare/input.txt')}).config
+    assert (shared / 'tinyshakespeare/input.txt').stat().st_size == 1_115_394
+    settings = config.load(ROOT / 'experiments' / 'shakespeare_char.py').config
     stream, valid = (settings.data.open(tmp_path, split) for split in ('train', 'valid'))
     assert stream.encoder.size == 65
     assert sum(part.tokens.size for part in stream.caches) == 1_003_854
     assert sum(part.tokens.size for part in valid.caches) == 111_540
+
+
+def test_wikitext2_finds_its_files(shared):
+    wanted = [str(shared / f'wikitext2/{name}.txt.gz') for name in ('train', 'test')]
+    corpus = config.load(ROOT / 'experiments' / 'wikitext2.py').config.data
+    assert [file.path for source in (corpus.train, corpus.valid) for file in source.files()] == wanted
+
+
+def test_no_experiment_names_a_folder_of_one_machine():
+    paths = [value for file in BASES for key, value in config.flatten(config.load(file).config).items()
+             if key.rpartition('.')[2] in ('pattern', 'file', 'model', 'data_dir') and isinstance(value, str) and value]
+    assert len(paths) > 10
+    assert not [path for path in paths if path.startswith(('/', '~', '.', 'data/'))]
 
 
 def test_a_source_of_its_own_lives_in_the_experiment_file(tmp_path):

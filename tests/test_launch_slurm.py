@@ -136,6 +136,19 @@ def test_without_slurm_it_says_where_to_run(tmp_path):
     assert code == 2 and "no command 'sbatch' on PATH; run this where Slurm is installed" in err
 
 
+def test_a_batch_script_is_submitted_up_to_the_size_that_slurm_takes(tmp_path, tools):
+    parts = ['x' * 100_000] * 10
+    words = ['--detach', '--logs=logs', '--', 'true', *parts]
+    _, printed, _ = launch('--dry-run', *words, '', cwd=tmp_path, **tools)
+    empty = len(re.search('<<"END"\n(.*)END\n', printed, re.DOTALL)[1]) - len("''")
+    assert launch(*words, 'x' * (2 ** 20 - empty), cwd=tmp_path, **tools)[:2] == (0, '42\n')
+    assert (tmp_path / 'logs' / 'job.sh').stat().st_size == 2 ** 20
+    (tmp_path / 'calls').unlink()
+    code, out, err = launch(*words, 'x' * (2 ** 20 - empty + 1), cwd=tmp_path, **tools)
+    assert (code, out) == (2, '') and len(err.splitlines()) == 1 and not (tmp_path / 'calls').exists()
+    assert 'the batch script takes 1,048,577 bytes, and Slurm takes 1,048,576; move settings' in err
+
+
 def lacking():
     """Returns what this machine lacks to start a Slurm of its own, or None."""
     programs = f'{os.environ["PATH"]}:/usr/sbin'

@@ -19,6 +19,7 @@ import time
 import numpy as np
 
 from lm import config
+from lm.config import paths
 from lm.data import shards
 from lm.data.readers import File, digest
 from lm.data.sources import Document
@@ -82,12 +83,9 @@ def home(source, tokenizer, root):
 
     There may be no such directory: a tokenizer that learns nothing keeps nothing.
     """
-    given = digest([File(os.path.expanduser(tokenizer.given))]) if _is_file(tokenizer.given) else tokenizer.given
+    path = paths.locate(tokenizer.given) if tokenizer.given else ''
+    given = digest([File(path)]) if os.path.isfile(path) else tokenizer.given
     return pathlib.Path(root) / f'tokenizer-{config.fingerprint([tokenizer, given or source.fingerprint()])}'
-
-
-def _is_file(path):
-    return bool(path) and os.path.isfile(os.path.expanduser(path))
 
 
 def _texts(source):

@@ -9,6 +9,7 @@ import sys
 import sysconfig
 
 from lm import config
+from lm.config import paths
 from lm.config.files import require
 from lm.data import readers
 from lm.data.sources import Source
@@ -21,8 +22,9 @@ class Files(Source):
     """The files that match a glob, or any of a tuple of globs (`**` for all directories below), sorted by path.
 
     `.jsonl` has a document a line, `.parquet` one a row, both at `field`; any other file is one document of plain
-    text. Each may also end in `.gz` or `.zst`. `~` and relative paths work; `gs://`, `s3://` and the like go through
-    fsspec. A line of more than `limit` bytes is rejected. `name` replaces the label taken from the pattern.
+    text. Each may also end in `.gz` or `.zst`. Relative paths are under $LM_DATA (config.paths.locate); `gs://`, `s3://`
+    and the like go through fsspec. A line of more than `limit` bytes is rejected. `name` replaces the label taken from
+    the pattern.
     """
     pattern: str | tuple[str, ...]
     field: str = 'text'
@@ -41,12 +43,12 @@ class Files(Source):
         """Returns the readers.File of each match, without repetition; raises config.Error for a glob without any."""
         found = {}
         for pattern in self._patterns:
-            matches = _match(pattern)
+            matches = _match(paths.locate(pattern, glob.escape))
             if not matches:
                 raise config.Error(f'no file matches {pattern!r}; {_surroundings(pattern)}')
             found |= {file.path: file for file in matches}
         if not found:
-            raise config.Error('Files has no pattern; give a path or a glob, such as data/*.jsonl.')
+            raise config.Error('Files has no pattern; give a path or a glob, such as wiki/*.jsonl.')
         return list(found.values())
 
     def records(self):
@@ -75,8 +77,8 @@ def _stem(pattern):
 def _match(pattern):
     if '://' in pattern:
         return _match_remote(pattern)
-    paths = glob.glob(os.path.expanduser(pattern), recursive=True)
-    return [readers.File(pathlib.Path(path).as_posix()) for path in sorted(paths) if os.path.isfile(path)]
+    matches = sorted(glob.glob(pattern, recursive=True))
+    return [readers.File(pathlib.Path(path).as_posix()) for path in matches if os.path.isfile(path)]
 
 
 def _match_remote(pattern):
@@ -90,15 +92,17 @@ def _match_remote(pattern):
 
 
 def _surroundings(pattern):
-    """Returns what there is instead of the missing match: the nearest directory above it, and some of its entries."""
-    if '://' in pattern:
-        return 'check the bucket, the path and your credentials.'
-    folder = pathlib.Path(pattern).expanduser().absolute()
+    """Returns where the missing match was looked for, what the nearest directory above it holds, and what helps."""
+    place = paths.locate(pattern)
+    if '://' in place:
+        return f'looked for {place}: check the bucket, the path and your credentials.'
+    place = folder = pathlib.Path(os.path.abspath(place))
     while not folder.is_dir():
         folder = folder.parent
     names = sorted(path.name + '/' * path.is_dir() for path in folder.iterdir())
     shown = ', '.join(names[:8]) + (', ...' if len(names) > 8 else '')
-    return f'the nearest directory, {folder}, holds {shown or "nothing"}.'
+    return (f'looked for {place}: the nearest directory, {folder}, holds {shown or "nothing"}; '
+            f'{paths.remedy(pattern)}')
 
 
 @dataclasses.dataclass(frozen=True)

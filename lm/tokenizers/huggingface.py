@@ -10,6 +10,7 @@ import re
 import numpy as np
 
 from lm import config
+from lm.config import paths
 from lm.config.files import require
 from lm.tokenizers.plain import Encoder, Tokenizer, hashed, keep
 
@@ -46,14 +47,11 @@ class HuggingFace(Tokenizer):
 
 
 def _load(path):
+    content = paths.read(path, 'tokenizer.json')
     try:
-        content = pathlib.Path(path).expanduser().read_bytes()
         content = gzip.decompress(content) if path.endswith('.gz') else content
         json.loads(content)
-    except OSError as error:
-        raise config.Error(f'cannot read the tokenizer {path!r}: {error.strerror or error}; '
-                           'give the path of a tokenizer.json.') from error
-    except ValueError as error:
+    except (OSError, EOFError, ValueError) as error:
         raise config.Error(f'{path!r} is not JSON ({error}); give the path of a tokenizer.json.') from error
     return content
 

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from lm import config
+from lm.config import paths
 from lm.config.files import require
 from lm.config.hashing import fraction
 from lm.tokenizers.plain import Encoder, Tokenizer, hashed, keep
@@ -54,7 +55,7 @@ class SentencePiece(Tokenizer):
     def fit(self, texts, directory):
         path = pathlib.Path(directory) / 'sentencepiece.model'
         if not path.exists():
-            keep(path, _load(self.model) if self.model else self._train(texts))
+            keep(path, paths.read(self.model, 'SentencePiece model') if self.model else self._train(texts))
         return PieceEncoder(path.read_bytes(), self.alpha)
 
     def _train(self, texts):
@@ -79,14 +80,6 @@ class SentencePiece(Tokenizer):
             return (f'size={self.size} is less than the {least[1]} characters and bytes it must hold; '
                     f'try size={2 * int(least[1])}.')
         return f'SentencePiece could not be trained: {" ".join(message.split())}; give it more text or a smaller size.'
-
-
-def _load(path):
-    try:
-        return pathlib.Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise config.Error(f'cannot read the model {path!r}: {error.strerror}; '
-                           'give the path of a .model file.') from error
 
 
 def drawn(texts, limit):
