@@ -175,3 +175,9 @@ def put(batch, mesh, size=None):
         placed = NamedSharding(mesh, spec(('batch',) + (None,) * (x.ndim - 1), shape, mesh))
         return jax.make_array_from_callback(shape, placed, part)
     return jax.tree.map(place, batch)
+
+
+def splits(name):
+    """Returns whether the mesh in context splits arrays along the logical axis `name`."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return any(shape.get(axis, 1) > 1 for axis in RULES[name])

@@ -1,0 +1,57 @@
+"""muP: the sizes of the base model whose learning rates another takes over (Yang et al. 2022, arXiv:2203.03466)."""
+from dataclasses import dataclass, replace
+
+from lm import config
+from lm.nn.experts import Experts
+
+
+@dataclass(frozen=True)
+class MupBase:
+    """Sizes of the muP base (proxy) model; 0 for the same as in this model. expert_ff: Experts.ff."""
+
+    width: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    head_dim: int = 0
+    ff: int = 0
+    expert_ff: int = 0
+
+    @property
+    def sizes(self):
+        """The sizes that are not 0, {name: size}."""
+        return {name: size for name, size in vars(self).items() if size}
+
+
+def base_model(model):
+    """Returns the model with the sizes of its `base` and without dropout; itself where the base names none.
+
+    `model` has fields width, layer, pattern, embedding and base. Raises config.Error where the sizes do not fit.
+    """
+    sizes = model.base.sizes
+    if not sizes:
+        return model
+    try:
+        pattern = tuple(_base_layer(layer, sizes) for layer in model.pattern)
+        return replace(model, base=MupBase(), width=sizes.get('width', model.width), pattern=pattern,
+                       layer=model.layer if pattern else _base_layer(model.layer, sizes),
+                       embedding=replace(model.embedding, dropout=0.0))
+    except config.Error as error:
+        raise config.Error(f'the sizes in base make no model: {error}') from error
+
+
+def _base_layer(layer, sizes):
+    of_attention = {name: sizes[name] for name in ('heads', 'kv_heads', 'head_dim') if name in sizes}
+    key, other = ('expert_ff', 'ff') if isinstance(layer.mlp, Experts) else ('ff', 'expert_ff')
+    if other in sizes:
+        raise config.Error(f'base.{other}={sizes[other]} is for {"experts" if other == "expert_ff" else "an MLP"} and '
+                           f'there is none; try base.{key}={sizes[other]}.')
+    mlp = replace(layer.mlp, ff=sizes[key]) if key in sizes else layer.mlp
+    return replace(layer, attention=replace(layer.attention, **of_attention), mlp=mlp, dropout=0.0)
+
+
+def scaled(layer, base, width, base_width):
+    """Returns a layer whose attention scores are scaled for its size of heads: 1/sqrt(H), but 1/H past the base's."""
+    size, base_size = layer.attention.head_size(width), base.attention.head_size(base_width)
+    if size == base_size or layer.attention.scale is not None:
+        return layer
+    return replace(layer, attention=replace(layer.attention, scale=size ** -0.5 * (base_size / size) ** 0.5))
