@@ -11,6 +11,7 @@ import numpy as np
 from lm import config, runs, sharding
 
 CHUNK = 16
+LENGTH = 200  # tokens of a continuation where no length is asked for
 
 
 @dataclass(frozen=True)
@@ -114,15 +115,18 @@ class Sample(NamedTuple):
     logprobs: list
 
 
-def generate(model, params, encoder, prompts, *, length=200, sampler=None, seed=0, stop=()):
+def generate(model, params, encoder, prompts, *, length=None, sampler=None, seed=0, stop=()):
     """Yields, after every few tokens, the list of Samples so far, one for each of `prompts`; the last list is whole.
 
-    A row ends at the end-of-text token, before the first of the `stop` strings, or after `length` tokens; until then
-    its text lacks what more tokens may still change, so that each text begins with the one before it.
+    A row ends at the end-of-text token, before the first of the `stop` strings, or after `length` tokens (by default
+    200, or as many as learned positions leave after the longest prompt); until then its text lacks what more tokens
+    may still change, so that each text begins with the one before it.
     """
     sampler, stop = sampler or Sampler(), (stop,) if isinstance(stop, str) else stop
     encoded = [_encode(encoder, prompt) for prompt in prompts]
-    width, slots = _room(model, max(map(len, encoded)), length)
+    longest = max(map(len, encoded))
+    length = _fitting(model, longest) if length is None else length
+    width, slots = _room(model, longest, length)
     padded = np.zeros((len(encoded), width), np.int32)
     for row, tokens in zip(padded, encoded, strict=True):
         row[:len(tokens)] = tokens
@@ -137,6 +141,12 @@ def generate(model, params, encoder, prompts, *, length=200, sampler=None, seed=
             yield [sample for _, sample in ends]
             return
         yield [sample if ended else sample._replace(text=_settled(sample.text, stop)) for ended, sample in ends]
+
+
+def _fitting(model, prompt):
+    """Returns how many tokens to draw after a prompt of `prompt` tokens where nobody says: 200, or what fits."""
+    limit = model.position.limit
+    return min(LENGTH, max(limit + 1 - prompt, 1)) if limit else LENGTH
 
 
 def _room(model, prompt, length):
@@ -179,15 +189,15 @@ def _settled(text, stop):
     return text[:len(text) - max((n for word in stop for n in range(len(word)) if text.endswith(word[:n])), default=0)]
 
 
-def main(run: str, *prompts: str, length: int = 200, temperature: float = 0.8, top_k: int = 0, top_p: float = 1.0,
-         min_p: float = 0.0, repetition: float = 1.0, stop: str = '', seed: int = 0, step: int = 0,
+def main(run: str, *prompts: str, length: int | None = None, temperature: float = 0.8, top_k: int = 0,
+         top_p: float = 1.0, min_p: float = 0.0, repetition: float = 1.0, stop: str = '', seed: int = 0, step: int = 0,
          logprobs: bool = False):
     """Continues prompts with a trained model, streamed as it is drawn.
 
     Args:
         run: the --workdir of an `lm train`
         prompts: the texts to continue; without one, a line break
-        length: how many tokens to draw at most
+        length: how many tokens to draw at most, by default 200, or as many as fit the model's positions
         temperature: 0 takes the likeliest token
         top_k: draw from this many likeliest tokens, 0 for all
         top_p: draw from the smallest set of tokens with this probability

@@ -256,3 +256,15 @@ def test_learned_positions_generate_up_to_their_length_and_say_so_beyond():
     with pytest.raises(config.Error, match=r'position\.length=12; try') as caught:
         list(draw(length=11))
     assert 'length=11' in str(caught.value) or '14 tokens' in str(caught.value)
+
+
+def test_without_a_length_a_row_is_as_long_as_its_learned_positions_allow():
+    model = small(vocab=258, depth=1, position=Learned(12))
+    draw = partial(generate.generate, model, parameters(model), NO_END, sampler=GREEDY)
+    assert [len(sample.tokens) for sample in list(draw(['ab', 'abcd']))[-1]] == [13 - 5] * 2
+    with pytest.raises(config.Error, match=r'a prompt of 13 tokens .* try a shorter prompt'):
+        list(draw(['abcdefghijkl']))
+
+
+def test_without_a_length_or_a_limit_a_row_has_200_tokens():
+    assert len(run(['ab', 'ab'], sampler=GREEDY)[0].tokens) == 200

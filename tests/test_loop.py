@@ -1,5 +1,6 @@
 """Runs as a user has them: stopped, killed, resumed, moved to another mesh, on broken checkpoints and bad numbers."""
 import dataclasses
+import io
 import json
 import math
 import pathlib
@@ -12,6 +13,7 @@ import pytest
 
 from lm import config, data, loop, metrics, optim, replay, runs, sharding, train
 from lm.models.decoder import Decoder
+from lm.positions import Learned
 
 FILE = pathlib.Path(__file__)
 TEXT = data.Synthetic(count=20, length=400)
@@ -79,6 +81,50 @@ def test_resumed_on_another_mesh_is_the_same_within_rounding(straight, tmp_path,
     moved = go(tmp_path, cache, dataclasses.replace(SETTINGS, mesh={'data': 2, 'fsdp': 4}))
     assert moved.keys() == straight[1].keys()
     np.testing.assert_allclose(list(moved.values()), list(straight[1].values()), rtol=2e-5)
+
+
+def finish(directory, cache, capsys, **changes):
+    """Returns (standard output, warnings) of a run of two steps, which must end as one without a fault does."""
+    go(directory, cache, dataclasses.replace(SETTINGS, steps=2, **changes))
+    out, err = capsys.readouterr()
+    assert out.endswith(f'run: {directory}\n')
+    return out, [line for line in err.splitlines() if line.startswith('lm: ')]
+
+
+def test_a_sample_that_cannot_be_drawn_is_a_warning_of_one_line(tmp_path, cache, capsys):
+    corpus = dataclasses.replace(SETTINGS.data, tokenizer=data.Chars(), valid=SETTINGS.data.train)
+    size = len({letter for document in corpus.train.documents() for letter in document.text})
+    model = dataclasses.replace(SETTINGS.model, vocab=size)
+    _, warnings = finish(tmp_path, cache, capsys, data=corpus, model=model, sample='a€')
+    assert warnings == [f"lm: {tmp_path} is finished, without its sample: '€' (U+20AC) is not among the {size} "
+                        'characters of the training text; remove it, or use data.Bytes() as tokenizer.']
+    assert not (tmp_path / 'sample.txt').exists()
+
+
+def test_a_sample_fits_learned_positions(tmp_path, cache, capsys):
+    model = dataclasses.replace(SETTINGS.model, position=Learned(16))
+    assert finish(tmp_path, cache, capsys, model=model, sample='abc')[1] == []
+    assert (tmp_path / 'sample.txt').read_text().startswith('abc')
+
+
+def test_baselines_that_fail_are_a_warning_of_one_line(tmp_path, cache, capsys, monkeypatch):
+    def fail(train, held):
+        raise MemoryError('no room for the n-grams\nof this text')
+    monkeypatch.setattr(loop.baselines, 'bits_per_byte', fail)
+    out, warnings = finish(tmp_path, cache, capsys, baselines=True)
+    assert warnings == [f'lm: {tmp_path} is finished, without its baselines: no room for the n-grams']
+    assert 'bits per byte  this model' in out and (tmp_path / 'sample.txt').exists()
+
+
+def test_a_sample_that_standard_output_cannot_spell_is_kept(tmp_path, cache, monkeypatch, capsys):
+    out = io.TextIOWrapper(io.BytesIO(), encoding='ascii', newline='\n')
+    with monkeypatch.context() as patch:
+        patch.setattr('sys.stdout', out)
+        go(tmp_path, cache, dataclasses.replace(SETTINGS, steps=2, sample='é'))
+        out.flush()
+    assert f'lm: {tmp_path} is finished, without its sample: ' in capsys.readouterr().err
+    assert out.buffer.getvalue().endswith(f'run: {tmp_path}\n'.encode())
+    assert (tmp_path / 'sample.txt').read_text(encoding='utf-8').startswith('é')
 
 
 def test_finished_says_so(straight, cache, capsys):
