@@ -77,14 +77,15 @@ class Decoding(NamedTuple):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def begin(model, slots, params, prompts, key):
-    """Returns the Decoding after `prompts`, (tokens [B T], lengths [B] from 1 on), with room for `slots` tokens a row.
+    """Returns the Decoding after `prompts`, with room for `slots` tokens a row.
 
+    `prompts` are (tokens [B T], lengths [B] from 1 on, how many tokens at the beginning do not count as seen).
     Each row has a key of its own, so that what it draws does not depend on the rows beside it.
     """
-    tokens, lengths = prompts
+    tokens, lengths, unseen = prompts
     logits, cache = model.prefill(params, tokens, lengths, slots)
     rows, width = tokens.shape
-    real = jnp.arange(width) < lengths[:, None]
+    real = (jnp.arange(width) >= unseen) & (jnp.arange(width) < lengths[:, None])
     seen = jnp.zeros(logits.shape, bool).at[jnp.arange(rows)[:, None], tokens].max(real)
     return Decoding(logits, cache, jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(rows)), seen)
 
@@ -115,15 +116,16 @@ class Sample(NamedTuple):
     logprobs: list
 
 
-def generate(model, params, encoder, prompts, *, length=None, sampler=None, seed=0, stop=()):
+def generate(model, params, encoder, prompts, *, prefix=(), length=None, sampler=None, seed=0, stop=()):
     """Yields, after every few tokens, the list of Samples so far, one for each of `prompts`; the last list is whole.
 
     A row ends at the end-of-text token, before the first of the `stop` strings, or after `length` tokens (by default
     200, or as many as learned positions leave after the longest prompt); until then its text lacks what more tokens
-    may still change, so that each text begins with the one before it.
+    may still change, so that each text begins with the one before it. `prefix` are the ids that stand before each
+    prompt, see Corpus.prefix; they are no part of a text, nor counted by a penalty on repetition.
     """
     sampler, stop = sampler or Sampler(), (stop,) if isinstance(stop, str) else stop
-    encoded = [_encode(encoder, prompt) for prompt in prompts]
+    encoded = [_encode(encoder, prompt, prefix) for prompt in prompts]
     longest = max(map(len, encoded))
     length = _fitting(model, longest) if length is None else length
     width, slots = _room(model, longest, length)
@@ -131,7 +133,7 @@ def generate(model, params, encoder, prompts, *, length=None, sampler=None, seed
     for row, tokens in zip(padded, encoded, strict=True):
         row[:len(tokens)] = tokens
     lengths = np.array([len(tokens) for tokens in encoded], np.int32)
-    decoding = begin(model, slots, params, (padded, lengths), jax.random.key(seed))
+    decoding = begin(model, slots, params, (padded, lengths, np.int32(len(prefix))), jax.random.key(seed))
     tokens, logprobs = np.zeros((len(encoded), 0), np.int32), np.zeros((len(encoded), 0), np.float32)
     while tokens.shape[1] < length:
         decoding, *more = extend(model, sampler, CHUNK, params, decoding)
@@ -161,11 +163,11 @@ def _room(model, prompt, length):
     return min(width, limit or width), slots
 
 
-def _encode(encoder, prompt):
-    start = [] if encoder.bos is None else [encoder.bos]
-    tokens = [*start, *encoder.encode(prompt)]
+def _encode(encoder, prompt, prefix):
+    tokens = [*prefix, *encoder.encode(prompt)]
     if not tokens:
-        raise config.Error('the prompt is empty and the tokenizer has no start token; give at least one character.')
+        raise config.Error('the prompt is empty and no token stood before a document in training; '
+                           'give at least one character.')
     return tokens
 
 
@@ -211,8 +213,9 @@ def main(run: str, *prompts: str, length: int | None = None, temperature: float 
     sampler = Sampler(temperature, top_k, top_p, min_p, repetition)
     trained = runs.load(run, step, jax.local_devices()[:1])
     prompts = prompts or ('\n',)
-    drawn = generate(trained.settings.model, trained.params, trained.encoder, prompts, length=length, sampler=sampler,
-                     seed=seed, stop=(stop,) if stop else ())
+    prefix = trained.settings.data.prefix(trained.encoder)
+    drawn = generate(trained.settings.model, trained.params, trained.encoder, prompts, prefix=prefix, length=length,
+                     sampler=sampler, seed=seed, stop=(stop,) if stop else ())
     if len(prompts) == 1 and not logprobs:
         stream(prompts[0], drawn)
         return

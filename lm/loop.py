@@ -182,6 +182,7 @@ def sample(settings, params, encoder, directory, out):
     """Writes a sample to sample.txt in a run's directory and to `out`; warns where none can be drawn or written."""
     with _optional(directory, 'sample'):
         *_, (drawn,) = generate.generate(settings.model, params, encoder, [settings.sample],
+                                         prefix=settings.data.prefix(encoder),
                                          sampler=generate.Sampler(temperature=0.8))
         text = settings.sample + drawn.text
         if hosts.first():

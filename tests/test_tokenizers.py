@@ -1,5 +1,6 @@
 """Tokenizers: the round trip is identity, text is never a control token, and training is reproducible."""
 
+import dataclasses
 import functools
 import sys
 import tempfile
@@ -237,3 +238,54 @@ def test_published_sentencepiece_models(shared, tmp_path):
     nanodo = data.SentencePiece(model=str(model)).fit((), tmp_path / 'nanodo')
     assert (nanodo.size, nanodo.bos, nanodo.eos) == (32101, 2, 1)
     assert nanodo.decode(nanodo.encode('All in all, it works.')) == 'All in all, it works.'
+
+
+def text_of_documents():
+    return [f'{document.text}\n' for document in data.Synthetic(6, 40).documents()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Few(data.Source):
+    """Six short documents."""
+    label = 'few'
+
+    def records(self):
+        return (data.Document(text, self.label) for text in text_of_documents())
+
+    def fingerprint(self):
+        return 'few'
+
+
+def tokens_before_documents(corpus, root):
+    """Returns ({ids that a document of the corpus is predicted after, or () at its first token}, its encoder)."""
+    stream = corpus.open(root, 'train').once()
+    documents = [stream.encoder.encode(text).tolist()[:-1] for text in text_of_documents()]
+    found = set()
+    for step in range(stream.batches):
+        batch = stream.batch_at(step)
+        for row, segments in zip(batch['inputs'].tolist(), batch.get('segments', 0 * batch['inputs']).tolist()):
+            for at in range(len(row)):
+                for ids in documents:
+                    if row[at:at + len(ids)] == ids:
+                        found.add((row[at - 1],) if at and segments[at - 1] == segments[at] else ())
+    return found, stream.encoder
+
+
+TOKENIZERS = {'bytes': data.Bytes, 'chars': data.Chars, 'words': data.Words,
+              'sentencepiece': lambda: data.SentencePiece(size=300), 'json': lambda: data.HuggingFace(json_file())}
+
+
+@pytest.mark.parametrize('packing', ['windows', 'bestfit'])
+@pytest.mark.parametrize('name', TOKENIZERS)
+def test_what_generation_puts_before_a_prompt_is_what_training_shows_before_a_document(name, packing, tmp_path):
+    context = 120 if name in ('bytes', 'chars') else 50
+    corpus = data.Corpus(train=Few(), valid=None, tokenizer=TOKENIZERS[name](), context=context, batch=2,
+                         packing=packing)
+    before, encoder = tokens_before_documents(corpus, tmp_path)
+    prefix = corpus.prefix(encoder)
+    if packing == 'bestfit':
+        assert before == {()} and prefix == []
+    elif name in ('chars', 'words'):
+        assert before - {()} == {tuple(encoder.encode('\n').tolist())} and prefix == []
+    else:
+        assert before - {()} == {(encoder.eos,)} and prefix == [encoder.eos]

@@ -62,6 +62,15 @@ class Corpus:
         batch = _gather((layout[self.packing](),), np.zeros(self.batch, np.int64), np.zeros(self.batch, np.int64))
         return {'train': batch, 'valid': _weighted(batch)}[split]
 
+    def prefix(self, encoder):
+        """Returns the ids that training shows before the first token of a document: what to put before a prompt.
+
+        Of 'windows', the end token of the document before it, [] where documents are not separated (Chars, Words). Of
+        'bestfit' none: each document begins a context of its own, so that no end token is ever an input, and the first
+        token of a document is never predicted; an empty prompt has no continuation there. No stream holds a <bos>.
+        """
+        return [encoder.eos] if self.packing == 'windows' and encoder.eos is not None else []
+
     def _cut(self, part):
         if part.tokens.size <= self.context:
             raise config.Error(f'{part.label} holds {part.tokens.size} tokens, less than one row of context='
