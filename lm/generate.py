@@ -109,7 +109,7 @@ def extend(model, sampler, count, params, decoding):
 
 
 class Sample(NamedTuple):
-    """A continuation: its text, its tokens, and the log-probability of each in nats."""
+    """A continuation: its text, to be read right behind the prompt, its tokens, and their log-probabilities in nats."""
 
     text: str
     tokens: list
@@ -138,7 +138,8 @@ def generate(model, params, encoder, prompts, *, prefix=(), length=None, sampler
     while tokens.shape[1] < length:
         decoding, *more = extend(model, sampler, CHUNK, params, decoding)
         tokens, logprobs = (np.concatenate(pair, 1)[:, :length] for pair in zip((tokens, logprobs), more, strict=True))
-        ends = [_finish(encoder, *row, stop) for row in zip(tokens, logprobs, strict=True)]
+        ends = [_finish(partial(_continuation, encoder, prompt), encoder.eos, *row, stop)
+                for prompt, *row in zip(prompts, tokens, logprobs, strict=True)]
         if all(ended for ended, _ in ends) or tokens.shape[1] == length:
             yield [sample for _, sample in ends]
             return
@@ -171,17 +172,27 @@ def _encode(encoder, prompt, prefix):
     return tokens
 
 
-def _finish(encoder, tokens, logprobs, stop):
-    """Returns (whether the row has ended, its Sample) of the tokens drawn so far."""
+def _continuation(encoder, prompt, tokens):
+    """Returns the text of tokens that follow a prompt: alone, many tokenizers would decode them without a first space.
+    """
+    ids = encoder.encode(prompt).tolist()
+    before, whole = encoder.decode(ids), encoder.decode([*ids, *tokens.tolist()])
+    text = whole[next((at for at, (a, b) in enumerate(zip(before, whole)) if a != b), len(before)):]
+    spaced = prompt[-1:].isspace() and not before[-1:].isspace()  # WordPiece and Words drop the end of 'Once '
+    return text.removeprefix(' ') if spaced else text
+
+
+def _finish(decode, eos, tokens, logprobs, stop):
+    """Returns (whether the row has ended, its Sample) of the tokens drawn so far, whose text decode(tokens) gives."""
     end = len(tokens)
-    ended = encoder.eos is not None and encoder.eos in tokens
+    ended = eos is not None and eos in tokens
     if ended:
-        end = int(np.argmax(tokens == encoder.eos))
-    text = encoder.decode(tokens[:end])
+        end = int(np.argmax(tokens == eos))
+    text = decode(tokens[:end])
     cuts = [text.index(word) for word in stop if word in text]
     if cuts:
         text, ended = text[:min(cuts)], True
-        end = next(n for n in range(end + 1) if encoder.decode(tokens[:n]).startswith(text))
+        end = next(n for n in range(end + 1) if decode(tokens[:n]).startswith(text))
     return ended, Sample(text, tokens[:end].tolist(), logprobs[:end].tolist())
 
 
