@@ -139,6 +139,8 @@ def train_in(settings, run, cache, mesh=None):
     hosts.agree(stream.fingerprint)
     hosts.decide(lambda: runs.keep_tokenizer(run.directory, home(data.train, data.tokenizer, cache)))
     valid = data.open(cache, 'valid') if data.valid else None
+    for split, opened in [('train', stream), *([('valid', valid)] if valid else [])]:
+        print(data.accept(opened, split), flush=True)
     check_vocabulary(settings.model, stream.encoder)
     built = train.program(settings, mesh)
     print(f'{trees.count(built.abstract.params):,} parameters, {stream.rows:,} rows of {data.context} tokens, '

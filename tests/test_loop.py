@@ -4,6 +4,7 @@ import io
 import json
 import math
 import pathlib
+import re
 import shutil
 
 import jax
@@ -14,6 +15,7 @@ import pytest
 from lm import config, data, loop, metrics, optim, replay, runs, sharding, train
 from lm.models.decoder import Decoder
 from lm.positions import Learned
+from lm.sweep import trials
 
 FILE = pathlib.Path(__file__)
 TEXT = data.Synthetic(count=20, length=400)
@@ -130,6 +132,28 @@ def test_a_sample_that_standard_output_cannot_spell_is_kept(tmp_path, cache, mon
 def test_finished_says_so(straight, cache, capsys):
     go(straight[0], cache)
     assert 'is finished: 12 steps' in capsys.readouterr().out
+
+
+def test_a_run_begins_with_its_documents_bytes_and_rejects(straight, tmp_path, cache, capsys):
+    (tmp_path / 'a.jsonl').write_text('{"text": "abcdefghijklmnopqrstuvwxyz"}\n' * 20 + 'broken\n')
+    corpus = dataclasses.replace(SETTINGS.data, train=data.Files(str(tmp_path / 'a.jsonl')))
+    go(tmp_path / 'run', cache, dataclasses.replace(SETTINGS, steps=2, data=corpus))
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == 'train: 20 documents, 520 bytes, rejected: 1 x broken JSON (`lm data` shows where)'
+    assert re.fullmatch(r'valid: \d documents, [\d,]+ bytes, none rejected', out[1])
+
+
+def test_more_than_a_tenth_rejected_is_refused_unless_allowed(tmp_path, cache):
+    (tmp_path / 'a.jsonl').write_text('{"text": "abcdefghijklmnopqrstuvwxyz"}\n' * 20 + 'broken\n' * 10)
+    corpus = dataclasses.replace(SETTINGS.data, train=data.Files(str(tmp_path / 'a.jsonl')))
+    settings = dataclasses.replace(SETTINGS, steps=2, data=corpus)
+    with pytest.raises(config.Error, match=r'^10\.3% of a \(train\) is rejected: 10 x broken JSON, first at .*a\.jsonl'
+                                           r':21; mend the files, or allow it by data\.max_rejected=0\.11\.$'):
+        go(tmp_path / 'run', cache, settings)
+    allowed = dataclasses.replace(settings, data=dataclasses.replace(corpus, max_rejected=0.11))
+    assert len(go(tmp_path / 'run', cache, allowed)) == 2
+    assert trials.identity(allowed) == trials.identity(settings)
+    assert corpus.open(cache).fingerprint == allowed.data.open(cache).fingerprint
 
 
 def test_another_experiment_is_refused_by_name(straight, cache):

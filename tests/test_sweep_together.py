@@ -147,6 +147,16 @@ def test_trials_whose_samples_cannot_be_drawn_are_finished_all_the_same(tmp_path
                for trial in sweep.trials)
 
 
+@pytest.mark.parametrize('together', [1, 2])
+def test_trials_on_text_that_is_mostly_rejected_are_refused(tmp_path, cache, capsys, together):
+    (tmp_path / 'a.jsonl').write_text('{"text": "abcdefghijklmnopqrstuvwxyz"}\n' + 'broken\n' * 10)
+    corpus = dataclasses.replace(SETTINGS.data, train=data.Files(str(tmp_path / 'a.jsonl')))
+    sweep = begin(tmp_path / 'sweep', [{'seed': 0}, {'seed': 1}], dataclasses.replace(SETTINGS, data=corpus))
+    assert worker.work(sweep, cache, together) == 1
+    failures = [json.loads((trial.directory / 'failed.json').read_text())['error'] for trial in sweep.trials]
+    assert all('69.8% of a (train) is rejected: 10 x broken JSON' in failure for failure in failures)
+
+
 @pytest.mark.long
 def test_halving_leaves_the_best_of_each_rung(tmp_path, cache):
     settings = dataclasses.replace(SETTINGS, eval_every=2)

@@ -46,7 +46,7 @@ def told(a, b):
 
 def free(key):
     """Returns whether a dotted key is one of those that change no result."""
-    return key.split('.')[0] in metrics.FREE
+    return metrics.free(key)
 
 
 def parted(a, b):

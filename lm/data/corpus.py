@@ -16,6 +16,7 @@ class Corpus:
     """What to train and validate on, and how it is cut into batches of `batch` rows of `context` predictions.
 
     `packing` is 'windows' (concatenate, then split) or 'bestfit' (whole documents, none predicted from another).
+    `max_rejected` is the greatest share of a source that training may leave out because it cannot be used.
     """
     train: sources.Source
     valid: sources.Source | None
@@ -24,8 +25,11 @@ class Corpus:
     batch: int
     packing: Literal['windows', 'bestfit'] = 'windows'
     seed: int = 0
+    max_rejected: float = 0.1
 
     def __post_init__(self):
+        if not 0 <= self.max_rejected <= 1:
+            raise config.Error(f'max_rejected={self.max_rejected} is not a share; try max_rejected=0.1.')
         for name, least in ('context', 1), ('batch', 1), ('seed', 0):
             if getattr(self, name) < least:
                 raise config.Error(f'{name}={getattr(self, name)} is below {least}; try {name}={least}.')
@@ -43,6 +47,15 @@ class Corpus:
             raise config.Error(f'the corpus has no {split} split; set data.{split} to a source.')
         encoder, caches = cache.prepare(source, self.tokenizer, root, self.train)
         return self.arrange(source, encoder, caches, split)
+
+    def accept(self, stream, split='train'):
+        """Returns a line on what a Stream or Pass was made of; raises config.Error where too much was rejected."""
+        for part in stream.caches:
+            if part.rejected > self.max_rejected:
+                raise config.Error(f'{part.rejected:.1%} of {part.label} ({split}) is rejected: '
+                                   f'{cache.counts(part.report["rejects"])}; mend the files, or allow it by '
+                                   f'data.max_rejected={np.ceil(100 * part.rejected) / 100:.2f}.')
+        return f'{split}: {cache.summary(stream.caches)}'
 
     def arrange(self, source, encoder, caches, split):
         """Returns the Stream or Pass over `caches`, one for each leaf of `source`."""

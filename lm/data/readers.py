@@ -114,16 +114,16 @@ def lines(file, limit) -> Iterator[tuple[int, bytes | Reject]]:
             break
         for place, piece in enumerate(block.split(b'\n')):
             if place:
-                yield number, b''.join(held) if size <= limit else _overlong(file, number, limit)
+                yield number, b''.join(held) if size <= limit else _overlong(file, number, limit, size)
                 number, held, size = number + 1, [], 0
             size += len(piece)
             held = [*held, piece] if size <= limit else []
     if size:
-        yield number, b''.join(held) if size <= limit else _overlong(file, number, limit)
+        yield number, b''.join(held) if size <= limit else _overlong(file, number, limit, size)
 
 
-def _overlong(file, number, limit):
-    return Reject(f'line of more than {limit:,} bytes', f'{file.path}:{number}')
+def _overlong(file, number, limit, size):
+    return Reject(f'line of more than {limit:,} bytes', f'{file.path}:{number}', size)
 
 
 def read_text(file, label, limit) -> Iterator[Document | Reject]:
@@ -134,7 +134,7 @@ def read_text(file, label, limit) -> Iterator[Document | Reject]:
     record = examine(data, label, file.path)
     if data and (isinstance(record, Reject) or _longest(data, limit) > limit):
         faults = [(number, line, _fault(line, limit)) for number, line in enumerate(data.split(b'\n'), 1)]
-        broken += [Reject(fault, f'{file.path}:{number}') for number, _, fault in faults if fault]
+        broken += [Reject(fault, f'{file.path}:{number}', len(line)) for number, line, fault in faults if fault]
         kept = [line for _, line, fault in faults if not fault]
         data = b'\n'.join(kept) if any(kept) else b''
         record = examine(data, label, file.path)
@@ -170,7 +170,9 @@ def read_jsonl(file, label, field, limit) -> Iterator[Document | Reject]:
         if isinstance(line, Reject):
             yield line
         elif line.strip():
-            yield _parse(line.removeprefix(_BOM), label, field, f'{file.path}:{number}')
+            record = _parse(line.removeprefix(_BOM), label, field, f'{file.path}:{number}')
+            unsized = isinstance(record, Reject) and record.size is None
+            yield dataclasses.replace(record, size=len(line)) if unsized else record
 
 
 def _parse(line, label, field, place):
