@@ -11,6 +11,7 @@ import ast
 import contextlib
 import dataclasses
 import importlib
+import io
 import os
 import pathlib
 import select
@@ -37,6 +38,8 @@ class Parameter:
 def main(argv=None):
     """Returns the exit code of the command line `argv`: 2 for a mistake in it, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='replace')  # text of a model shows as ? where the terminal's encoding lacks it
     try:
         code = _run(argv)
         sys.stdout.flush()

@@ -9,8 +9,13 @@ from lm.config import files
 RECORD = 'metrics.jsonl'
 # Fields of an experiment that change neither what is computed nor its order: a run may go on with other values.
 FREE = ('mesh', 'zero', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep', 'sample', 'baselines',
-        'spike', 'noise_scale')
+        'spike', 'noise_scale', 'data.max_rejected')
 SEEDS = ('seed', 'data.seed')  # what two runs of one variant differ in
+
+
+def free(key):
+    """Returns whether a dotted key is of one of the fields in FREE."""
+    return key in FREE or key.split('.')[0] in FREE
 
 
 def read(directory):

@@ -1,4 +1,5 @@
 import importlib
+import io
 import pathlib
 import re
 import subprocess
@@ -99,6 +100,13 @@ def test_exit_codes(verbs, capsys):
     assert left.value.code == 75
     with pytest.raises(ValueError, match='inside'):
         cli.main(['echo', 'crash'])
+
+
+def test_text_that_standard_output_cannot_spell_shows_as_question_marks(verbs, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding='latin-1', newline='\n')
+    monkeypatch.setattr('sys.stdout', out)
+    assert cli.main(['echo', 'é', '€']) == 0
+    assert out.buffer.getvalue() == b'\xe9 ?\n'
 
 
 def test_help_is_read_from_the_source_alone(verbs, capsys):

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from lm import bench, config, data, train
+from lm.data.cache import fit
 from lm.models.decoder import Decoder
 from lm.nn.experts import Experts
 from lm.nn.positions import Learned
 from lm.parallel import sharding
 from lm.sweep import trials
+from lm.train import loop
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / 'experiments').rglob('*.py'))
@@ -19,8 +21,8 @@ BASES = [file for file in FILES if 'def config' in file.read_text()]
 SWEEPS = [file for file in FILES if 'def sweep' in file.read_text()]
 
 
-def toy(settings):
-    """Returns the settings with everything that costs time made small, and nothing else changed."""
+def toy(settings, **changes):
+    """Returns the settings with everything that costs time made small, and nothing else changed but model fields."""
     windows = tuple(min(window, 4) for window in settings.model.windows)
     small = {'depth': 2, 'heads': 2, 'width': 16, 'kv_heads': min(settings.model.kv_heads, 1), 'ff': 0, 'head_dim': 0,
              'vocab': 258, 'windows': windows}
@@ -28,6 +30,7 @@ def toy(settings):
         small['experts'] = dataclasses.replace(settings.model.experts, count=4, top=2, ff=8)
     if isinstance(settings.model.position, Learned):
         small['position'] = Learned(8)
+    small |= changes
     corpus = dataclasses.replace(settings.data, context=8, batch=2 * settings.accumulate)
     schedule = settings.optimizer.schedule
     brief = {'warmup': 1} if hasattr(schedule, 'warmup') else {}
@@ -48,6 +51,35 @@ def test_every_experiment_runs_two_steps_at_toy_size(file):
             state, measured = program.step(state, batch)
             assert np.isfinite(float(measured['grad_norm'])) and int(measured['bad']) == 0
     assert int(state.step) == 2
+
+
+def abridged(corpus, cache):
+    """Returns (a corpus that costs little to encode and to score, how many tokens it has)."""
+    if isinstance(corpus.tokenizer, data.SentencePiece):
+        tokenizer = dataclasses.replace(corpus.tokenizer, size=512, sample=100_000)
+        corpus = dataclasses.replace(corpus, tokenizer=tokenizer, train=data.Cut(corpus.train, 0.0, 0.02))
+    corpus = dataclasses.replace(corpus, valid=data.Cut(corpus.valid, 0.0, 0.02))
+    return corpus, fit(corpus.train, corpus.tokenizer, cache).size
+
+
+@pytest.mark.parametrize('file', [pytest.param(file, marks=pytest.mark.long if 'ablations' in file.parts else ())
+                                  for file in BASES], ids=lambda file: file.stem)
+def test_every_experiment_whose_text_is_here_ends_with_code_0_and_a_sample(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    loaded, devices = config.load(file), jax.devices()[:1]
+    if isinstance(loaded.config.data.train, data.Tfds):
+        pytest.skip('the text would have to be downloaded')
+    try:
+        loaded.config.data.train.fingerprint()
+    except config.Error as error:
+        pytest.skip(str(error))
+    corpus, size = abridged(loaded.config.data, tmp_path)
+    settings = toy(dataclasses.replace(loaded.config, data=corpus), vocab=size, position=loaded.config.model.position)
+    monkeypatch.setattr(jax, 'devices', lambda: devices)
+    monkeypatch.setattr(config, 'load', lambda *words: dataclasses.replace(loaded, config=settings))
+    assert loop.main(str(file), workdir=str(tmp_path / 'run'), cache=str(tmp_path)) == 0
+    assert 'is finished, without' not in capsys.readouterr().err
+    assert len((tmp_path / 'run' / 'sample.txt').read_text(encoding='utf-8')) > len(settings.sample)
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)

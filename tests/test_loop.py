@@ -1,8 +1,10 @@
 """Runs as a user has them: stopped, killed, resumed, moved to another mesh, on broken checkpoints and bad numbers."""
 import dataclasses
+import io
 import json
 import math
 import pathlib
+import re
 import shutil
 
 import jax
@@ -13,7 +15,9 @@ import pytest
 from lm import config, data, optim, records, train
 from lm.debug import replay
 from lm.models.decoder import Decoder
+from lm.nn.positions import Learned
 from lm.parallel import sharding
+from lm.sweep import trials
 from lm.train import loop, metrics, runs
 
 FILE = pathlib.Path(__file__)
@@ -84,9 +88,75 @@ def test_resumed_on_another_mesh_is_the_same_within_rounding(straight, tmp_path,
     np.testing.assert_allclose(list(moved.values()), list(straight[1].values()), rtol=2e-5)
 
 
+def finish(directory, cache, capsys, **changes):
+    """Returns (standard output, warnings) of a run of two steps, which must end as one without a fault does."""
+    go(directory, cache, dataclasses.replace(SETTINGS, steps=2, **changes))
+    out, err = capsys.readouterr()
+    assert out.endswith(f'run: {directory}\n')
+    return out, [line for line in err.splitlines() if line.startswith('lm: ')]
+
+
+def test_a_sample_that_cannot_be_drawn_is_a_warning_of_one_line(tmp_path, cache, capsys):
+    corpus = dataclasses.replace(SETTINGS.data, tokenizer=data.Chars(), valid=SETTINGS.data.train)
+    size = len({letter for document in corpus.train.documents() for letter in document.text})
+    model = dataclasses.replace(SETTINGS.model, vocab=size)
+    _, warnings = finish(tmp_path, cache, capsys, data=corpus, model=model, sample='a€')
+    assert warnings == [f"lm: {tmp_path} is finished, without its sample: '€' (U+20AC) is not among the {size} "
+                        'characters of the training text; remove it, or use data.Bytes() as tokenizer.']
+    assert not (tmp_path / 'sample.txt').exists()
+
+
+def test_a_sample_fits_learned_positions(tmp_path, cache, capsys):
+    model = dataclasses.replace(SETTINGS.model, position=Learned(16))
+    assert finish(tmp_path, cache, capsys, model=model, sample='abc')[1] == []
+    assert (tmp_path / 'sample.txt').read_text().startswith('abc')
+
+
+def test_baselines_that_fail_are_a_warning_of_one_line(tmp_path, cache, capsys, monkeypatch):
+    def fail(train, held):
+        raise MemoryError('no room for the n-grams\nof this text')
+    monkeypatch.setattr(loop.baselines, 'bits_per_byte', fail)
+    out, warnings = finish(tmp_path, cache, capsys, baselines=True)
+    assert warnings == [f'lm: {tmp_path} is finished, without its baselines: no room for the n-grams']
+    assert 'bits per byte  this model' in out and (tmp_path / 'sample.txt').exists()
+
+
+def test_a_sample_that_standard_output_cannot_spell_is_kept(tmp_path, cache, monkeypatch, capsys):
+    out = io.TextIOWrapper(io.BytesIO(), encoding='ascii', newline='\n')
+    with monkeypatch.context() as patch:
+        patch.setattr('sys.stdout', out)
+        go(tmp_path, cache, dataclasses.replace(SETTINGS, steps=2, sample='é'))
+        out.flush()
+    assert f'lm: {tmp_path} is finished, without its sample: ' in capsys.readouterr().err
+    assert out.buffer.getvalue().endswith(f'run: {tmp_path}\n'.encode())
+    assert (tmp_path / 'sample.txt').read_text(encoding='utf-8').startswith('é')
+
+
 def test_finished_says_so(straight, cache, capsys):
     go(straight[0], cache)
     assert 'is finished: 12 steps' in capsys.readouterr().out
+
+
+def test_a_run_begins_with_its_documents_bytes_and_rejects(straight, tmp_path, cache, capsys):
+    (tmp_path / 'a.jsonl').write_text('{"text": "abcdefghijklmnopqrstuvwxyz"}\n' * 20 + 'broken\n')
+    corpus = dataclasses.replace(SETTINGS.data, train=data.Files(str(tmp_path / 'a.jsonl')))
+    go(tmp_path / 'run', cache, dataclasses.replace(SETTINGS, steps=2, data=corpus))
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == 'train: 20 documents, 520 bytes, rejected: 1 x broken JSON (`lm data` shows where)'
+    assert re.fullmatch(r'valid: \d documents, [\d,]+ bytes, none rejected', out[1])
+
+
+def test_more_than_a_tenth_rejected_is_refused_unless_allowed(tmp_path, cache):
+    (tmp_path / 'a.jsonl').write_text('{"text": "abcdefghijklmnopqrstuvwxyz"}\n' * 20 + 'broken\n' * 10)
+    corpus = dataclasses.replace(SETTINGS.data, train=data.Files(str(tmp_path / 'a.jsonl')))
+    settings = dataclasses.replace(SETTINGS, steps=2, data=corpus)
+    with pytest.raises(config.Error, match=r'^10\.3% of a \(train\) is rejected: 10 x broken JSON, first at .*a\.jsonl'
+                                           r':21; mend the files, or allow it by data\.max_rejected=0\.11\.$'):
+        go(tmp_path / 'run', cache, settings)
+    allowed = dataclasses.replace(settings, data=dataclasses.replace(corpus, max_rejected=0.11))
+    assert len(go(tmp_path / 'run', cache, allowed)) == 2
+    assert trials.identity(allowed) == trials.identity(settings)
+    assert corpus.open(cache).fingerprint == allowed.data.open(cache).fingerprint
 
 
 def test_another_experiment_is_refused_by_name(straight, cache):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sweeps import FILE, SETTINGS, begin, one_device  # noqa: F401
 
-from lm import config, optim, records, train
+from lm import config, data, optim, records, train
 from lm.sweep import claims, together, trials, vectors, worker
 from lm.sweep.rules import Halving
 from lm.sweep.trials import states
@@ -132,6 +132,30 @@ def test_what_python_branches_on_makes_another_program(tmp_path):
                                        {'optimizer.clip': 0.0}, {'model.dropout': 0.1}])
     assert [vectors.akin(sweep.trials[0], other) for other in sweep.trials] == [
         True, False, True, False, False, False, True, True, True]
+
+
+@pytest.mark.parametrize('together', [1, 2])
+def test_trials_whose_samples_cannot_be_drawn_are_finished_all_the_same(tmp_path, cache, capsys, together):
+    corpus = dataclasses.replace(SETTINGS.data, tokenizer=data.Chars(), valid=SETTINGS.data.train)
+    size = len({letter for document in corpus.train.documents() for letter in document.text})
+    settings = dataclasses.replace(SETTINGS, data=corpus, steps=2, sample='€', eval_every=0, model=dataclasses.replace(
+        SETTINGS.model, vocab=size))
+    sweep = begin(tmp_path / 'sweep', [{'seed': 0}, {'seed': 1}], settings)
+    assert worker.work(sweep, cache, together) == 0
+    assert list(states(sweep)[0].values()) == ['finished', 'finished']
+    err = capsys.readouterr().err
+    assert all(f"lm: {trial.directory} is finished, without its sample: '€' (U+20AC) is not" in err
+               for trial in sweep.trials)
+
+
+@pytest.mark.parametrize('together', [1, 2])
+def test_trials_on_text_that_is_mostly_rejected_are_refused(tmp_path, cache, capsys, together):
+    (tmp_path / 'a.jsonl').write_text('{"text": "abcdefghijklmnopqrstuvwxyz"}\n' + 'broken\n' * 10)
+    corpus = dataclasses.replace(SETTINGS.data, train=data.Files(str(tmp_path / 'a.jsonl')))
+    sweep = begin(tmp_path / 'sweep', [{'seed': 0}, {'seed': 1}], dataclasses.replace(SETTINGS, data=corpus))
+    assert worker.work(sweep, cache, together) == 1
+    failures = [json.loads((trial.directory / 'failed.json').read_text())['error'] for trial in sweep.trials]
+    assert all('69.8% of a (train) is rejected: 10 x broken JSON' in failure for failure in failures)
 
 
 @pytest.mark.long

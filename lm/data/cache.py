@@ -34,13 +34,23 @@ class Cache:
     """The tokens of one source, as they lie on disk: document i is tokens[offsets[i]:offsets[i + 1]].
 
     `report` has 'documents', 'bytes' (of their text), 'tokens', 'bytes_per_token', 'vocabulary', 'tokenizer' (its
-    fingerprint), 'seconds', and 'rejects': {reason: {'count': how many, 'places': the first few, as file:line}}.
+    fingerprint), 'seconds', and 'rejects': {reason: {'count': how many, 'places': the first few, as file:line, 'bytes':
+    how much text, 'unsized': how many of unknown size}}; earlier versions wrote neither 'bytes' nor 'unsized'.
     """
     directory: pathlib.Path
     label: str
     tokens: np.memmap
     offsets: np.ndarray
     report: dict
+
+    @property
+    def rejected(self):
+        """The share of the source that was rejected: of its bytes, or of its documents where that of the rejects whose
+        size is unknown is larger.
+        """
+        rejects = self.report['rejects'].values()
+        lost, unsized = (sum(reject.get(name, 0) for reject in rejects) for name in ('bytes', 'unsized'))
+        return max(lost / (lost + self.report['bytes']), unsized / (unsized + self.report['documents']))
 
     def document(self, number):
         """Returns the ids of one document, its end token included."""
@@ -103,8 +113,10 @@ def _documents(source, rejects):
         if isinstance(record, Document):
             yield record
         else:
-            reason = rejects.setdefault(record.reason, {'count': 0, 'places': []})
+            reason = rejects.setdefault(record.reason, {'count': 0, 'places': [], 'bytes': 0, 'unsized': 0})
             reason['count'] += 1
+            reason['bytes'] += record.size or 0
+            reason['unsized'] += record.share * (record.size is None)
             reason['places'] += [record.place] * (len(reason['places']) < _PLACES)
 
 
@@ -112,8 +124,24 @@ def _emptiness(source, rejects):
     if not rejects:
         return config.Error(f'{source.label} has no text: no document is left; '
                             'widen its Cut or Pick, or choose other files.')
-    counts = [f'{found["count"]} x {reason}, first at {found["places"][0]}' for reason, found in rejects.items()]
-    return config.Error(f'{source.label} has no usable text ({"; ".join(counts)}); mend the files, or choose others.')
+    return config.Error(f'{source.label} has no usable text ({counts(rejects)}); mend the files, or choose others.')
+
+
+def counts(rejects):
+    """Returns the rejects of a report in words: how many of each reason, and where the first is."""
+    return '; '.join(f'{reject["count"]:,} x {reason}, first at {reject["places"][0]}'
+                     for reason, reject in rejects.items())
+
+
+def summary(caches):
+    """Returns in one line how many documents and bytes some caches hold, and what was rejected, by reason."""
+    documents, size = (sum(part.report[name] for part in caches) for name in ('documents', 'bytes'))
+    reasons = {}
+    for reason, reject in (pair for part in caches for pair in part.report['rejects'].items()):
+        reasons[reason] = reasons.get(reason, 0) + reject['count']
+    rejected = ', '.join(f'{count:,} x {reason}' for reason, count in reasons.items())
+    return (f'{documents:,} documents, {size:,} bytes, ' +
+            (f'rejected: {rejected} (`lm data` shows where)' if reasons else 'none rejected'))
 
 
 def build(source, encoder, root, workers=None):

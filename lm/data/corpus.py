@@ -17,6 +17,7 @@ class Corpus:
     """What to train and validate on, and how it is cut into batches of `batch` rows of `context` predictions.
 
     `packing` is 'windows' (concatenate, then split) or 'bestfit' (whole documents, none predicted from another).
+    `max_rejected` is the greatest share of a source that training may leave out because it cannot be used.
     """
     train: sources.Source
     valid: sources.Source | None
@@ -25,8 +26,11 @@ class Corpus:
     batch: int
     packing: Literal['windows', 'bestfit'] = 'windows'
     seed: int = 0
+    max_rejected: float = 0.1
 
     def __post_init__(self):
+        if not 0 <= self.max_rejected <= 1:
+            raise config.Error(f'max_rejected={self.max_rejected} is not a share; try max_rejected=0.1.')
         for name, least in ('context', 1), ('batch', 1), ('seed', 0):
             if getattr(self, name) < least:
                 raise config.Error(f'{name}={getattr(self, name)} is below {least}; try {name}={least}.')
@@ -45,6 +49,15 @@ class Corpus:
         encoder, caches = cache.prepare(source, self.tokenizer, root, self.train)
         return self.arrange(source, encoder, caches, split)
 
+    def accept(self, stream, split='train'):
+        """Returns a line on what a Stream or Pass was made of; raises config.Error where too much was rejected."""
+        for part in stream.caches:
+            if part.rejected > self.max_rejected:
+                raise config.Error(f'{part.rejected:.1%} of {part.label} ({split}) is rejected: '
+                                   f'{cache.counts(part.report["rejects"])}; mend the files, or allow it by '
+                                   f'data.max_rejected={np.ceil(100 * part.rejected) / 100:.2f}.')
+        return f'{split}: {cache.summary(stream.caches)}'
+
     def arrange(self, source, encoder, caches, split):
         """Returns the Stream or Pass over `caches`, one for each leaf of `source`."""
         layouts = tuple(self._cut(part) for part in caches)
@@ -62,6 +75,15 @@ class Corpus:
                   'bestfit': lambda: packing.Packed(tokens, packing.pack([0, tokens.size], self.context), self.context)}
         batch = _gather((layout[self.packing](),), np.zeros(self.batch, np.int64), np.zeros(self.batch, np.int64))
         return {'train': batch, 'valid': _weighted(batch)}[split]
+
+    def prefix(self, encoder):
+        """Returns the ids that training shows before the first token of a document: what to put before a prompt.
+
+        Of 'windows', the end token of the document before it, [] where documents are not separated (Chars, Words). Of
+        'bestfit' none: each document begins a context of its own, so that no end token is ever an input, and the first
+        token of a document is never predicted; an empty prompt has no continuation there. No stream holds a <bos>.
+        """
+        return [encoder.eos] if self.packing == 'windows' and encoder.eos is not None else []
 
     def _cut(self, part):
         if part.tokens.size <= self.context:

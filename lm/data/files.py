@@ -21,10 +21,10 @@ _ELSEWHERE = ('site-packages', 'dist-packages', '__pycache__', 'test', 'tests', 
 class Files(Source):
     """The files that match a glob, or any of a tuple of globs (`**` for all directories below), sorted by path.
 
-    `.jsonl` has a document a line, `.parquet` one a row, both at `field`; any other file is one document of plain
-    text. Each may also end in `.gz` or `.zst`. Relative paths are under $LM_DATA (config.paths.locate); `gs://`, `s3://`
-    and the like go through fsspec. A line of more than `limit` bytes is rejected. `name` replaces the label taken from
-    the pattern.
+    `.jsonl` has a document a line, `.parquet` one a row, `.json` one a line, one an entry of its list or a single one,
+    all at `field`; any other file is one document of plain text. Each may also end in `.gz` or `.zst`. Relative paths
+    are under $LM_DATA (config.paths.locate); `gs://`, `s3://` and the like go through fsspec. A line of more than
+    `limit` bytes is rejected. `name` replaces the label taken from the pattern.
     """
     pattern: str | tuple[str, ...]
     field: str = 'text'
@@ -56,13 +56,17 @@ class Files(Source):
             match file.formats()[0]:
                 case '.jsonl' | '.ndjson':
                     yield from readers.read_jsonl(file, self.label, self.field, self.limit)
+                case '.json':
+                    yield from readers.read_json(file, self.label, self.field, self.limit)
                 case '.parquet':
                     yield from readers.read_parquet(file, self.label, self.field)
                 case _:
                     yield from readers.read_text(file, self.label, self.limit)
 
     def fingerprint(self):
-        return config.fingerprint(['files', self.field, self.limit, readers.digest(self.files())])
+        files = self.files()
+        read = ['json'] if any(file.formats()[0] == '.json' for file in files) else []  # they once were read as text
+        return config.fingerprint(['files', self.field, self.limit, readers.digest(files), *read])
 
 
 def _stem(pattern):

@@ -21,9 +21,14 @@ class Document:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reject:
-    """What could not be used: a reason shared by many, and one place, as `file:line`."""
+    """What could not be used: a reason shared by many, and one place, as `file:line`.
+
+    size: bytes of text lost, None where unknown. share: as what part of a document it counts, below 1 in a Pick.
+    """
     reason: str
     place: str
+    size: float | None = None
+    share: float = 1.0
 
 
 def examine(value, source, place):
@@ -35,18 +40,19 @@ def examine(value, source, place):
         return Reject('missing field', place)
     if not isinstance(value, str | bytes):
         return Reject(f'{type(value).__name__} instead of text', place)
+    size = len(value) if isinstance(value, bytes) else None
     try:
         if isinstance(value, bytes):
             value = value.decode('utf-8')
         elif not value.isascii():
             value.encode('utf-8')
     except UnicodeDecodeError:
-        return Reject('not valid UTF-8', place)
+        return Reject('not valid UTF-8', place, size)
     except UnicodeEncodeError:
         return Reject('lone surrogate', place)
     if '\0' in value:
-        return Reject('NUL character', place)
-    return Document(value, source) if value else Reject('empty document', place)
+        return Reject('NUL character', place, size)
+    return Document(value, source) if value else Reject('empty document', place, 0)
 
 
 class Source:
@@ -175,6 +181,10 @@ class _Part(Source):
     def parts(self):
         return tuple((dataclasses.replace(self, source=leaf), weight) for leaf, weight in self.source.parts())
 
+    def _part_of(self, reject):
+        """Returns a Reject with as much of its size as this part has of the documents."""
+        return dataclasses.replace(reject, size=reject.size and reject.size * (self.stop - self.start))
+
 
 @dataclasses.dataclass(frozen=True)
 class Cut(_Part):
@@ -188,7 +198,7 @@ class Cut(_Part):
                 if text:
                     yield Document(text, record.source)
             else:
-                yield record
+                yield self._part_of(record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,5 +208,7 @@ class Pick(_Part):
     def records(self):
         numbers = itertools.count()
         for record in self.source.records():
-            if isinstance(record, Reject) or self.start <= fraction(next(numbers)) < self.stop:
+            if isinstance(record, Reject):
+                yield dataclasses.replace(self._part_of(record), share=record.share * (self.stop - self.start))
+            elif self.start <= fraction(next(numbers)) < self.stop:
                 yield record

@@ -71,6 +71,7 @@ def _lanes(sweep, chosen, cache, stack):
         stack.callback(run.close)
         if data.seed not in streams:
             streams[data.seed] = data.open(cache, 'train')
+            data.accept(streams[data.seed])
         runs.keep_tokenizer(run.directory, home(data.train, data.tokenizer, cache))
         lanes.append(Lane(len(lanes), trial, run, streams[data.seed]))
     return lanes, busy

@@ -3,7 +3,7 @@ import contextlib
 import fcntl
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,9 @@ class Sweep:
 
 def identity(settings):
     """Returns 16 hex digits of what a run computes: of its settings without those that do not change it."""
-    return config.fingerprint({name: value for name, value in vars(settings).items() if name not in records.FREE})
+    data = replace(settings.data, max_rejected=type(settings.data).max_rejected)
+    return config.fingerprint({name: value for name, value in vars(replace(settings, data=data)).items()
+                               if name not in records.FREE})
 
 
 def axes(over, seeds):

@@ -115,6 +115,8 @@ def train_in(settings, run, cache, mesh=None):
     processes.agree(stream.fingerprint)
     processes.decide(lambda: runs.keep_tokenizer(run.directory, home(data.train, data.tokenizer, cache)))
     valid = data.open(cache, 'valid') if data.valid else None
+    for split, opened in [('train', stream), *([('valid', valid)] if valid else [])]:
+        print(data.accept(opened, split), flush=True)
     check_vocabulary(settings.model, stream.encoder)
     built = train.program(settings, mesh)
     print(f'{trees.count(built.abstract.params):,} parameters, {stream.rows:,} rows of {data.context} tokens, '
@@ -144,7 +146,7 @@ def summarise(settings, built, state, streams, run):
         print(f'validation loss {scores["loss"]:.4f}, perplexity {scores["perplexity"]:.2f}')
         rows = {'this model': scores['bits_per_byte']}
         if settings.baselines:
-            rows |= processes.decide(partial(_baselines, settings.data))
+            rows |= processes.decide(partial(_baselines, settings.data, run.directory))
         for name, value in rows.items():
             print(f'  {value:6.3f} bits per byte  {name}')
     params = settings.optimizer.averaged(state.optimizer, state.params)
@@ -155,16 +157,32 @@ def summarise(settings, built, state, streams, run):
 
 
 def sample(settings, params, encoder, directory, out):
-    """Writes a sample to `out` as it grows, and to sample.txt in a run's directory."""
-    drawn = generate.generate(settings.model, params, encoder, [settings.sample],
-                              sampler=generate.Sampler(temperature=0.8))
-    text = generate.stream(settings.sample, drawn, out)
-    if processes.first():
-        (directory / 'sample.txt').write_text(text, encoding='utf-8')
+    """Writes a sample to sample.txt in a run's directory and to `out`; warns where none can be drawn or written."""
+    with _optional(directory, 'sample'):
+        *_, (drawn,) = generate.generate(settings.model, params, encoder, [settings.sample],
+                                         prefix=settings.data.prefix(encoder),
+                                         sampler=generate.Sampler(temperature=0.8))
+        text = settings.sample + drawn.text
+        if processes.first():
+            (directory / 'sample.txt').write_text(text, encoding='utf-8')
+        out.write(f'{text}\n')
 
 
-def _baselines(data):
-    return ngram.bits_per_byte(_text(data.train), _text(data.valid))
+@contextlib.contextmanager
+def _optional(directory, what):
+    """Warns in one line where a block fails: what comes after a run's last validation decides over no exit code."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        print(f'lm: {directory} is finished, without its {what}: {config.first_line(error)}', file=sys.stderr)
+
+
+def _baselines(data, directory):
+    with _optional(directory, 'baselines'):
+        return ngram.bits_per_byte(_text(data.train), _text(data.valid))
+    return {}
 
 
 def _text(source):

@@ -135,7 +135,7 @@ def check_data(was, now):
 
 def differences(was, now):
     """Returns in words where two experiments differ in what is computed, '' where they do not."""
-    changed = {key: pair for key, pair in config.diff(was, now).items() if key.split('.')[0] not in records.FREE}
+    changed = {key: pair for key, pair in config.diff(was, now).items() if not records.free(key)}
     return ', '.join(f'{key} ({old} there, {new} here)' for key, (old, new) in changed.items())
 
 
