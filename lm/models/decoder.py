@@ -155,7 +155,7 @@ class Decoder:
         """Returns the parameters, a dict of float32 arrays drawn from key."""
         params, axes = layers.unbox(self._boxed(key))
         views = matrices.of(params, axes, self.tuned())
-        return jax.tree.map(lambda p, view: p * view.ratio(matrices.initial), params, views)
+        return jax.tree.map(lambda p, view: p * view.width_ratio(matrices.initial), params, views)
 
     def axes(self):
         """Returns the logical axis names of every parameter, in a tree like that of the parameters."""
