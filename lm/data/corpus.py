@@ -120,7 +120,7 @@ class Stream:
 
     @property
     def rows(self):
-        """How many different rows there are: one epoch of every source."""
+        """How many different rows there are: one epoch of each source, added up."""
         return int(self.order.sizes.sum())
 
     @property
@@ -166,7 +166,7 @@ class Pass(Stream):
     """A sequence of `batches` batches that holds every row once, in the order of the files."""
 
     def batch_at(self, step, rows=None):
-        """Returns what Stream.batch_at does, always with 'weights' float32 [B T]: 0 in rows that fill the last batch.
+        """Returns what Stream.batch_at does, always with 'weights' float32 [B T]: 0 in rows that pad the last batch.
 
         Raises IndexError past the end.
         """
