@@ -222,9 +222,9 @@ def test_an_opened_packing_lies_beside_its_cache(tmp_path):
 
 
 def test_gathering_over_sources_keeps_the_order_of_rows():
-    layouts = stream().layouts
+    cuts = stream().cuts
     source, index = np.array([1, 0, 1, 0, 0]), np.array([4, 2, 0, 1, 30])
-    together = corpora._gather(layouts, source, index)
+    together = corpora._gather(cuts, source, index)
     for row in range(5):
-        alone = layouts[source[row]].gather(index[row:row + 1])
+        alone = cuts[source[row]].gather(index[row:row + 1])
         assert np.array_equal(together['inputs'][row], alone['inputs'][0])

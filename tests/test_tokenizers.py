@@ -172,8 +172,8 @@ def test_sampling_varies_with_the_text_alone():
 
 @given(st.lists(st.text(st.sampled_from('ab\n'), max_size=30), max_size=40), st.integers(1, 400))
 def test_the_training_sample_is_an_ordered_part_of_the_text(texts, limit):
-    kept = sentencepiece.drawn(texts, limit)
-    assert kept == sentencepiece.drawn(texts, limit)
+    kept = sentencepiece.sample_pieces(texts, limit)
+    assert kept == sentencepiece.sample_pieces(texts, limit)
     everything = [text for text in texts if text]
     remaining = iter(everything)
     assert all(piece in remaining for piece in kept)
@@ -183,7 +183,7 @@ def test_the_training_sample_is_an_ordered_part_of_the_text(texts, limit):
 
 def test_the_training_sample_cuts_long_texts_at_lines():
     text = 'some words in a line\n' * 2000
-    pieces = sentencepiece.drawn([text], 10 ** 9)
+    pieces = sentencepiece.sample_pieces([text], 10 ** 9)
     assert ''.join(pieces) == text and all(piece.endswith('\n') and len(piece) <= 4000 for piece in pieces)
 
 

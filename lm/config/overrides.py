@@ -126,7 +126,7 @@ def _changed(value, hint, key, changes):
 
 def _changed_dict(value, hint, key, changes):
     """Returns `value` with items set; a name may hold dots (`{'mlp.*': 0.1}`), so the longest known one wins."""
-    mapping = next((each for each in (hint, *typing.get_args(hint)) if kind_of(each) in MAPPINGS), dict)
+    mapping = next((m for m in (hint, *typing.get_args(hint)) if kind_of(m) in MAPPINGS), dict)
     item_hint = (typing.get_args(mapping) or (typing.Any,))[-1]
     groups = {}
     for rest, change in changes.items():

@@ -130,12 +130,12 @@ def _named(name, experiment):
     if module == EXPERIMENT and experiment is None:
         raise Error(f'{name} is defined in an experiment file; pass that file too.')
     try:
-        found = experiment if module == EXPERIMENT else importlib.import_module(module)
+        named = experiment if module == EXPERIMENT else importlib.import_module(module)
         for part in path.split('.'):
-            found = getattr(found, part)
+            named = getattr(named, part)
     except (ImportError, AttributeError, ValueError) as error:
         raise Error(f'{name} does not exist here ({error}); use the version that wrote the record.') from error
-    return found
+    return named
 
 
 def _canonical(dumped):

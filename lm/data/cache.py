@@ -57,7 +57,7 @@ class Cache:
         return self.tokens[self.offsets[number]:self.offsets[number + 1]]
 
     def within(self, start, stop):
-        """Yields (document, its first token that is in, how many) of the documents in tokens [start, stop)."""
+        """Yields (document, first of its tokens, count) of the pieces of documents in tokens [start, stop)."""
         first, last = np.searchsorted(self.offsets, (start, stop - 1), 'right') - 1
         for number in range(first, last + 1):
             begin, end = self.offsets[number:number + 2].clip(start, stop).tolist()
@@ -84,7 +84,7 @@ def prepare(source, tokenizer, root, train=None):
 def fit(source, tokenizer, root):
     """Returns the Encoder that `tokenizer` makes of the documents of `source`, kept in its `home`."""
     directory = home(source, tokenizer, root)
-    with _alone(directory.parent, directory.name):
+    with _locked(directory.parent, directory.name):
         return tokenizer.fit(_texts(source), directory)
 
 
@@ -93,17 +93,17 @@ def home(source, tokenizer, root):
 
     There may be no such directory: a tokenizer that learns nothing keeps nothing.
     """
-    path = paths.locate(tokenizer.given) if tokenizer.given else ''
-    given = digest([File(path)]) if os.path.isfile(path) else tokenizer.given
-    return pathlib.Path(root) / f'tokenizer-{config.fingerprint([tokenizer, given or source.fingerprint()])}'
+    path = paths.locate(tokenizer.source_file) if tokenizer.source_file else ''
+    origin = digest([File(path)]) if os.path.isfile(path) else tokenizer.source_file or source.fingerprint()
+    return pathlib.Path(root) / f'tokenizer-{config.fingerprint([tokenizer, origin])}'
 
 
 def _texts(source):
-    rejects, found = {}, False
+    rejects, empty = {}, True
     for document in _documents(source, rejects):
-        found = True
+        empty = False
         yield document.text
-    if not found:
+    if empty:
         raise _emptiness(source, rejects)
 
 
@@ -147,14 +147,14 @@ def summary(caches):
 def build(source, encoder, root, workers=None):
     """Returns the Cache of a leaf source, written under `root` by `workers` threads (one a core) if it is not there.
 
-    Encoders compute outside Python's global lock, so that threads keep every core busy. A build that was killed is
-    continued, two at once wait for each other, and the result is the same bytes. Raises config.Error where the source
-    has no usable document or the disk takes no more.
+    Encoders release the GIL, so that threads use every core. A build that was killed is continued, and a second process
+    waits for the first; the bytes are the same in any case. Raises config.Error where the source has no usable document
+    or the directory cannot be written.
     """
     name = config.fingerprint([_VERSION, source.fingerprint(), encoder.fingerprint()])
     directory = pathlib.Path(root) / name
     if not directory.exists():
-        with _alone(pathlib.Path(root), name):
+        with _locked(pathlib.Path(root), name):
             if not directory.exists():
                 _build(source, encoder, directory, workers or len(os.sched_getaffinity(0)))
     return dataclasses.replace(open(directory), label=source.label)
@@ -167,7 +167,7 @@ def _build(source, encoder, directory, workers):
     shutil.rmtree(ready, ignore_errors=True)
     ready.mkdir(parents=True)
     encoded = shards.encode(shards.chunks(_documents(source, rejects), encoder), encoder, partial, workers)
-    totals = shards.merge(list(_shown(encoded, source.label)), ready)
+    totals = shards.merge(list(_with_progress(encoded, source.label)), ready)
     if not totals['tokens']:
         raise _emptiness(source, rejects)
     report = {'source': source.label, **totals, 'bytes_per_token': totals['bytes'] / totals['tokens'],
@@ -178,7 +178,7 @@ def _build(source, encoder, directory, workers):
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _shown(paths, label):
+def _with_progress(paths, label):
     """Returns `paths`, with a progress line on a terminal."""
     from rich import console, progress
     terminal = console.Console(stderr=True)
@@ -203,8 +203,8 @@ def open(directory):
 
 
 @contextlib.contextmanager
-def _alone(root, name):
-    """Lets one process at a time in for each `name`; the lock ends with its process, however that ends."""
+def _locked(root, name):
+    """Holds the file lock of `name`, one process at a time; the system releases it however the process ends."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (root / f'{name}.lock').open('w') as file:

@@ -14,7 +14,8 @@ from lm.config.files import require
 from lm.data import readers
 from lm.data.sources import Source
 
-_ELSEWHERE = ('site-packages', 'dist-packages', '__pycache__', 'test', 'tests', 'idle_test')
+# folders of the standard library's directory that are not the library
+_SKIPPED = ('site-packages', 'dist-packages', '__pycache__', 'test', 'tests', 'idle_test')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +42,15 @@ class Files(Source):
 
     def files(self):
         """Returns the readers.File of each match, without repetition; raises config.Error for a glob without any."""
-        found = {}
+        files = {}
         for pattern in self._patterns:
             matches = _match(paths.locate(pattern, glob.escape))
             if not matches:
                 raise config.Error(f'no file matches {pattern!r}; {_surroundings(pattern)}')
-            found |= {file.path: file for file in matches}
-        if not found:
+            files |= {file.path: file for file in matches}
+        if not files:
             raise config.Error('Files has no pattern; give a path or a glob, such as wiki/*.jsonl.')
-        return list(found.values())
+        return list(files.values())
 
     def records(self):
         for file in self.files():
@@ -123,13 +124,13 @@ class PythonStdlib(Source):
 
     def _files(self):
         root = sysconfig.get_path('stdlib')
-        found = []
+        paths = []
         for folder, folders, names in os.walk(root):
-            folders[:] = [inner for inner in folders if inner not in _ELSEWHERE]
-            found += [os.path.join(folder, name)[len(root):] for name in names if name.endswith('.py')]
-        if not found:
+            folders[:] = [inner for inner in folders if inner not in _SKIPPED]
+            paths += [os.path.join(folder, name)[len(root):] for name in names if name.endswith('.py')]
+        if not paths:
             raise config.Error(f'no Python source file under {root}; install the standard library, or use data.Files.')
-        return root, sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest())
+        return root, sorted(paths, key=lambda name: hashlib.sha256(name.encode()).digest())
 
     def records(self):
         root, names = self._files()

@@ -1,6 +1,6 @@
 """Records out of files: plain text, JSON lines and parquet, each also compressed by gzip or zstd.
 
-Lines end at '\\n' alone. A bad line is left out and reported; what stands around it is kept.
+Lines end at '\\n' alone. A bad line is left out and reported; the lines around it are kept.
 """
 
 import dataclasses
@@ -120,9 +120,9 @@ def _overlong(file, number, limit, size):
 
 def read_text(file, label, limit) -> Iterator[Document | Reject]:
     """Yields a Reject for each bad line, then the rest of the file as one Document."""
-    found = list(blocks(file))
-    broken = [block for block in found if isinstance(block, Reject)]
-    data = b''.join(block for block in found if isinstance(block, bytes)).removeprefix(_BOM)
+    content = list(blocks(file))
+    broken = [block for block in content if isinstance(block, Reject)]
+    data = b''.join(block for block in content if isinstance(block, bytes)).removeprefix(_BOM)
     record = examine(data, label, file.path)
     if data and (isinstance(record, Reject) or _longest(data, limit) > limit):
         faults = [(number, line, _fault(line, limit)) for number, line in enumerate(data.split(b'\n'), 1)]

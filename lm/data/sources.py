@@ -1,6 +1,6 @@
-"""Sources of documents: what every source answers, the ones that need no files, and the ones made of others.
+"""Sources of documents: the base class, synthetic text, and sources made of others (Mix, Cut, Pick).
 
-A new source is one frozen dataclass with `label`, `records()` and `fingerprint()`.
+A new source is one frozen dataclass with `label`, `records()` and `fingerprint()`, in any file or in the experiment.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ def examine(value, source, place):
 
 
 class Source:
-    """What yields documents in an order that is always the same."""
+    """A sequence of documents in an order that is always the same."""
 
     @property
     def label(self) -> str:
@@ -68,7 +68,7 @@ class Source:
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """Returns 16 hex digits that follow the content: not the directory it lies in, nor when it was written."""
+        """Returns 16 hex digits of the content, whatever the directory that it is in and the time it was written."""
         raise NotImplementedError
 
     def documents(self) -> Iterator[Document]:
@@ -84,8 +84,8 @@ class Source:
 class Synthetic(Source):
     """Pseudo-text with a structure to learn, the same on every machine: `count` documents of `length` characters.
 
-    Each word is followed by one of four others with chances 8, 4, 2 and 1 in 15, which leaves 1.64 bits a word to one
-    who knows the words; every sentence of a document begins with the same name, so there is something to look back for.
+    Each word is followed by one of four others with probabilities 8, 4, 2 and 1 in 15, an entropy of 1.64 bits a word.
+    Every sentence of a document begins with the same name, so that a longer context helps.
     """
     count: int = 1000
     length: int = 2000

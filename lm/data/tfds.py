@@ -1,4 +1,4 @@
-"""Documents out of TensorFlow Datasets, read at random without TensorFlow."""
+"""Documents of TensorFlow Datasets, read without TensorFlow."""
 
 import dataclasses
 

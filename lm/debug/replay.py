@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from lm import config, records, train, trees
+from lm.debug.reading_order import reading_order
 from lm.parallel import sharding
 from lm.train import checkpoint, runs
 
@@ -99,7 +100,7 @@ def reading(settings, program):
     """Returns the names of a model's parameters in the order it reads them, and of those that hold all layers."""
     params = program.abstract.params
     with jax.set_mesh(program.mesh):
-        order = trees.by_use(settings.model.loss, params, settings.data.example())
+        order = reading_order(settings.model.loss, params, settings.data.example())
     axes = jax.tree.leaves(settings.model.axes(), is_leaf=lambda node: isinstance(node, tuple))
     layered = {name for name, names in zip(trees.flatten(params), axes, strict=True) if names[:1] == ('layers',)}
     return order, [name for name in order if name in layered]

@@ -113,7 +113,7 @@ class Decoder:
         """Returns the parameters, a dict of float32 arrays drawn from key."""
         params, axes = unbox(self._declared(key))
         views = matrices.of(params, axes, self.base_shapes())
-        return jax.tree.map(lambda p, view: p * view.ratio(matrices.initial), params, views)
+        return jax.tree.map(lambda p, view: p * view.width_ratio(matrices.initial), params, views)
 
     def axes(self):
         """Returns the logical axis names of every parameter, in a tree like that of the parameters."""

@@ -155,7 +155,8 @@ class Stack:
 
         def blocks(layer):
             function = partial(layer, tap=Tap(), execution=Execution(), depth=self.depth)
-            return Scope(lambda _, *args: repeated(function, self.depth, 'blocks')(*args)).init(key, x, context)['params']
+            scope = Scope(lambda _, *args: repeated(function, self.depth, 'blocks')(*args))
+            return scope.init(key, x, context)['params']
         shapes = [jax.eval_shape(partial(blocks, layer)) for layer in dict.fromkeys(self.pattern)]
         if any(other != shapes[0] for other in shapes):
             raise config.Error('layers of one pattern differ in the shapes of their weights; give them equal sizes, '

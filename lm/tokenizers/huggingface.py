@@ -30,7 +30,7 @@ class HuggingFace(Tokenizer):
     bos: str = ''
 
     @property
-    def given(self):
+    def source_file(self):
         return self.file
 
     def fit(self, texts, directory):
@@ -57,6 +57,7 @@ def _load(path):
 
 
 def _find(named, usual, vocabulary):
+    """Returns the id of the token `named`, else of the first of the `usual` names, None where there is none."""
     if named and named not in vocabulary:
         raise config.Error(f'{named!r} is not a token of this tokenizer; choose one that its file lists.')
     return next((vocabulary[name] for name in ([named] if named else usual) if name in vocabulary), None)
@@ -95,6 +96,7 @@ class JsonEncoder(Encoder):
 
     @functools.cached_property
     def _seamless(self):
+        """Whether segments encoded one by one decode to their text: not where a tokenizer puts a space before each."""
         return self.decode(self.join(self.encode_segments(['a\n', 'b']))) == 'a\nb'
 
     def split(self, text):
