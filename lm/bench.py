@@ -1,6 +1,5 @@
 """How fast an experiment trains here: compile and step seconds, FLOP/s, memory, the loader alone; and `lm bench`."""
 import dataclasses
-import math
 import resource
 import tempfile
 import time
@@ -10,24 +9,9 @@ import numpy as np
 
 from lm import data, hardware, train, trees
 from lm.data import loader
+from lm.models import flops
 from lm.parallel import sharding
 from lm.plan import analytic, costs, roofline
-
-
-def flops_per_token(model, params, context):
-    """Returns the model FLOPs of training on one token, forward and backward, without recomputation.
-
-    6 for every weight of a matrix product that works on a token: of experts those that it is sent to; the output
-    projection whether or not it is tied; not the embedding's gather and added positions. Causal attention adds
-    6 * depth * heads * head_dim * context: half of the full square of scores, forward and backward (Chowdhery et al.
-    2022, appendix B).
-    """
-    used = model.experts.top / model.experts.count if model.experts else 1
-    weights = sum(math.prod(x.shape) * (used if name.startswith('blocks/experts/') and len(x.shape) == 4 else 1)
-                  for name, x in trees.flatten(params).items() if name.startswith('blocks/') and len(x.shape) > 2)
-    seen = sum(min(window or context, context) for window in
-               (model.windows[i % len(model.windows)] for i in range(model.depth)))
-    return 6 * (weights + model.vocab * model.width) + 6 * seen * model.heads * model.size
 
 
 def compiled(program, batch):
@@ -57,7 +41,7 @@ def measure(settings, steps, warmup=3):
     times = np.array(times[warmup:])
     seconds = float(np.median(times))
     tokens = example['inputs'].size
-    rate = flops_per_token(settings.model, program.abstract.params, settings.data.context) * tokens / seconds
+    rate = flops.flops_per_token(settings.model, program.abstract.params, settings.data.context) * tokens / seconds
     return {'parameters': trees.count(program.abstract.params), 'tokens_per_step': tokens,
             'compile_seconds': round(compile_seconds, 3), 'step_seconds': round(seconds, 6),
             'step_seconds_spread': [round(float(q), 6) for q in np.quantile(times, [0.1, 0.9])],

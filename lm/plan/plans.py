@@ -1,7 +1,7 @@
 """A plan: what the compiler says of an experiment on a cluster, and what follows from the data sheet."""
 import jax
 
-from lm import bench
+from lm.models import flops
 from lm.plan import analytic, compiled, costs, layouts, roofline, search
 
 
@@ -49,7 +49,7 @@ def predict(settings, cluster, layout, measured, price):
     tokens = settings.data.batch * settings.data.context
     peak = cluster.devices * cluster.chip.flops[settings.model.dtype]
     shapes = jax.eval_shape(settings.model.init, jax.random.key(0))
-    useful = tokens * bench.flops_per_token(settings.model, shapes, settings.data.context)
+    useful = tokens * flops.flops_per_token(settings.model, shapes, settings.data.context)
 
     def run(seconds):
         hours = seconds * settings.steps / 3600
