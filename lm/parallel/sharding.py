@@ -120,18 +120,27 @@ def mirror(tree, axes, mesh, rules=RULES):
 
     A leaf is split like the parameter whose dict keys its path has, if their numbers of axes agree; else it is whole.
     """
-    known = {_keys(path): names for path, names in jax.tree_util.tree_leaves_with_path(
-        axes, is_leaf=lambda node: isinstance(node, tuple))}
+    names = names_by_path(axes)
 
     def place(path, x):
-        names = known.get(_keys(path), ())
-        names = names if len(names) == len(x.shape) else (None,) * len(x.shape)
-        return NamedSharding(mesh, spec(names, x.shape, mesh, rules))
+        return NamedSharding(mesh, spec(names(path, x), x.shape, mesh, rules))
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _keys(path):
-    return tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
+def names_by_path(axes):
+    """Returns a function (path, array) -> the logical axis names of the parameter with the same dict keys.
+
+    Names are None where no parameter has these keys and as many axes.
+    """
+    def keys(path):
+        return tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
+    known = {keys(path): names for path, names in jax.tree_util.tree_leaves_with_path(
+        axes, is_leaf=lambda node: isinstance(node, tuple))}
+
+    def names_of(path, x):
+        names = known.get(keys(path), ())
+        return names if len(names) == len(x.shape) else (None,) * len(x.shape)
+    return names_of
 
 
 def constrain(x, *names):
