@@ -162,9 +162,9 @@ def step_cost(layout, workload):
         active = shape.width * (2 * device.query + 2 * device.key) + 3 * shape.width * device.ff
     products = 2 * active * device.layers * device.tokens * (3 + again)
     output = 2 * device.tokens * device.table * (3 if layout.vocab_chunks == 1 else 4)  # chunks: logits are recomputed
-    # products [T H] x [H S] of attention kernels: 2 forward, 7 backward, which computes the scores twice more
-    pairs = 2 * device.tokens * workload.settings.data.context * workload.attended
-    attention = pairs * device.query * device.layers * (9 + 2 * again)
+    # attention: products [T H] x [H S], 2 forward and 7 backward, whose two kernels compute the scores once more each
+    product = 2 * device.tokens * workload.settings.data.context * workload.attended * device.query
+    attention = product * device.layers * (9 + 2 * again)
     traffic = device.layers * (_saved_bytes('none', shape, device) * device.tokens * (3 + again)
                                + shape.itemsize * device.layer_weights * (4 + again))
     traffic += device.tokens * device.vocab * layout.vocab_chunks * 4 * 3 + shape.itemsize * device.table * 4
