@@ -80,7 +80,7 @@ def test_arguments_become_those_of_main(verbs):
     (['draw', 'r', '--wrokdir=w'], "lm: no option '--wrokdir'; did you mean '--workdir'?"),
     (['draw', 'r', '--stop_at=w'], "lm: no option '--stop_at'; did you mean '--stop-at'?"),
     (['draw', 'r', '--work=w'], "lm: no option '--work'; did you mean '--workdir'?"),
-    (['draw', 'r', '--model.depth=3'], "lm: no option '--model.depth'; an override has no dashes: model.depth=3"),
+    (['draw', 'r', '--model.depth=3'], "lm: no option '--model.depth'; overrides have no dashes: model.depth=3"),
     (['draw', 'r', '--count=x'], "lm: argument --count: invalid int value: 'x'; see lm draw --help."),
     (['draw'], 'lm: the following arguments are required: run; see lm draw --help.'),
     (['echo', 'mistake'], 'lm: a=1 is odd; try a=2.'),

@@ -8,6 +8,7 @@ import pytest
 
 from lm import bench, config, data, train
 from lm.data.cache import fit
+from lm.models import flops
 from lm.models.decoder import Decoder
 from lm.nn.experts import Experts
 from lm.nn.positions import Learned
@@ -118,7 +119,7 @@ def test_the_large_ones_compile_at_full_size(name):
 def test_flops_are_those_of_the_formula():
     settings = config.load(ROOT / 'experiments' / 'shakespeare_char.py').config
     shapes = jax.eval_shape(settings.model.init, jax.random.key(0))
-    assert bench.flops_per_token(settings.model, shapes, 64) == 6 * (4 * 12 * 128 ** 2 + 65 * 128) + 6 * 4 * 128 * 64
+    assert flops.flops_per_token(settings.model, shapes, 64) == 6 * (4 * 12 * 128 ** 2 + 65 * 128) + 6 * 4 * 128 * 64
 
 
 def test_flops_of_experts_are_of_those_a_token_is_sent_to():
@@ -126,7 +127,7 @@ def test_flops_of_experts_are_of_those_a_token_is_sent_to():
                     experts=Experts(count=8, top=2, ff=12, shared=1))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     layer = 4 * 16 * 16 + 16 * 8 + (2 + 1) * 3 * 16 * 12
-    assert bench.flops_per_token(model, shapes, 32) == 6 * (2 * layer + 128 * 16) + 6 * 2 * 16 * 32
+    assert flops.flops_per_token(model, shapes, 32) == 6 * (2 * layer + 128 * 16) + 6 * 2 * 16 * 32
 
 
 def test_bench_measures_a_tiny_experiment():

@@ -48,8 +48,9 @@ INITIAL = """
 import hashlib, sys
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from lm import config, hosts, train
-with hosts.joined():
+from lm import config, train
+from lm.parallel import processes
+with processes.joined():
     built = train.program(config.load('experiments/tiny.py', sys.argv[1:]).config)
     with jax.set_mesh(built.mesh):
         params = built.init().params
@@ -88,7 +89,7 @@ def test_a_signal_to_one_saves_on_both_at_one_step(place, number):
     wait_for(workdir, 3, started)
     started[1].send_signal(number)
     said = finish(started, 75)
-    assert 'the same line resumes it' in said[0][0]
+    assert f'saved in {workdir}' in said[0][0]
     saved = [int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()]
     assert saved == [max(losses(workdir))]
 
@@ -127,8 +128,8 @@ def test_hosts_read_the_rows_that_their_devices_hold_in_any_order(place):
     code = """
 import jax, numpy as np
 from jax.sharding import Mesh
-from lm import hosts, sharding
-with hosts.joined():
+from lm.parallel import processes, sharding
+with processes.joined():
     mesh = Mesh(np.array(jax.devices())[[0, 2, 1, 3]], ('data',))
     rows = sharding.rows(8, mesh)
     assert rows == ((0, 1, 4, 5), (2, 3, 6, 7))[jax.process_index()], rows
