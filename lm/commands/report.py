@@ -1,4 +1,5 @@
 """`lm report`: which differences between runs are real."""
+from lm.pages.document import write
 from lm.report import expectations, page, study
 from lm.report.show import as_json, as_text
 
@@ -22,6 +23,6 @@ def main(*directories: str, html: str = '', json: bool = False, expect: tuple = 
     found = study.read(directories, study.Options(baseline, margin, metric, rate))
     outcomes = expectations.check(expect, found)
     if html:
-        page.write(html, page.written(found, directories))
+        write(html, page.written(found, directories))
     print(as_json(found, outcomes) if json else as_text(found, outcomes))
     return 0 if all(outcome.established for outcome in outcomes) else 1

@@ -1,5 +1,5 @@
 """`lm scaling`: the law of a sweep of sizes."""
-from lm.report.page import write
+from lm.pages.document import write
 from lm.scaling import laws, points
 from lm.scaling.page import written
 from lm.scaling.show import Findings, Guess, advise, as_json, as_text, asked_for, described, hold_out

@@ -37,10 +37,10 @@ def _counted(trial):
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # shapes alone are read: accelerators are left to those who train
     import jax
 
-    from lm import bench
+    from lm.models import flops
     try:
         model = config.build(trial.about['config']['model'], trial.directory / 'experiment.py')
         shapes = jax.eval_shape(model.init, jax.random.key(0))
-        return float(bench.flops_per_token(model, shapes, trial.settings['data.context']))
+        return float(flops.flops_per_token(model, shapes, trial.settings['data.context']))
     except (config.Error, AttributeError, TypeError):
         return None

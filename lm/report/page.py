@@ -1,17 +1,11 @@
 """A study as one HTML file that holds everything it needs."""
-import functools
 import html
-import json
-from importlib import resources
-from pathlib import Path
-from string import Template
 
-from lm.config import Error
-from lm.report import comparisons, costs, parallel, plots, provenance, show, tags, variants
+from lm.pages import document, figures, tags
+from lm.report import comparisons, costs, parallel_coordinates, plots, provenance, show, variants
 
 CLASSES = {comparisons.BETTER: 'better', comparisons.WORSE: 'worse'}
 KINDS = tuple((lambda text: CLASSES.get(text, 'same')) if name == 'verdict' else '' for name in show.HEAD)
-LETTERS = {'<': '\\u003c', '>': '\\u003e', '&': '\\u0026'}
 
 
 def written(found, directories):
@@ -20,35 +14,10 @@ def written(found, directories):
     drawn = {'losses': plots.losses(found, found.metric), 'training': plots.losses(found, 'loss')}
     rates = plots.sensitivity(found)
     drawn |= {'rates': {'rate': rates}} if rates else {}
-    body = '\n'.join([_opening(found), _verdicts(found), _plots(drawn, found), _sources(found), parallel.section(found),
-                      _differences(found), provenance.section(found, flops), _samples(found), _left(found)])
-    return document(found.question or 'Report', body, drawn)
-
-
-def document(title, body, drawn):
-    """Returns a page of a body whose figures draw {name: {choice: plot}}, as the text of one HTML file."""
-    return Template(_file('page.html')).substitute(
-        title=html.escape(title), body=body,
-        style=_file('uplot/uPlot.min.css') + _file('page.css'), library=_file('uplot/uPlot.iife.min.js'),
-        plots=_json({name: plot for name, plot in drawn.items() if plot}),
-        script=_file('page.save.js') + _file('page.js'))
-
-
-def write(path, text):
-    """Writes a page into a file; raises config.Error where that cannot be."""
-    try:
-        Path(path).write_text(text, encoding='utf-8')
-    except OSError as error:
-        raise Error(f'cannot write {path}: {error.strerror}; give another --html.') from error
-
-
-def _file(name):
-    return resources.files('lm.report').joinpath(name).read_text(encoding='utf-8')
-
-
-def _json(value):
-    """Returns JSON that may stand inside an element of a page."""
-    return functools.reduce(lambda text, pair: text.replace(*pair), LETTERS.items(), json.dumps(value))
+    body = '\n'.join([_opening(found), _verdicts(found), _plots(drawn, found), _sources(found),
+                      parallel_coordinates.section(found), _differences(found), provenance.section(found, flops),
+                      _samples(found), _left(found)])
+    return document.render(found.question or 'Report', body, drawn)
 
 
 def _opening(found):
@@ -82,32 +51,14 @@ def _table(family):
 def _plots(drawn, found):
     hidden = len(found.variants) - plots.SHOWN
     few = f' Of {len(found.variants)} variants, the baseline and the {plots.SHOWN - 1} best.' if hidden > 0 else ''
-    said = {'losses': ('Held-out loss',
-                       'Lines are means over seeds at the rate each variant does best with; bands span all seeds.'),
+    text = {'losses': ('Held-out loss',
+                       'Lines are means over seeds at the best rate of each variant; bands span all seeds.'),
             'training': ('Training loss', 'Smoothing averages over steps; bands span all seeds.'),
             'rates': ('Sensitivity to the rate', 'Bands are one standard deviation over seeds to each side.')}
-    return '\n'.join(tags.section(said[name][0], figure(name, against(choices), said[name][1] + few))
-                     for name, choices in drawn.items() if choices)
-
-
-def against(choices):
-    """Returns {choice: what it is called} of the plots {choice: plot} that differ in their x axis."""
-    return {choice: f'against {plot["xname"]}' for choice, plot in choices.items()}
-
-
-def figure(name, choices, caption, logy=''):
-    """Returns the figure of the plots {choice: what it is called} of a name. logy: 'checked' for a logarithmic y."""
-    options = ''.join(f'<option value="{choice}">{html.escape(called)}</option>' for choice, called in choices.items())
-    axis = f'<label><select name="axis">{options}</select></label>' if len(choices) > 1 else ''
-    smooth = '<label>smoothing <input type="range" name="smooth" min="0" max="0.98" step="0.02" value="0.6"></label>'
-    return (f'<figure data-plot="{name}"><div class="controls">{axis}'
-            '<label><input type="checkbox" name="logx" checked>log x</label>'
-            f'<label><input type="checkbox" name="logy" {logy}>log y</label>'
-            f'{smooth if name == "training" else ""}'
-            '<span><button type="button" name="png">Save PNG</button> '
-            '<button type="button" name="svg">Save SVG</button></span></div>'
-            f'<div class="plot"></div><figcaption>{html.escape(caption)} Point or touch for values; click a name to '
-            'hide it; drag to zoom, double-click to go back.</figcaption></figure>')
+    return '\n'.join(
+        tags.section(text[name][0], figures.figure(name, figures.by_axis(choices), text[name][1] + few,
+                                                   smoothing=name == 'training'))
+        for name, choices in drawn.items() if choices)
 
 
 def _sources(found):

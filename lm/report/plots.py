@@ -1,6 +1,7 @@
 """What the page draws, as JSON-able data: each plot is a grid of x and, for each variant, mean, low and high on it."""
 import numpy as np
 
+from lm.pages.figures import rounded
 from lm.report import comparisons, show
 
 SHOWN = 12  # variants in a plot: the baseline and the best of the others
@@ -62,8 +63,3 @@ def sensitivity(found):
                        'high': rounded(mean + spread)})
     return {'x': rounded(np.array(grid, float)), 'xname': found.variants[0].rate_key,
             'yname': show.measured(found.metric), 'series': series}
-
-
-def rounded(values):
-    """Returns [n] as a list of numbers of 6 digits, None where they are not finite."""
-    return [float(f'{value:.6g}') if np.isfinite(value) else None for value in values]

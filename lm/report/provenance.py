@@ -4,7 +4,8 @@ import shlex
 from pathlib import Path
 
 from lm import hardware
-from lm.report import costs, tags, trials
+from lm.pages import tags
+from lm.report import costs, trials
 
 HEAD = ('run', 'variant', 'seed', 'state', 'loss', 'tokens/s', 'model FLOP/s', 'MFU', 'commit', 'again')
 MOST = 400  # trials whose rows the page lists

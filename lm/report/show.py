@@ -4,6 +4,8 @@ import math
 import textwrap
 from dataclasses import asdict
 
+from lm import records
+from lm.pages.tables import columns
 from lm.report import comparisons, statistics, variants
 
 HEAD = ('variant', 'verdict', 'difference', '95% t', 'p', 'gain', 'loss', 'seeds', '95% bootstrap', 'effect')
@@ -18,7 +20,7 @@ def as_json(found, outcomes):
              'equal': {axis: _family(family) for axis, family in found.families.items()},
              'sources': {source: _family(family) for source, family in found.sources.items()},
              'expected': [outcome._asdict() for outcome in outcomes]}
-    return jsonlib.dumps(finite(about), indent=1)
+    return jsonlib.dumps(records.finite(about), indent=1)
 
 
 def _family(family):
@@ -28,15 +30,6 @@ def _family(family):
     return {'budget': family.budget, 'why': family.why, 'scores': scores,
             'compared': [asdict(c) for c in family.compared],
             'gains': {name: gain._asdict() for name, gain in family.gains.items()}}
-
-
-def finite(value):
-    """Returns JSON-able data with None for every number that is not finite, which JSON has no word for."""
-    if isinstance(value, dict):
-        return {name: finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_text(found, outcomes):
@@ -198,11 +191,3 @@ def rate_rows(found):
             marks = ['best'] * (rate == score.rate and bool(known.losses)) + [f'{failed} failed'] * bool(failed)
             rows.append((variant.name, f'{rate:.4g}', *losses(known), ', '.join(marks)))
     return rows
-
-
-def columns(head, rows):
-    """Returns a table as text, its columns aligned; nothing is cut."""
-    rows = [*([head] if any(head) else []), *rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-                     for row in rows)

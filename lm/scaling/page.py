@@ -1,8 +1,8 @@
 """What was found of a sweep of sizes as one HTML file: the law beside the runs, and the best of a budget."""
 import numpy as np
 
-from lm.report import page, tags
-from lm.report.plots import rounded
+from lm.pages import document, figures, tags
+from lm.pages.figures import rounded
 from lm.report.show import measured
 from lm.scaling import laws, show
 
@@ -23,15 +23,15 @@ def written(findings):
                      tags.paragraph(show.foretold(findings)), *map(tags.paragraph, show.notes(findings))),
         _asked('Runs foretold', show.GUESSED, list(map(show.guess_row, findings.guesses))),
         _asked('What to spend a budget on', show.ADVISED, list(map(show.advice_row, findings.advices))),
-        tags.section('Runs and law', page.figure(
-            'law', page.against(drawn['law']),
+        tags.section('Runs and law', figures.figure(
+            'law', figures.by_axis(drawn['law']),
             'Dots are runs; lines are the law, with the band that 95% of resamples are in.')),
-        tags.section('The best of a budget', page.figure(
-            'frontier', page.against(drawn['frontier']),
+        tags.section('The best of a budget', figures.figure(
+            'frontier', figures.by_axis(drawn['frontier']),
             'The line is the loss of the best N and D, the band that of 95% of such runs.')),
         tags.section('Runs', tags.table(('run', 'N', 'D', found.metric), _runs(found))),
         tags.section('Left out', tags.table(('run', 'why'), found.left, ('', 'long'))) if found.left else ''])
-    return page.document(title, body, drawn)
+    return document.render(title, body, drawn)
 
 
 def _asked(title, head, rows):

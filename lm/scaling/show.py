@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm import config
+from lm import config, records
 from lm.config.values import Text
-from lm.report.show import columns, finite
+from lm.pages.tables import columns
 from lm.scaling import laws, points
 
 UNITS = ((1e18, 'E'), (1e15, 'P'), (1e12, 'T'), (1e9, 'B'), (1e6, 'M'), (1e3, 'k'))
@@ -129,7 +129,7 @@ def as_json(findings):
              'runs': [{'run': trial.name, 'n': float(n), 'd': float(d), 'loss': float(loss)} for trial, n, d, loss
                       in zip(found.trials, found.n, found.d, found.loss, strict=True)],
              'left': [list(row) for row in found.left], 'notes': notes(findings)}
-    return jsonlib.dumps(finite(about), indent=1)
+    return jsonlib.dumps(records.finite(about), indent=1)
 
 
 def as_text(findings):

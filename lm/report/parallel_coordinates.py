@@ -3,7 +3,7 @@ import html
 
 import numpy as np
 
-from lm.report import tags
+from lm.pages import tags
 
 WIDTH, HEIGHT, TOP, SIDE = 900, 300, 34, 70
 AXES = 8  # settings shown, those of fewest values first
