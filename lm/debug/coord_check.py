@@ -9,7 +9,7 @@ import numpy as np
 
 from lm import config, optim, train
 from lm.pages import document, figures, tags
-from lm.pages.tables import columns
+from lm.pages.text import columns
 
 TAPS = ('embedding', 'attention', 'mlp', 'residual', 'logits')
 ROWS = 8  # of a batch, on which activations are looked at

@@ -5,7 +5,7 @@ import textwrap
 from dataclasses import asdict
 
 from lm import records
-from lm.pages.tables import columns
+from lm.pages.text import columns
 from lm.report import comparisons, statistics, variants
 
 HEAD = ('variant', 'verdict', 'difference', '95% t', 'p', 'gain', 'loss', 'seeds', '95% bootstrap', 'effect')

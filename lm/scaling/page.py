@@ -3,6 +3,7 @@ import numpy as np
 
 from lm.pages import document, figures, tags
 from lm.pages.figures import rounded
+from lm.pages.text import short
 from lm.report.show import measured
 from lm.scaling import laws, show
 
@@ -39,7 +40,7 @@ def _asked(title, head, rows):
 
 
 def _runs(found):
-    return [(trial.name, show.short(n), show.short(d), f'{loss:.4f}')
+    return [(trial.name, short(n), short(d), f'{loss:.4f}')
             for trial, n, d, loss in zip(found.trials, found.n, found.d, found.loss, strict=True)]
 
 
@@ -53,10 +54,10 @@ def _curves(findings, axes, xname, letter):
     for colour, kind in enumerate(kinds):
         sizes = (kind, grid) if letter == 'N' else (grid, kind)
         bounds = np.array([fit.interval(fit.resampled.loss(*pair)) for pair in np.broadcast(*sizes)])
-        series.append({'name': f'{letter} = {show.short(kind)}', 'colour': colour,
+        series.append({'name': f'{letter} = {short(kind)}', 'colour': colour,
                        'mean': rounded(fit.law.loss(*sizes)), 'low': rounded(bounds[:, 0]),
                        'high': rounded(bounds[:, 1])})
-        series.append(_dots(f'{letter} = {show.short(kind)}, runs', (x, findings.points.loss), other == kind, grid)
+        series.append(_dots(f'{letter} = {short(kind)}, runs', (x, findings.points.loss), other == kind, grid)
                       | {'colour': colour})
     return {'x': rounded(grid), 'xname': xname, 'yname': measured(findings.points.metric), 'series': series}
 

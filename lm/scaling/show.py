@@ -8,10 +8,8 @@ import numpy as np
 
 from lm import config, records
 from lm.config.values import Text
-from lm.pages.tables import columns
+from lm.pages.text import columns, short
 from lm.scaling import laws, points
-
-UNITS = ((1e18, 'E'), (1e15, 'P'), (1e12, 'T'), (1e9, 'B'), (1e6, 'M'), (1e3, 'k'))
 
 
 class Guess(NamedTuple):
@@ -191,11 +189,3 @@ def advice_row(advice):
 def span(interval, written='{:.4f}'.format):
     """Returns an interval as text."""
     return f'[{written(interval[0])}, {written(interval[1])}]'
-
-
-def short(value):
-    """Returns a number in three digits and a letter: 1.23B for 1.23e9."""
-    for unit, letter in UNITS:
-        if abs(value) >= unit:
-            return f'{value / unit:.3g}{letter}' if value < 1e21 else f'{value:.3g}'
-    return f'{value:.3g}'
