@@ -235,10 +235,14 @@ def test_a_thousand_trials_are_read_once(tmp_path):
     assert {len(v.trials) for v in groups} == {5}
 
 
-def test_the_line_that_makes_a_trial_again(swept):
+@pytest.mark.parametrize('dumped, word', [
+    ({'type': 'lm.positions:Rope', 'base': 500.0, 'factor': 1.0}, "'model.position=Rope(base=500.0)'"),
+    ({'type': 'lm.nn:Rope', 'base': 10000.0, 'factor': 1.0}, 'model.position=Rope'),
+    ({'type': 'lm.nn:Gone', 'base': 500.0, 'inner': {'type': 'lm.nn:Rope', 'base': 9.0}},
+     "'model.position=Gone(base=500.0, inner=Rope(base=9.0))'"),
+    ({'type': 'tuple', 'value': [1, 2]}, 'model.position=1,2')])
+def test_the_command_that_repeats_a_trial_names_what_differs_from_defaults(swept, dumped, word):
     (swept / 'sweep.json').write_text(json.dumps({
-        **SWEEP, 'given': ['steps=1000', 'model.depth=2'], 'trials': {'b-0': {
-            'model.position': {'type': 'lm.positions:Rope', 'base': 500.0}, 'seed': 3}}}))
+        **SWEEP, 'given': ['steps=1000', 'model.depth=2'], 'trials': {'b-0': {'model.position': dumped, 'seed': 3}}}))
     trial = next(t for t in trials.read([swept]) if t.name == 'b-0')
-    assert provenance.again(trial) == \
-        "lm train experiments/x.py steps=1000 model.depth=2 'model.position=Rope(base=500.0)' seed=3"
+    assert provenance.command(trial) == f'lm train experiments/x.py steps=1000 model.depth=2 {word} seed=3'
