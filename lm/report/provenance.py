@@ -8,19 +8,19 @@ from lm.pages import tags
 from lm.report import costs, trials
 
 HEAD = ('run', 'variant', 'seed', 'state', 'loss', 'tokens/s', 'model FLOP/s', 'MFU', 'commit', 'command')
-MOST = 400  # trials whose rows the page lists
+MOST = 400  # trials listed on the page
 
 
-def section(found, flops):
-    """Returns the section that lists every trial of a Study. flops: FLOPs a token by costs.key."""
-    value = found.table.values('tokens')
-    rows = [_row(variant.name, trial, value, flops) for variant in found.variants for trial in variant.trials]
+def section(study, flops):
+    """Returns the section that lists every trial of a Study. flops: {costs.key: training FLOPs per token}."""
+    value = study.table.values('tokens')
+    rows = [_row(variant.name, trial, value, flops) for variant in study.variants for trial in variant.trials]
     long = (*('',) * (len(HEAD) - 1), 'long')
     inside = tags.table(HEAD, rows[:MOST], long)
     more = f'{len(rows) - MOST} more runs are not listed.' if len(rows) > MOST else ''
-    marks = "A + after a commit: files differed from it. MFU is a share of the chip's data sheet; a CPU has none."
-    if any(trial.together for variant in found.variants for trial in variant.trials):
-        marks += ' shared: of a run that had the chip together with others of its program.'
+    marks = 'A + after a commit: the working tree had changes. MFU is relative to the peak of the data sheet, if known.'
+    if any(trial.together for variant in study.variants for trial in variant.trials):
+        marks += ' shared: the run was one of several in a program (--together).'
     summary = f'{len(rows)} run{"s" * (len(rows) > 1)}, with the command that repeats each'
     return tags.section('Every run', f'<details{" open" * (len(rows) < 12)}><summary>{summary}</summary>{inside}'
                         '</details>', tags.paragraph(f'{more} {marks}'.strip()))
@@ -37,7 +37,7 @@ def _row(variant, trial, value, flops):
 
 
 def _peak(trial):
-    """Returns the FLOP/s of all the devices a trial ran on by their data sheet, NaN where it is not known."""
+    """Returns the peak FLOP/s of a trial's devices by their data sheet, NaN if unknown."""
     if 'device' not in trial.about:
         return math.nan
     chip = hardware.find(trial.about['device'])
