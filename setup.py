@@ -40,7 +40,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=find_namespace_packages(include=['lm', 'lm.*']),
-    package_data={'lm.report': ['page.*', 'uplot/*']},
+    package_data={'lm.pages': ['page.*', 'uplot/*']},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={'console_scripts': ['lm=lm.cli:main']},

@@ -36,10 +36,13 @@ def offset(records, step):
     return known[-1] if known else 0
 
 
-def finite(values):
-    """Returns {name: value} with None for floats that are not finite, of which JSON has none."""
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in values.items()}
+def finite(value):
+    """Returns JSON-able data, nested or not, with None for floats that are not finite, which JSON cannot express."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def rewind(directory, step):

@@ -59,12 +59,12 @@ def test_the_baseline_of_a_sweep_is_the_trial_that_changes_nothing(swept):
     found = study.read([swept])
     assert found.variants[0].trials[0].name == 'b-0'
     assert 'the baseline has model.position=Alibi' in show.heading(found, found.families['tokens'])
-    assert ('new', 'not begun') in found.left
+    assert ('new', 'not begun') in found.left_out
 
 
 def test_why_a_trial_of_a_sweep_failed_is_said(swept):
     (swept / 'b-0' / 'failed.json').write_text(json.dumps({'error': 'no memory left'}))
-    assert ('b-0', 'failed: no memory left') in study.read([swept]).left
+    assert ('b-0', 'failed: no memory left') in study.read([swept]).left_out
 
 
 @pytest.mark.parametrize('best, added', [(0, '0.0003 and 0.0001'), (2, '0.03 and 0.1'), (1, None)])
@@ -107,7 +107,7 @@ def test_rates_alone_are_variants(tmp_path):
 def test_a_failed_seed_is_shown_and_wins_nothing(swept):
     simulated.write(swept / 'b-9', BETTER, 2.9, 9, bad=True, until=500)
     found = study.read([swept])
-    assert ('b-9', 'failed: loss not finite at step 500') in found.left
+    assert ('b-9', 'failed: loss not finite at step 500') in found.left_out
     assert verdicts(found)['position=Alibi'] == 'undecided'
     assert 'position=Alibi: 1 of 6 runs failed' in show.notes(found.families['tokens'])
 
@@ -116,14 +116,14 @@ def test_a_finished_run_without_the_metric_counts_as_failed(swept):
     path = swept / 'b-0' / 'metrics.jsonl'
     path.write_text(path.read_text().replace('"valid/bits_per_byte"', '"other"'))
     found = study.read([swept], study.Options(metric='valid/bits_per_byte'))
-    assert ('b-0', 'failed: no finite valid/bits_per_byte at its last step') in found.left
+    assert ('b-0', 'failed: no finite valid/bits_per_byte at its last step') in found.left_out
     assert verdicts(found)['position=Alibi'] == 'undecided'
 
 
 def test_an_unfinished_run_is_named_and_left_out(swept):
     simulated.write(swept / 'b-9', BETTER, 1.0, 9, until=500)
     found = study.read([swept])
-    assert ('b-9', 'unfinished: at step 500 of 1000') in found.left
+    assert ('b-9', 'unfinished: at step 500 of 1000') in found.left_out
     assert found.families['tokens'].compared[0].seeds == 5
 
 
@@ -235,10 +235,14 @@ def test_a_thousand_trials_are_read_once(tmp_path):
     assert {len(v.trials) for v in groups} == {5}
 
 
-def test_the_line_that_makes_a_trial_again(swept):
+@pytest.mark.parametrize('dumped, word', [
+    ({'type': 'lm.positions:Rope', 'base': 500.0, 'factor': 1.0}, "'model.position=Rope(base=500.0)'"),
+    ({'type': 'lm.nn:Rope', 'base': 10000.0, 'factor': 1.0}, 'model.position=Rope'),
+    ({'type': 'lm.nn:Gone', 'base': 500.0, 'inner': {'type': 'lm.nn:Rope', 'base': 9.0}},
+     "'model.position=Gone(base=500.0, inner=Rope(base=9.0))'"),
+    ({'type': 'tuple', 'value': [1, 2]}, 'model.position=1,2')])
+def test_the_command_that_repeats_a_trial_names_what_differs_from_defaults(swept, dumped, word):
     (swept / 'sweep.json').write_text(json.dumps({
-        **SWEEP, 'given': ['steps=1000', 'model.depth=2'], 'trials': {'b-0': {
-            'model.position': {'type': 'lm.positions:Rope', 'base': 500.0}, 'seed': 3}}}))
+        **SWEEP, 'given': ['steps=1000', 'model.depth=2'], 'trials': {'b-0': {'model.position': dumped, 'seed': 3}}}))
     trial = next(t for t in trials.read([swept]) if t.name == 'b-0')
-    assert provenance.again(trial) == \
-        "lm train experiments/x.py steps=1000 model.depth=2 'model.position=Rope(base=500.0)' seed=3"
+    assert provenance.command(trial) == f'lm train experiments/x.py steps=1000 model.depth=2 {word} seed=3'

@@ -61,7 +61,7 @@ def test_variants_that_cost_the_same_in_other_ways_have_no_table_of_flops(tmp_pa
     simulated.sweep(tmp_path, {'a': ({}, 3.0), 'b': ({'model.tied': False}, 2.9)}, seeds=2)
     found = study.read([tmp_path])
     assert len(found.table.flops) == 2
-    assert found.families['flops'].why.startswith('a token costs all variants the same')
+    assert found.families['flops'].why.startswith('all variants have the same FLOPs per token')
 
 
 def test_gain_is_how_much_longer_the_baseline_takes():
@@ -103,5 +103,5 @@ def test_how_much_text_a_token_holds_is_said_where_it_differs(tmp_path):
                 path.write_text(re.sub(r'(bits_per_byte": )([\d.]+)', lambda m: m[1] + str(float(m[2]) / 2),
                                        path.read_text()))
     found = study.read([tmp_path])
-    assert 'Bytes a token: 1.00 in baseline, 2.00 in tokenizer=Chars' in ' '.join(
+    assert 'Bytes per token: 1.00 in baseline, 2.00 in tokenizer=Chars' in ' '.join(
         show.footnotes(found, found.families['tokens']))

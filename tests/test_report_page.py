@@ -12,7 +12,7 @@ from browsers import opened
 from simulated import report
 
 from lm import cli
-from lm.report import page
+from lm.pages import document
 
 
 def test_a_page_holds_all_it_needs(swept, tmp_path):
@@ -30,7 +30,7 @@ def test_a_page_holds_all_it_needs(swept, tmp_path):
 
 
 def test_numbers_in_scripts_cannot_end_them():
-    assert '<' not in page._json({'name': '</script>'})
+    assert '<' not in document.as_script({'name': '</script>'})
 
 
 @pytest.mark.parametrize('flags', [(), ('--blink-settings=preferredColorScheme=0', '--window-size=500,900')])

@@ -186,7 +186,7 @@ def test_a_second_look_after_adding_seeds_makes_as_many_false_claims_as_is_said(
         seeds = 5
         for _ in range(2):
             c = comparisons.judge([comparisons.compare('a', scores(row[:seeds]), scores(np.zeros(seeds)))], 1.0)[0]
-            seeds = min(seeds + (c.more or 0), 60)
+            seeds = min(seeds + (c.seeds_needed or 0), 60)
             if c.verdict != comparisons.UNDECIDED:
                 break
         claimed += c.verdict in (comparisons.BETTER, comparisons.WORSE)
@@ -202,7 +202,7 @@ def test_the_seeds_said_to_be_missing_would_have_settled_it():
     """Where the true difference is what was seen, adding them finds it in about 80 of 100 sweeps."""
     mean, spread, n = 0.8, 1.0, 5
     c = comparisons.Comparison('b', n, True, False, 0, 0, mean, spread / n ** 0.5, n - 1, (0, 0), (0, 0), 0, 0.1)
-    more = comparisons.judge([c], 0.1)[0].more
+    more = comparisons.judge([c], 0.1)[0].seeds_needed
     found = statistics.moments(drawn(7, SWEEPS, n + more) + mean)
     assert 0.77 < np.mean(statistics.p_two_sided(*found) < 0.05) < 0.9
 

@@ -46,8 +46,8 @@ def test_the_least_loss_is_what_scipy_finds():
     def cost(theta):
         e, a, b, alpha, beta = theta
         off = special.logsumexp([np.full(len(N), e), a - alpha * sizes[0], b - beta * sizes[1]], 0) - target
-        return special.huber(laws.SHARP, off).sum() / laws.SHARP ** 2
-    ours, least = laws._descend(laws._starts(target), sizes, np.tile(target, (192, 1)), laws.SHARP)
+        return special.huber(laws.DELTA, off).sum() / laws.DELTA ** 2
+    ours, least = laws._descend(laws._starts(target), sizes, np.tile(target, (192, 1)), laws.DELTA)
     theirs = optimize.minimize(cost, ours[np.argmax(least)] + 0.02, method='Nelder-Mead',
                                options={'maxiter': 4000, 'maxfev': 4000, 'xatol': 1e-9, 'fatol': 1e-9})
     assert theirs.fun == pytest.approx(least.min(), rel=1e-5)
@@ -72,7 +72,7 @@ def test_the_best_of_a_budget_is_the_least_on_a_grid():
 def test_parameters_are_counted_without_padding():
     model = Decoder(vocab=65, depth=2, heads=2, width=32, tied=False, position=Learned(64), norm='rms')
     blocks = 2 * (4 * 32 * 32 + 2 * 4 * 32 * 32 + 2 * 32) + 32
-    assert points.count(model, inside=True) == blocks
+    assert points.count(model, non_embedding=True) == blocks
     assert points.count(model) == blocks + 2 * 65 * 32 + 64 * 32
 
 
@@ -165,5 +165,5 @@ def test_a_browser_draws_the_page(swept, browser, tmp_path):
     assert cli.main(['scaling', str(swept), '--budget=1e15', '--at=N=1e7,D=1e8', f'--html={out}']) == 0
     document, console = opened(browser, out, tmp_path / 'profile')
     assert console == [] and 'data-drawn="2"' in document and len(out.read_text()) < 1e6
-    for said in ('What to spend a budget on', 'Runs foretold', 'held out, 256-1600', 'other settings of the same'):
+    for said in ('Compute-optimal budgets', 'Predictions', 'held out, 256-1600', 'other settings of the same'):
         assert said in document

@@ -73,6 +73,13 @@ def test_the_shell_names_values_components_and_seeds(file, tmp_path):
             trials.axes((text,), 0)
 
 
+def test_a_trial_is_shown_by_what_differs_from_defaults(file, tmp_path):
+    swept = listed(file, tmp_path / 'a', grid(*trials.axes(('model.position=Rope,Rope(base=500.0)', 'steps=6,7'), 0)))
+    assert [trials.shown(trial) for trial in swept.trials] == [
+        'model.position=Rope steps=6', 'model.position=Rope steps=7',
+        'model.position=Rope(base=500.0) steps=6', 'model.position=Rope(base=500.0) steps=7']
+
+
 def test_identity_is_of_values_not_of_files_or_of_what_changes_nothing(file, tmp_path):
     moved = shutil.copy(file, tmp_path / 'renamed.py')
     base = trials.identity(config.load(file).config)

@@ -7,7 +7,7 @@ import numpy as np
 from lm import config
 from lm.data.cache import root
 from lm.debug.coord_check import as_page, as_text, numbers, rows, still, trace, verdict, widened
-from lm.report import page
+from lm.pages.document import write
 from lm.train import loop
 
 
@@ -39,5 +39,5 @@ def main(experiment: str, *overrides: str, widths: str = '64,128,256,512', steps
     passed, told = verdict(table, settings)
     print(f'{as_text(found, table)}\n\n{told}')
     if html:
-        page.write(html, as_page(found, table, f'Activations against width: {Path(experiment).stem}', told))
+        write(html, as_page(found, table, f'Activations against width: {Path(experiment).stem}', told))
     return 0 if passed else 1

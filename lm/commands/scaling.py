@@ -1,8 +1,8 @@
-"""`lm scaling`: the law of a sweep of sizes."""
-from lm.report.page import write
+"""`lm scaling`: the scaling law of a sweep of sizes."""
+from lm.pages.document import write
 from lm.scaling import laws, points
-from lm.scaling.page import written
-from lm.scaling.show import Findings, Guess, advise, as_json, as_text, asked_for, described, hold_out
+from lm.scaling.page import render
+from lm.scaling.show import Findings, Prediction, advise, as_json, as_text, hold_out, overridden, size_of
 
 JAX = False  # starts no device
 
@@ -12,21 +12,21 @@ def main(*directories: str, at: tuple = (), predict: tuple = (), budget: tuple[f
     """Fits L(N, D) = E + A/N^alpha + B/D^beta to the finished runs of a sweep of sizes, and predicts larger ones.
 
     Args:
-        directories: directories of sweeps or of runs; of each size and length the settings that did best are taken
+        directories: directories of sweeps or of runs; for each N and D the settings of lowest loss are taken
         at: predict a run of so many parameters and tokens, e.g. N=1e9,D=2e10
         predict: predict the largest run with other settings, e.g. 'model.width=512 steps=20000'
         budget: recommend N and D for so many FLOPs of training, e.g. 1e21
-        metric: what was recorded at the end of a run, in nats a token or bits a byte
+        metric: a metric recorded at the end of a run, e.g. valid/bits_per_byte
         non_embedding: count only parameters between embedding and output, as Kaplan et al. did
-        json: print everything as JSON
-        html: file to write a page with plots to, which needs no network
+        json: print all numbers as JSON
+        html: file to write a page with plots to; the page needs no network
     """
-    asked = [asked_for(text) for text in at]
-    found = points.read(directories, metric, non_embedding)
-    asked += [described(text, found) for text in predict]
-    fit = laws.fit(found.n, found.d, found.loss)
-    guesses = [Guess(run, n, d, *fit.predict(n, d)) for run, n, d in asked]
-    findings = Findings(found, fit, guesses, [advise(found, fit, flops) for flops in budget], hold_out(found))
+    sizes = [size_of(text) for text in at]
+    runs = points.read(directories, metric, non_embedding)
+    sizes += [overridden(text, runs) for text in predict]
+    fit = laws.fit(runs.n, runs.d, runs.loss)
+    predictions = [Prediction(run, n, d, *fit.predict(n, d)) for run, n, d in sizes]
+    findings = Findings(runs, fit, predictions, [advise(runs, fit, flops) for flops in budget], hold_out(runs))
     if html:
-        write(html, written(findings))
+        write(html, render(findings))
     print(as_json(findings) if json else as_text(findings))

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import config, optim, train
-from lm.report import page, plots, show, tags
+from lm.pages import document, figures, tags
+from lm.pages.text import columns
 
 TAPS = ('embedding', 'attention', 'mlp', 'residual', 'logits')
 ROWS = 8  # of a batch, on which activations are looked at
@@ -160,7 +161,7 @@ def verdict(table, settings):
 def as_text(found, table):
     """Returns the Rows as text, one number for each width."""
     head = ('mean |activation|', '', *(f'width {width}' for width in found.widths), 'exponent', '')
-    return show.columns(head, [(row.tap, row.when, *(f'{size:.4g}' for size in row.sizes), _exponent(row), row.fault)
+    return columns(head, [(row.tap, row.when, *(f'{size:.4g}' for size in row.sizes), _exponent(row), row.fault)
                                for row in table])
 
 
@@ -174,20 +175,20 @@ def as_page(found, table, title, told):
     """Returns the Trace as the text of one HTML file: the verdict, plots against width, the table."""
     drawn = {name: {str(step): _plot(found, name, step) for step in range(found.steps, first - 1, -1)}
              for name, (first, _, _) in DRAWN.items()}
-    figures = [tags.section(said, page.figure(name, {step: f'step {step}' for step in drawn[name]},
-                                              f'{caption} Bands span all seeds.', logy='checked'))
+    sections = [tags.section(said, figures.figure(name, {step: f'step {step}' for step in drawn[name]},
+                                              f'{caption} Bands span all seeds.', log_y=True))
                for name, (_, said, caption) in DRAWN.items()]
     cells = [(row.tap, row.when, _exponent(row), row.fault or 'as it should') for row in table]
-    body = '\n'.join([f'<h1>{markup.escape(title)}</h1>', tags.paragraph(told, ''), *figures,
+    body = '\n'.join([f'<h1>{markup.escape(title)}</h1>', tags.paragraph(told, ''), *sections,
                       tags.section('Exponents', tags.table(HEAD, cells))])
-    return page.document(title, body, drawn)
+    return document.render(title, body, drawn)
 
 
 def _plot(found, name, step):
-    series = [{'name': tap, **{line: plots.rounded(reduce(values[..., step], axis=1))
+    series = [{'name': tap, **{line: figures.rounded(reduce(values[..., step], axis=1))
                                for line, reduce in (('mean', np.mean), ('low', np.min), ('high', np.max))}}
               for tap, values in getattr(found, name).items()]
-    return {'x': plots.rounded(np.array(found.widths, float)), 'xname': 'width', 'yname': DRAWN[name][1],
+    return {'x': figures.rounded(np.array(found.widths, float)), 'xname': 'width', 'yname': DRAWN[name][1],
             'series': series}
 
 

@@ -1,4 +1,4 @@
-"""Variants against the baseline over seeds: each difference with its intervals, its p in its family, and a verdict."""
+"""Variants against the baseline over seeds: differences with intervals, Holm-adjusted p-values and verdicts."""
 import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -12,10 +12,10 @@ BETTER, WORSE, UNDECIDED = 'better', 'worse', 'undecided'
 
 
 class Score(NamedTuple):
-    """A variant's losses by seed, {seed: loss}, at the rate it does best with.
+    """A variant's losses by seed, {seed: loss}, at its best learning rate.
 
-    notes: what must be mended before it may win or lose: runs that failed or that a rule stopped, or a best rate on the
-    edge of its grid, for which `add` holds the rates to try. tried: how many rates it was chosen from.
+    notes: why no verdict can be given yet: failed or early-stopped runs, or a best rate on the edge of its grid, for
+    which `add` has the rates to try next. tried: number of rates that the best was chosen from.
     """
 
     losses: dict
@@ -26,7 +26,7 @@ class Score(NamedTuple):
 
     @property
     def mean(self):
-        """The mean loss, infinite where there is none."""
+        """The mean loss; infinite without one."""
         return float(np.mean(list(self.losses.values()))) if self.losses else math.inf
 
 
@@ -34,16 +34,17 @@ class Score(NamedTuple):
 class Comparison:
     """A variant's loss minus the baseline's over seeds: below 0 is better.
 
-    interval and bootstrap hold the true difference in 95 of 100 cases. p is adjusted by Holm over the family, as is the
-    verdict. held: no verdict is given, for the reason in the notes of its Scores. effect: Hedges' g. more: seeds that
-    would settle it with power 0.8 if the difference is what it seems. penalties: what the one-sided p of (below, above)
-    are multiplied by, as the best of more rates is lower by chance alone: Bonferroni's bound on that.
+    interval (t) and bootstrap: 95% confidence intervals. error: standard error of the difference, with `freedom`
+    degrees of freedom. effect: Hedges' g. p and the verdict are Holm-adjusted over the family. withheld: no verdict is
+    given, for the reasons in the notes of its Scores. seeds_needed: additional seeds for power 0.8 if the true
+    difference is the measured one. penalties: factors on the one-sided p of (below, above), Bonferroni's bound for
+    the best of several rates, which is lower by chance alone.
     """
 
     name: str
     seeds: int
     paired: bool
-    held: bool
+    withheld: bool
     mean: float
     spread: float
     difference: float
@@ -57,36 +58,35 @@ class Comparison:
     p: float = math.nan
     p_equivalent: float = math.nan
     verdict: str = UNDECIDED
-    more: int | None = None
+    seeds_needed: int | None = None
     notes: tuple = ()
 
 
 def score(variant, value):
-    """Returns the Score of a Variant by value(trial) -> loss, NaN where there is none, over its finished trials.
+    """Returns the Score of a Variant over its finished trials. value: trial -> loss, NaN for none.
 
-    The rate is the one with the least mean: choosing it on other seeds than those compared was tried, and its tests
-    called up to 18% of equal variants different, as their seeds are no longer independent.
+    The best rate is the one with the lowest mean over the seeds compared. Choosing it on held-out seeds was tried: the
+    seeds are then no longer independent, and up to 18% of equal variants were called different.
     """
     table = {rate: {t.seed: loss for t in trials if t.state == 'finished' and not math.isnan(loss := value(t))}
              for rate, trials in variant.rates.items()}
-    broken = {rate: sum(t.state == 'failed' for t in trials) for rate, trials in variant.rates.items()}
-    tried = {rate: losses for rate, losses in table.items() if losses and not broken[rate]}
-    if not tried:
-        rate = max(table, key=lambda rate: len(table[rate]))
-        failed = sum(broken.values())
-        return Score(table[rate], rate, (f'{failed} of {len(variant.trials)} runs failed',) if failed else ())
-    most = max(map(len, tried.values()))
-    means = {rate: float(np.mean(list(losses.values()))) for rate, losses in tried.items() if len(losses) == most}
+    failed = {rate: sum(t.state == 'failed' for t in trials) for rate, trials in variant.rates.items()}
+    whole = {rate: losses for rate, losses in table.items() if losses and not failed[rate]}
+    if not whole:
+        rate, count = max(table, key=lambda rate: len(table[rate])), sum(failed.values())
+        return Score(table[rate], rate, (f'{count} of {len(variant.trials)} runs failed',) if count else ())
+    most = max(map(len, whole.values()))
+    means = {rate: float(np.mean(list(losses.values()))) for rate, losses in whole.items() if len(losses) == most}
     best = min(means, key=means.get)
     notes, add = _edge(list(table), best)
     stopped = sum(trial.state == 'stopped' for trial in variant.rates[best])
     if stopped:
-        notes = (*notes, f'{stopped} runs were stopped early: those left are no fair sample of seeds')
-    return Score(tried[best], best, notes, add, len(table))
+        notes = (*notes, f'{stopped} runs were stopped early, so that the others are no fair sample of seeds')
+    return Score(whole[best], best, notes, add, len(table))
 
 
 def _edge(rates, best):
-    """Returns (notes, the rates to add) where the best of several is the first or the last that was tried."""
+    """Returns (notes, rates to try next) if the best rate is the lowest or the highest of several, else ((), ())."""
     if len(rates) < 2:
         return (), ()
     ratio = rates[1] / rates[0] if best == rates[0] else rates[-1] / rates[-2]
@@ -96,12 +96,11 @@ def _edge(rates, best):
         side, add = 'highest', (best * ratio, best * ratio ** 2)
     else:
         return (), ()
-    shown = ' and '.join(f'{rate:.2g}' for rate in add)
-    return (f'the best rate, {best:.4g}, is the {side} tried: add {shown}',), add
+    return (f'the best rate, {best:.4g}, is the {side} tried: add {" and ".join(f"{rate:.2g}" for rate in add)}',), add
 
 
 def compare(name, ours, base):
-    """Returns the Comparison of two Scores before its family is known, or None with fewer than two seeds in either."""
+    """Returns the Comparison of two Scores, not judged yet; None with fewer than two seeds in either."""
     shared = [seed for seed in ours.losses if seed in base.losses]
     smaller = min(len(ours.losses), len(base.losses))
     if smaller < 2:
@@ -109,32 +108,35 @@ def compare(name, ours, base):
     x, y = (np.array(list(s.losses.values())) for s in (ours, base))
     if len(shared) >= max(2, smaller / 2):
         a, b = (np.array([s.losses[seed] for seed in shared]) for s in (ours, base))
-        found, differences, spread = statistics.moments(a - b), a - b, float(np.std(a - b, ddof=1))
-        bootstrap = statistics.bootstrap(differences)
+        moments, spread = statistics.moments(a - b), float(np.std(a - b, ddof=1))
+        bootstrap = statistics.bootstrap(a - b)
     else:
-        shared, found = [], statistics.welch(x, y)
+        shared, moments = [], statistics.welch(x, y)
         spread = math.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2)
         bootstrap = (math.nan, math.nan)
-    mean, error, freedom = map(float, found)
+    mean, error, freedom = map(float, moments)
     penalties = tuple(max(1.0, ratio) for ratio in (ours.tried / base.tried, base.tried / ours.tried))
-    notes = (*(() if ours.tried == base.tried else
-               (f'{ours.tried} rates tried, {base.tried} of the baseline: more of them flatter, so that p is '
-                f'{max(penalties):.2g} times as large, to whose favour that is; the intervals leave it out',)),
-             *((f'paired over the {len(shared)} seeds that both have',)
-               if 0 < len(shared) < max(len(x), len(y)) else ()),
-             *(() if shared else ("seeds do not match: Welch's test, unpaired",)))
-    return Comparison(name, len(shared) or smaller, bool(shared),
-                      bool(ours.notes or base.notes), float(x.mean()), float(x.std(ddof=1)), mean, error,
-                      freedom, tuple(map(float, statistics.interval(mean, error, freedom))),
-                      tuple(map(float, bootstrap)), statistics.effect(mean, spread, freedom),
-                      float(statistics.p_two_sided(mean, error, freedom, penalties)), penalties, notes=notes)
+    notes = []
+    if ours.tried != base.tried:
+        notes.append(f'{ours.tried} rates tried, {base.tried} of the baseline: the best of more is lower by chance, so '
+                     f'p is multiplied by {max(penalties):.2g} in that direction; the intervals are not corrected')
+    if 0 < len(shared) < max(len(x), len(y)):
+        notes.append(f'paired over the {len(shared)} seeds that both have')
+    if not shared:
+        notes.append("seeds do not match: Welch's unpaired t-test")
+    return Comparison(
+        name=name, seeds=len(shared) or smaller, paired=bool(shared), withheld=bool(ours.notes or base.notes),
+        mean=float(x.mean()), spread=float(x.std(ddof=1)), difference=mean, error=error, freedom=freedom,
+        interval=tuple(map(float, statistics.interval(mean, error, freedom))), bootstrap=tuple(map(float, bootstrap)),
+        effect=statistics.effect(mean, spread, freedom),
+        p_raw=float(statistics.p_two_sided(mean, error, freedom, penalties)), penalties=penalties, notes=tuple(notes))
 
 
 def judge(compared, margin):
-    """Returns the Comparisons of one family with p adjusted and verdicts given; those that are held stay undecided.
+    """Returns the Comparisons of one family with Holm-adjusted p and verdicts.
 
-    A difference is claimed at p < ALPHA, and 'no difference larger than' the margin where two one-sided tests agree: of
-    each kind of claim, at least one is false in at most ALPHA of families.
+    A difference is claimed at p < ALPHA, equivalence ('no difference larger than' the margin) by two one-sided tests
+    (TOST) at ALPHA; each kind of claim has a family-wise error rate of ALPHA.
     """
     if not compared:
         return []
@@ -143,9 +145,9 @@ def judge(compared, margin):
                                       for c in compared], float))
     judged = []
     for c, p, q in zip(compared, ps.tolist(), equal.tolist(), strict=True):
-        verdict = UNDECIDED if c.held else _verdict(c.difference, p, q, margin)
-        more = _more(c, margin, len(compared)) if verdict == UNDECIDED and not c.held else None
-        judged.append(replace(c, p=p, p_equivalent=q, verdict=verdict, more=more))
+        verdict = UNDECIDED if c.withheld else _verdict(c.difference, p, q, margin)
+        needed = _seeds_needed(c, margin, len(compared)) if verdict == UNDECIDED and not c.withheld else None
+        judged.append(replace(c, p=p, p_equivalent=q, verdict=verdict, seeds_needed=needed))
     return judged
 
 
@@ -155,8 +157,8 @@ def _verdict(difference, p, p_equivalent, margin):
     return f'no difference larger than {margin:.2g}' if p_equivalent < ALPHA else UNDECIDED
 
 
-def _more(c, margin, family):
-    """Returns how many seeds to add, the family's strictest level assumed; MOST where that is not enough."""
+def _seeds_needed(c, margin, family):
+    """Returns the additional seeds for power 0.8 at the strictest of Holm's levels, statistics.MOST at most."""
     spread = c.error * math.sqrt(c.seeds)
     if not spread:
         return 1
@@ -167,5 +169,5 @@ def _more(c, margin, family):
 
 
 def noise(base):
-    """Returns the standard deviation of a Score over its seeds, NaN with fewer than two: the noise floor."""
+    """Returns the noise floor: the standard deviation of a Score over its seeds, NaN with fewer than two."""
     return float(np.std(list(base.losses.values()), ddof=1)) if len(base.losses) > 1 else math.nan

@@ -1,40 +1,37 @@
-"""What training on a token costs a model, counted from its record."""
+"""Training FLOPs per token of recorded models."""
 import json
 import os
 
 from lm import config
 
-# Fields of a model that change nothing in its matrix products.
+# Fields of a model that do not change its matrix products.
 FREE = ('position', 'dropout', 'z_loss', 'smoothing', 'norm', 'norm_place', 'norm_epsilon', 'qk_norm', 'dtype', 'remat',
         'unroll', 'kernel', 'loss_parts', 'quantized', 'pipeline')
-MOST = 30  # models to count, at some tenths of a second each
+MOST = 30  # models counted at most; each takes some tenths of a second
 
 
 def key(settings):
-    """Returns a text that two variants share where a token costs them the same: their model and context."""
-    kept = {name: value for name, value in settings.items() if name == 'data.context' or _counts(name.split('.'))}
+    """Returns a text that is the same for settings whose FLOPs per token are: those of the model, and the context."""
+    kept = {}
+    for name, value in settings.items():
+        top, _, inside = name.partition('.')
+        if name == 'data.context' or (top == 'model' and inside.split('.')[0] not in FREE):
+            kept[name] = value
     return json.dumps(kept, sort_keys=True)
 
 
-def _counts(path):
-    return path[0] == 'model' and (len(path) == 1 or path[1] not in FREE)
-
-
 def per_token(trials):
-    """Returns {key: FLOPs a token, forward and backward} of the [Trial] whose models can be counted.
-
-    Returns None where there are more than MOST models.
-    """
+    """Returns {key: training FLOPs per token} of the [Trial] whose models can be counted, None for more than MOST."""
     distinct = {key(trial.settings): trial for trial in trials}
     if len(distinct) > MOST:
         return None
-    found = {name: _counted(trial) for name, trial in distinct.items()}
-    return {name: count for name, count in found.items() if count}
+    counts = {name: _flops(trial) for name, trial in distinct.items()}
+    return {name: count for name, count in counts.items() if count}
 
 
-def _counted(trial):
-    """Returns the model FLOPs of a token, None for a model of a kind that cannot be counted or no longer exists."""
-    os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # shapes alone are read: accelerators are left to those who train
+def _flops(trial):
+    """Returns the training FLOPs per token, None for a model that cannot be counted or whose type no longer exists."""
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # only shapes are computed; leave accelerators free
     import jax
 
     from lm.models import flops

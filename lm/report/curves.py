@@ -1,20 +1,20 @@
-"""Loss as a curve: at an equal cost, how much longer the baseline would take to reach it, its band over seeds."""
+"""Loss curves: value at a budget, gain over the baseline in budget, band over seeds."""
 from typing import NamedTuple
 
 import numpy as np
 
-REACH = 4.0  # how many times further than it was trained a curve is extended before the answer is 'more than that'
+REACH = 4.0  # a curve is extrapolated to this many times its length; beyond, a gain is '>'
 AXES = ('tokens', 'flops', 'seconds')
 
 
 def axis(trial, steps, name, flops_per_token=1.0):
-    """Returns what training to each of `steps` [n] cost a trial: its tokens, FLOPs or seconds."""
-    token = {'tokens': 1.0, 'flops': flops_per_token, 'seconds': 1 / trial.speed}[name]
-    return steps * trial.tokens_per_step * token
+    """Returns the cost [n] of training a trial to each of `steps` [n]: tokens, FLOPs or seconds."""
+    per_token = {'tokens': 1.0, 'flops': flops_per_token, 'seconds': 1 / trial.speed}[name]
+    return steps * trial.tokens_per_step * per_token
 
 
 def value_at(x, y, budget):
-    """Returns a curve's value where it has cost `budget`, between its points in log x; NaN outside them."""
+    """Returns a curve's value at a budget, interpolated in log x; NaN outside the curve."""
     if not len(x) or np.isnan(x).any():
         return np.nan
     if abs(x[-1] / budget - 1) < 1e-6:
@@ -25,10 +25,10 @@ def value_at(x, y, budget):
 
 
 class Gain(NamedTuple):
-    """How many times a budget the baseline needs to reach the loss that another has reached with it.
+    """The budget that the baseline needs to reach another variant's loss, as a multiple of that variant's budget.
 
-    bound: '<' or '>' where only that much is known, else ''. extended: whether the curve was continued past its last
-    point by the power law fitted to its second half.
+    bound: '<' or '>' if `times` is only a bound, else ''. extended: whether the curve was extrapolated by the power law
+    fitted to its second half.
     """
 
     times: float
@@ -37,18 +37,19 @@ class Gain(NamedTuple):
 
 
 def gains(x, y, losses, budget):
-    """Returns {name: Gain} of {name: loss} against the curve (x [n] ascending, y [n]), taken as its least until then.
+    """Returns {name: Gain} of {name: loss} against the running minimum of a curve, x [n] ascending and y [n].
 
-    Past the last point the curve is a power law with a floor, where it has the points that this needs.
+    Beyond its end the curve is extrapolated by `power_law` where that can be fitted.
     """
     y = np.minimum.accumulate(y)
     law = power_law(x, y)
-    reached = {name: _inside(x, y, loss) if loss >= y[-1] else _past(x[-1], law, loss) for name, loss in losses.items()}
+    reached = {name: _interpolated(x, y, loss) if loss >= y[-1] else _extrapolated(x[-1], law, loss)
+               for name, loss in losses.items()}
     return {name: gain._replace(times=float(gain.times / budget)) for name, gain in reached.items()}
 
 
-def _past(end, law, loss):
-    """Returns the Gain, in units of x, of a loss below that at the curve's end."""
+def _extrapolated(end, law, loss):
+    """Returns the Gain, in units of x, of a loss below the curve's last."""
     if law is None:
         return Gain(end, '>', False)
     floor, scale, power = law
@@ -58,8 +59,8 @@ def _past(end, law, loss):
     return Gain(min(cost, REACH * end), '>' if cost > REACH * end else '', True)
 
 
-def _inside(x, y, loss):
-    """Returns the Gain, in units of x, of a loss that the curve has reached, between its points in log x."""
+def _interpolated(x, y, loss):
+    """Returns the Gain, in units of x, of a loss that the curve has reached, interpolated in log x."""
     if loss > y[0]:
         return Gain(x[0], '<', False)
     at = int(np.argmax(y <= loss))
@@ -72,7 +73,8 @@ def _inside(x, y, loss):
 def power_law(x, y):
     """Returns (floor, scale, power) of y = floor + scale * x ** -power fitted to the second half of a curve, or None.
 
-    Least squares in log(y - floor), weighted as if in y, for each of 200 floors; that of the least residual.
+    For each of 200 floors a line is fitted to log(y - floor), weighted by y - floor to approximate least squares in y;
+    the fit of least residual in y is returned.
     """
     x, y = x[len(x) // 2:], y[len(y) // 2:]
     if len(x) < 3 or not y[0] > y[-1] > 0:
@@ -87,7 +89,7 @@ def power_law(x, y):
 
 
 def band(curves, points=200):
-    """Returns (x, mean, low, high), each [n], of the [(x, y)] of seeds over the costs they share."""
+    """Returns (x, mean, low, high), each [n], of the curves [(x, y)] of seeds where they overlap in x."""
     start, stop = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     grid = np.unique(np.concatenate([x[(x >= start) & (x <= stop)] for x, _ in curves]))
     if len(grid) > points:

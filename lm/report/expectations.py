@@ -1,4 +1,4 @@
-"""What a report is expected to establish: 'b < a by 0.01', or 'b = a within 0.02'."""
+"""Expectations about a study, tested one-sided: 'b < a by 0.01' or 'b = a within 0.02'."""
 import re
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ FORM = re.compile(r'\s*(?P<left>.+?)\s+(?P<sign>[<>=])\s+(?P<right>.+?)'
 
 
 class Outcome(NamedTuple):
-    """Whether an expectation was established, and the arithmetic in a line."""
+    """An expectation, whether it was established, and the numbers in one line."""
 
     text: str
     established: bool
@@ -20,25 +20,25 @@ class Outcome(NamedTuple):
 
 
 def check(texts, study):
-    """Returns the [Outcome] of expectations about a Study, one-sided tests with p adjusted over all of them.
+    """Returns the [Outcome] of expectations about a Study, by one-sided tests, Holm-adjusted over all of them.
 
-    Each is about losses at equal tokens, at each variant's best rate. Raises config.Error for one that cannot be read.
+    Losses are compared at equal tokens and each variant's best rate. Raises config.Error for a text without meaning.
     """
-    asked = [_parsed(text, study) for text in texts]
-    adjusted = statistics.holm(np.array([p for _, p, _ in asked], float)).tolist()
-    return [Outcome(text, p < comparisons.ALPHA and not found.held, _told(found, p, notes))
-            if found else Outcome(text, False, '; '.join(['nothing can be concluded from one seed or none', *notes]))
-            for text, (found, _, notes), p in zip(texts, asked, adjusted, strict=True)]
+    tests = [_test(text, study) for text in texts]
+    adjusted = statistics.holm(np.array([p for _, p, _ in tests], float)).tolist()
+    return [_outcome(text, c, p, notes) for text, (c, _, notes), p in zip(texts, tests, adjusted, strict=True)]
 
 
-def _told(found, p, notes):
-    low, high = found.interval
-    said = f'difference {found.difference:+.4g} [{low:+.4g}, {high:+.4g}], {found.seeds} seeds, one-sided p {p:.2g}'
-    return '; '.join([said, *notes])
+def _outcome(text, c, p, notes):
+    if c is None:
+        return Outcome(text, False, '; '.join(['nothing can be concluded from one seed or none', *notes]))
+    low, high = c.interval
+    numbers = f'difference {c.difference:+.4g} [{low:+.4g}, {high:+.4g}], {c.seeds} seeds, one-sided p {p:.2g}'
+    return Outcome(text, p < comparisons.ALPHA and not c.withheld, '; '.join([numbers, *notes]))
 
 
-def _parsed(text, study):
-    """Returns (Comparison or None, p before it is adjusted, notes) of an expectation."""
+def _test(text, study):
+    """Returns (Comparison or None, unadjusted p, notes) of an expectation."""
     form = FORM.fullmatch(text)
     size = _size(form)
     if size is None:
@@ -47,18 +47,18 @@ def _parsed(text, study):
     if form['sign'] == '>':
         left, right = right, left
     scores = study.families['tokens'].scores
-    found = comparisons.compare(left, scores[left], scores[right])
+    c = comparisons.compare(left, scores[left], scores[right])
     notes = [f'{name}: {note}' for name in (left, right) for note in scores[name].notes]
-    if found is None:
+    if c is None:
         return None, 1.0, notes
-    numbers = found.difference, found.error, found.freedom
-    p = (statistics.p_equivalent(*numbers, size, found.penalties) if form['sign'] == '=' else
-         found.penalties[0] * statistics.p_below(*numbers, -size))
-    return found, float(p), [*notes, *found.notes]
+    numbers = c.difference, c.error, c.freedom
+    p = (statistics.p_equivalent(*numbers, size, c.penalties) if form['sign'] == '=' else
+         c.penalties[0] * statistics.p_below(*numbers, -size))
+    return c, float(p), [*notes, *c.notes]
 
 
 def _size(form):
-    """Returns the number an expectation names, 0 where it may lack one, None where it cannot be read."""
+    """Returns the number in an expectation, 0 where it may lack one, None where the expectation cannot be parsed."""
     if form is None or (form['how'] == 'within') != (form['sign'] == '='):
         return None
     try:

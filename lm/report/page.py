@@ -1,138 +1,89 @@
-"""A study as one HTML file that holds everything it needs."""
-import functools
+"""A study as one self-contained HTML file."""
 import html
-import json
-from importlib import resources
-from pathlib import Path
-from string import Template
 
-from lm.config import Error
-from lm.report import comparisons, costs, parallel, plots, provenance, show, tags, variants
+from lm.pages import document, figures, tags
+from lm.report import comparisons, costs, parallel_coordinates, plots, provenance, show, variants
 
 CLASSES = {comparisons.BETTER: 'better', comparisons.WORSE: 'worse'}
 KINDS = tuple((lambda text: CLASSES.get(text, 'same')) if name == 'verdict' else '' for name in show.HEAD)
-LETTERS = {'<': '\\u003c', '>': '\\u003e', '&': '\\u0026'}
 
 
-def written(found, directories):
-    """Returns the page of a Study of runs in these directories, as the text of one HTML file."""
-    flops = found.table.flops or costs.per_token(found.variants[0].finished) or {}
-    drawn = {'losses': plots.losses(found, found.metric), 'training': plots.losses(found, 'loss')}
-    rates = plots.sensitivity(found)
+def render(study):
+    """Returns the page of a Study as the text of one HTML file."""
+    flops = study.table.flops or costs.per_token(study.variants[0].finished) or {}
+    drawn = {'losses': plots.losses(study, study.metric), 'training': plots.losses(study, 'loss')}
+    rates = plots.sensitivity(study)
     drawn |= {'rates': {'rate': rates}} if rates else {}
-    body = '\n'.join([_opening(found), _verdicts(found), _plots(drawn, found), _sources(found), parallel.section(found),
-                      _differences(found), provenance.section(found, flops), _samples(found), _left(found)])
-    return document(found.question or 'Report', body, drawn)
+    body = '\n'.join([_opening(study), _verdicts(study), _plots(drawn, study), _sources(study),
+                      parallel_coordinates.section(study), _settings(study), provenance.section(study, flops),
+                      _samples(study), _left_out(study)])
+    return document.render(study.question or 'Report', body, drawn)
 
 
-def document(title, body, drawn):
-    """Returns a page of a body whose figures draw {name: {choice: plot}}, as the text of one HTML file."""
-    return Template(_file('page.html')).substitute(
-        title=html.escape(title), body=body,
-        style=_file('uplot/uPlot.min.css') + _file('page.css'), library=_file('uplot/uPlot.iife.min.js'),
-        plots=_json({name: plot for name, plot in drawn.items() if plot}),
-        script=_file('page.save.js') + _file('page.js'))
+def _opening(study):
+    trials = [trial for variant in study.variants for trial in variant.trials]
+    return (f'<h1>{html.escape(study.question or "What these runs show")}</h1>\n'
+            + tags.paragraph(f'Variants: {len(study.variants)}. Runs: {len(trials)}, left out: {len(study.left_out)}. '
+                             f'Metric: {show.measured(study.metric)}; lower is better.'))
 
 
-def write(path, text):
-    """Writes a page into a file; raises config.Error where that cannot be."""
-    try:
-        Path(path).write_text(text, encoding='utf-8')
-    except OSError as error:
-        raise Error(f'cannot write {path}: {error.strerror}; give another --html.') from error
+def _verdicts(study):
+    if len(study.variants) == 1:
+        tokens = study.families['tokens']
+        seeds, loss = show.losses(tokens.scores[study.variants[0].name])
+        text = f'A single variant, with nothing to compare it with. {study.metric}: {loss}, {seeds} seed(s).'
+        return tags.section('Result', tags.paragraph(text, ''), tags.paragraph(tokens.why))
+    return '\n'.join(tags.section(f'At equal {show.UNITS[axis]}', _family(study, family))
+                     for axis, family in study.families.items())
 
 
-def _file(name):
-    return resources.files('lm.report').joinpath(name).read_text(encoding='utf-8')
-
-
-def _json(value):
-    """Returns JSON that may stand inside an element of a page."""
-    return functools.reduce(lambda text, pair: text.replace(*pair), LETTERS.items(), json.dumps(value))
-
-
-def _opening(found):
-    trials = [trial for variant in found.variants for trial in variant.trials]
-    return (f'<h1>{html.escape(found.question or "What these runs show")}</h1>\n'
-            + tags.paragraph(f'Variants: {len(found.variants)}. Runs: {len(trials)}, left out {len(found.left)}. '
-                        f'Measured: {show.measured(found.metric)}; lower is better.'))
-
-
-def _verdicts(found):
-    if len(found.variants) == 1:
-        score = found.families['tokens'].scores[found.variants[0].name]
-        seeds, loss = show.losses(score)
-        said = f'One variant and nothing to compare it with. {found.metric}: {loss}, {seeds} seed(s).'
-        return tags.section('Result', tags.paragraph(said, ''), tags.paragraph(found.families['tokens'].why))
-    return '\n'.join(tags.section(f'At equal {show.UNITS[axis]}', _family(found, family))
-                     for axis, family in found.families.items())
-
-
-def _family(found, family):
+def _family(study, family):
     if not show.judged(family):
         return tags.paragraph(family.why[:1].upper() + family.why[1:] + '.')
-    notes = ''.join(f'<li>{html.escape(note)}</li>' for note in show.notes(family) + show.footnotes(found, family))
-    return tags.paragraph(show.heading(found, family)) + _table(family) + f'<ul class="soft">{notes}</ul>'
+    notes = ''.join(f'<li>{html.escape(note)}</li>' for note in show.notes(family) + show.footnotes(study, family))
+    return tags.paragraph(show.heading(study, family)) + _table(family) + f'<ul class="soft">{notes}</ul>'
 
 
 def _table(family):
     return tags.table(show.HEAD, show.verdict_rows(family), KINDS)
 
 
-def _plots(drawn, found):
-    hidden = len(found.variants) - plots.SHOWN
-    few = f' Of {len(found.variants)} variants, the baseline and the {plots.SHOWN - 1} best.' if hidden > 0 else ''
-    said = {'losses': ('Held-out loss',
-                       'Lines are means over seeds at the rate each variant does best with; bands span all seeds.'),
+def _plots(drawn, study):
+    hidden = len(study.variants) - plots.SHOWN
+    few = f' Of {len(study.variants)} variants, the baseline and the {plots.SHOWN - 1} best.' if hidden > 0 else ''
+    text = {'losses': ('Held-out loss',
+                       'Lines are means over seeds at the best rate of each variant; bands span all seeds.'),
             'training': ('Training loss', 'Smoothing averages over steps; bands span all seeds.'),
-            'rates': ('Sensitivity to the rate', 'Bands are one standard deviation over seeds to each side.')}
-    return '\n'.join(tags.section(said[name][0], figure(name, against(choices), said[name][1] + few))
-                     for name, choices in drawn.items() if choices)
+            'rates': ('Sensitivity to the learning rate', 'Bands are one standard deviation over seeds to each side.')}
+    return '\n'.join(
+        tags.section(text[name][0], figures.figure(name, figures.by_axis(choices), text[name][1] + few,
+                                                   smoothing=name == 'training'))
+        for name, choices in drawn.items() if choices)
 
 
-def against(choices):
-    """Returns {choice: what it is called} of the plots {choice: plot} that differ in their x axis."""
-    return {choice: f'against {plot["xname"]}' for choice, plot in choices.items()}
+def _sources(study):
+    family_size = f'p is adjusted over the comparisons of all {len(study.sources)} sources.'
+    return '\n'.join(tags.section(f'Held-out loss of {source}', _table(family), tags.paragraph(family_size))
+                     for source, family in study.sources.items())
 
 
-def figure(name, choices, caption, logy=''):
-    """Returns the figure of the plots {choice: what it is called} of a name. logy: 'checked' for a logarithmic y."""
-    options = ''.join(f'<option value="{choice}">{html.escape(called)}</option>' for choice, called in choices.items())
-    axis = f'<label><select name="axis">{options}</select></label>' if len(choices) > 1 else ''
-    smooth = '<label>smoothing <input type="range" name="smooth" min="0" max="0.98" step="0.02" value="0.6"></label>'
-    return (f'<figure data-plot="{name}"><div class="controls">{axis}'
-            '<label><input type="checkbox" name="logx" checked>log x</label>'
-            f'<label><input type="checkbox" name="logy" {logy}>log y</label>'
-            f'{smooth if name == "training" else ""}'
-            '<span><button type="button" name="png">Save PNG</button> '
-            '<button type="button" name="svg">Save SVG</button></span></div>'
-            f'<div class="plot"></div><figcaption>{html.escape(caption)} Point or touch for values; click a name to '
-            'hide it; drag to zoom, double-click to go back.</figcaption></figure>')
-
-
-def _sources(found):
-    said = f'p is adjusted over the comparisons of all {len(found.sources)} sources.'
-    return '\n'.join(tags.section(f'Held-out loss of {source}', _table(family), tags.paragraph(said))
-                     for source, family in found.sources.items())
-
-
-def _differences(found):
-    base, *others = found.variants
+def _settings(study):
+    base, *others = study.variants
     rows = [('' if i else other.name, key, before, after) for other in others
             for i, (key, (before, after)) in enumerate(sorted(variants.changed(base.settings, other.settings).items()))]
     settings = tags.table(('setting', 'value'), sorted(base.settings.items()), ('any', 'any'))
     every = (f'<details><summary>All settings of {html.escape(base.name if others else "this run")}</summary>{settings}'
              '</details>')
-    changes = tags.table(('variant', 'setting', 'baseline', 'here'), rows, ('any',) * 4) if rows else ''
+    changes = tags.table(('variant', 'setting', 'baseline value', 'its value'), rows, ('any',) * 4) if rows else ''
     return tags.section('Settings', changes, every)
 
 
-def _samples(found):
-    texts = [(variant.name, path) for variant in plots.shown(found) for trial in variant.finished[:1]
+def _samples(study):
+    texts = [(variant.name, path) for variant in plots.shown(study) for trial in variant.finished[:1]
              for path in [trial.directory / 'sample.txt'] if path.exists()]
     shown = [(html.escape(name), html.escape(path.read_text(encoding='utf-8')[:2000])) for name, path in texts]
     return tags.section('Samples', *(f'<p>{name}</p><pre>{text}</pre>' for name, text in shown))
 
 
-def _left(found):
-    return tags.section('Left out', tags.table(('run', 'why'), found.left, ('', 'any'))) if found.left else ''
+def _left_out(study):
+    return tags.section('Left out', tags.table(('run', 'why'), study.left_out, ('', 'any'))) if study.left_out else ''

@@ -1,26 +1,27 @@
-"""Where each trial comes from and how fast it went: its speed, its commit, and the line that makes it again."""
+"""The provenance of each trial: its commit, its speed, and the command that repeats it."""
 import math
 import shlex
 from pathlib import Path
 
-from lm import hardware
-from lm.report import costs, tags, trials
+from lm import config, hardware
+from lm.pages import tags
+from lm.report import costs, trials
 
-HEAD = ('run', 'variant', 'seed', 'state', 'loss', 'tokens/s', 'model FLOP/s', 'MFU', 'commit', 'again')
-MOST = 400  # trials whose rows the page lists
+HEAD = ('run', 'variant', 'seed', 'state', 'loss', 'tokens/s', 'model FLOP/s', 'MFU', 'commit', 'command')
+MOST = 400  # trials listed on the page
 
 
-def section(found, flops):
-    """Returns the section that lists every trial of a Study. flops: FLOPs a token by costs.key."""
-    value = found.table.values('tokens')
-    rows = [_row(variant.name, trial, value, flops) for variant in found.variants for trial in variant.trials]
+def section(study, flops):
+    """Returns the section that lists every trial of a Study. flops: {costs.key: training FLOPs per token}."""
+    value = study.table.values('tokens')
+    rows = [_row(variant.name, trial, value, flops) for variant in study.variants for trial in variant.trials]
     long = (*('',) * (len(HEAD) - 1), 'long')
     inside = tags.table(HEAD, rows[:MOST], long)
     more = f'{len(rows) - MOST} more runs are not listed.' if len(rows) > MOST else ''
-    marks = "A + after a commit: files differed from it. MFU is a share of the chip's data sheet; a CPU has none."
-    if any(trial.together for variant in found.variants for trial in variant.trials):
-        marks += ' shared: of a run that had the chip together with others of its program.'
-    summary = f'{len(rows)} run{"s" * (len(rows) > 1)}, with the command that makes each again'
+    marks = 'A + after a commit: the working tree had changes. MFU is relative to the peak of the data sheet, if known.'
+    if any(trial.together for variant in study.variants for trial in variant.trials):
+        marks += ' shared: the run was one of several in a program (--together).'
+    summary = f'{len(rows)} run{"s" * (len(rows) > 1)}, with the command that repeats each'
     return tags.section('Every run', f'<details{" open" * (len(rows) < 12)}><summary>{summary}</summary>{inside}'
                         '</details>', tags.paragraph(f'{more} {marks}'.strip()))
 
@@ -32,11 +33,11 @@ def _row(variant, trial, value, flops):
     speed = f'{trial.speed:,.0f}{" shared" * trial.together}' if trial.speed == trial.speed else ''
     return (trial.name, variant, '/'.join(map(str, trial.seed)), trial.state, f'{loss:.4f}' if loss == loss else '',
             speed, f'{rate:.3g}' if rate == rate else '',
-            f'{rate / peak:.1%}' if rate / peak == rate / peak else '', _commit(trial), again(trial))
+            f'{rate / peak:.1%}' if rate / peak == rate / peak else '', _commit(trial), command(trial))
 
 
 def _peak(trial):
-    """Returns the FLOP/s of all the devices a trial ran on by their data sheet, NaN where it is not known."""
+    """Returns the peak FLOP/s of a trial's devices by their data sheet, NaN if unknown."""
     if 'device' not in trial.about:
         return math.nan
     chip = hardware.find(trial.about['device'])
@@ -49,31 +50,24 @@ def _commit(trial):
     return commit[:10] + ('+' if commit.endswith('+') and len(commit) > 10 else '')
 
 
-def again(trial):
-    """Returns the command that makes a trial again: by its sweep's overrides, else as it was typed."""
+def command(trial):
+    """Returns the command that repeats a trial: by its sweep's overrides, else as it was typed."""
     about = trials.sweep(trial.directory.parent)
     if about is None:
         return shlex.join(['lm', *map(str, trial.about['command'][1:])])
     changes = about['trials'].get(trial.name) or {}
-    words = [*about['given'], *(f'{key}={spelled(value)}' for key, value in changes.items())]
+    file = trial.directory.parent / 'experiment.py'
+    words = [*about['given'], *(f'{key}={spelled(value, file)}' for key, value in changes.items())]
     return shlex.join(['lm', 'train', str(Path(about['experiment'])), *words])
 
 
-def spelled(dumped):
-    """Returns a dumped value as one would write it in an override."""
-    if isinstance(dumped, dict) and 'value' in dumped and ':' not in dumped['type']:
-        return spelled(dumped['value'])
-    if isinstance(dumped, dict) and 'type' in dumped:
-        name = dumped['type'].rpartition(':')[2]
-        inside = ', '.join(f'{key}={_inner(value)}' for key, value in dumped.items() if key != 'type')
-        return f'{name}({inside})'
-    if isinstance(dumped, list):
-        return ','.join(map(spelled, dumped))
-    return str(dumped)
+def spelled(dumped, file=None):
+    """Returns a dumped value as an override spells it, with all its fields where its type no longer exists.
 
-
-def _inner(value):
-    if isinstance(value, dict) and ':' in str(value.get('type')):
-        return spelled(value)
-    inside = value['value'] if isinstance(value, dict) and 'value' in value else value
-    return repr(tuple(inside) if isinstance(inside, list) else inside)
+    `file` is the experiment file that may define the type. Importing the type is what tells its defaults.
+    """
+    try:
+        return config.spelled(config.build(dumped, file))
+    except (config.Error, AttributeError, TypeError):
+        inside = (f'{key}={spelled(value)}' for key, value in dumped.items() if key != 'type')
+        return f'{dumped["type"].rpartition(":")[2]}({", ".join(inside)})'

@@ -1,81 +1,75 @@
-"""`lm report`: what runs show, as text, JSON or a page."""
+"""A study as text and JSON."""
 import json as jsonlib
 import math
 import textwrap
 from dataclasses import asdict
 
+from lm import records
+from lm.pages.text import columns
 from lm.report import comparisons, statistics, variants
 
 HEAD = ('variant', 'verdict', 'difference', '95% t', 'p', 'gain', 'loss', 'seeds', '95% bootstrap', 'effect')
 UNITS = {'tokens': 'tokens', 'flops': 'FLOPs', 'seconds': 'seconds of training'}
 NATS, BITS = ('loss', 'valid/loss'), 'valid/bits_per_byte'
+JSON = {'withheld': 'held', 'seeds_needed': 'more'}  # field of a Comparison -> its key in --json, which is public
 
 
-def as_json(found, outcomes):
-    """Returns a Study and the Outcomes of what was expected of it as JSON; a number that is not finite is null."""
-    about = {'question': found.question, 'metric': found.metric, 'baseline': found.variants[0].name,
-             'noise': found.noise, 'margin': found.margin, 'left': [list(row) for row in found.left],
-             'equal': {axis: _family(family) for axis, family in found.families.items()},
-             'sources': {source: _family(family) for source, family in found.sources.items()},
+def as_json(study, outcomes):
+    """Returns a Study and the Outcomes of expectations about it as JSON; a number that is not finite is null."""
+    about = {'question': study.question, 'metric': study.metric, 'baseline': study.variants[0].name,
+             'noise': study.noise, 'margin': study.margin, 'left': [list(row) for row in study.left_out],
+             'equal': {axis: _family(family) for axis, family in study.families.items()},
+             'sources': {source: _family(family) for source, family in study.sources.items()},
              'expected': [outcome._asdict() for outcome in outcomes]}
-    return jsonlib.dumps(finite(about), indent=1)
+    return jsonlib.dumps(records.finite(about), indent=1)
 
 
 def _family(family):
     scores = {name: {'rate': score.rate, 'losses': list(score.losses.values()),
                      'seeds': [list(seed) for seed in score.losses], 'add': score.add, 'notes': score.notes}
               for name, score in family.scores.items()}
-    return {'budget': family.budget, 'why': family.why, 'scores': scores,
-            'compared': [asdict(c) for c in family.compared],
+    compared = [{JSON.get(name, name): value for name, value in asdict(c).items()} for c in family.compared]
+    return {'budget': family.budget, 'why': family.why, 'scores': scores, 'compared': compared,
             'gains': {name: gain._asdict() for name, gain in family.gains.items()}}
 
 
-def finite(value):
-    """Returns JSON-able data with None for every number that is not finite, which JSON has no word for."""
-    if isinstance(value, dict):
-        return {name: finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def as_text(found, outcomes):
-    """Returns a Study as text: the question, the verdicts, then whatever else was to be said."""
-    parts = [textwrap.fill(found.question, 110)]
-    for family in found.families.values():
+def as_text(study, outcomes):
+    """Returns a Study and the Outcomes of expectations about it as text: the question, the verdicts, then the rest."""
+    parts = [textwrap.fill(study.question, 110)]
+    for family in study.families.values():
         if judged(family):
-            below = textwrap.fill(' '.join(footnotes(found, family)), 110)
-            parts.append(f'{_block(family, heading(found, family))}\n{below}')
-        elif len(found.variants) > 1:
+            below = textwrap.fill(' '.join(footnotes(study, family)), 110)
+            parts.append(f'{_block(family, heading(study, family))}\n{below}')
+        elif len(study.variants) > 1:
             parts.append(f'at equal {UNITS[family.axis]}: {family.why}')
-    parts += [_block(family, f'held-out loss of {source}, p over all {len(found.sources)} sources')
-              for source, family in found.sources.items()]
-    rates = rate_rows(found)
+    parts += [_block(family, f'held-out loss of {source}, p over all {len(study.sources)} sources')
+              for source, family in study.sources.items()]
+    rates = rate_rows(study)
     if rates:
-        parts.append(f'loss by {found.variants[0].rate_key}, mean ± deviation over seeds\n'
+        parts.append(f'loss by {study.variants[0].rate_key}, mean ± standard deviation over seeds\n'
                      f'{columns(("variant", "rate", "seeds", "loss", ""), rates)}')
-    if found.left:
-        parts.append('left out\n' + columns(('', ''), found.left))
+    if study.left_out:
+        parts.append('left out\n' + columns(('', ''), study.left_out))
     parts.append('\n'.join(f'{"established" if o.established else "NOT established"}: {o.text}  ({o.why})'
                            for o in outcomes))
     return '\n\n'.join(part.rstrip() for part in parts if part)
 
 
-def heading(found, family):
-    """Returns what a Family's table shows, with the noise floor and the margin, in a line."""
+def heading(study, family):
+    """Returns the line above a Family's table: metric, budget, noise floor and margin."""
     if family.axis != 'tokens':
-        return (f'{measured(found.metric)}, at {family.budget:.4g} {UNITS[family.axis]} each, the least that a run was '
-                'given')
-    said = [f'{measured(found.metric)}, at {family.budget:,.0f} tokens each']
-    own = ', '.join(f'{key}={value}' for key, value in variants.own(found.variants).items())
-    said += [f'the baseline has {own}'] if own else []
-    if math.isfinite(found.noise):
-        said.append(f'noise floor {found.noise:.2g}: the deviation of the baseline over its seeds')
+        return (f'{measured(study.metric)}, at {family.budget:.4g} {UNITS[family.axis]} each, the smallest budget '
+                'of all runs')
+    parts = [f'{measured(study.metric)}, at {family.budget:,.0f} tokens each']
+    own = ', '.join(f'{key}={value}' for key, value in variants.own(study.variants).items())
+    parts += [f'the baseline has {own}'] if own else []
+    if math.isfinite(study.noise):
+        parts.append(f'noise floor {study.noise:.2g}: the standard deviation of the baseline over its seeds')
     if family.compared:
         count = len(family.compared)
-        said += [f'p by Holm over {count} comparison{"s" * (count > 1)}',
-                 f'"no difference" is within {found.margin:.2g}']
-    return '; '.join(said)
+        parts += [f'p by Holm over {count} comparison{"s" * (count > 1)}',
+                  f'"no difference" is within {study.margin:.2g}']
+    return '; '.join(parts)
 
 
 def measured(metric):
@@ -84,55 +78,55 @@ def measured(metric):
 
 
 def notes(family):
-    """Returns what is to be said below a Family's table, [text], of each note once whom it is about."""
+    """Returns the notes below a Family's table, [text], each once with the names of all variants that it is about."""
     about = {}
     for name, own in [*((name, score.notes) for name, score in family.scores.items()),
                       *((c.name, c.notes) for c in family.compared)]:
         for note in own:
             about.setdefault(note, []).append(name)
-    said = [f'{", ".join(names)}: {note}' for note, names in about.items()]
-    return [*said, *([family.why] if family.why else [])]
+    return [*(f'{", ".join(names)}: {note}' for note, names in about.items()), *([family.why] if family.why else [])]
 
 
-def footnotes(found, family):
-    """Returns what the columns and marks of a Family's table mean, and what its budget leaves out, [text]."""
+def footnotes(study, family):
+    """Returns the meaning of the columns and marks of a Family's table, and the caveats of its budget, [text]."""
     if not family.compared:
         return []
-    said = _legend(found, family) if family.axis == 'tokens' else []
+    texts = _legend(study, family) if family.axis == 'tokens' else []
     if any(gain.extended for gain in family.gains.values()):
-        said.append("* past the end of the baseline's curve, by the power law that its second half follows.")
+        texts.append("* extrapolated beyond the end of the baseline's curve by a power law fitted to its second half.")
     if family.gains:
-        said.append(f'gain: how many times as many {UNITS[family.axis]} the baseline needs to reach the same loss.')
-    if any(trial.settings['steps'] * trial.tokens_per_step > 1.001 * found.families['tokens'].budget
-           for variant in found.variants for trial in variant.finished) or family.axis != 'tokens':
-        said.append('A run that is cut short here had not yet lowered its rate as its schedule would.')
+        texts.append(f'gain: {UNITS[family.axis]} that the baseline needs to reach the same loss, relative to those of '
+                     'the variant.')
+    if any(trial.settings['steps'] * trial.tokens_per_step > 1.001 * study.families['tokens'].budget
+           for variant in study.variants for trial in variant.finished) or family.axis != 'tokens':
+        texts.append('A run that is longer than this budget is read before its learning rate has decayed.')
     if family.axis == 'seconds':
-        said.append('Seconds are by the median speed of each run, on its machine as it was.')
-    return said
+        texts.append("Seconds are by each run's median speed on its own machine.")
+    return texts
 
 
-def _legend(found, family):
-    """Returns the footnotes that are said once, at equal tokens, and hold for all Families, [text]."""
-    said = ['A difference below 0 is better than the baseline. Each interval stands alone; p is corrected for all '
-            "comparisons of its table. effect: the difference in deviations over seeds (Hedges' g)."]
-    if any(c.more for c in family.compared):
-        said.append('So many more seeds settle it in 8 of 10 cases if the difference is what it seems. Looking again '
-                    'after adding them calls 9 of 100 equal variants different, not 5; seeds of a new sweep do not.')
-    if found.metric == BITS:
-        said += _text_seen(found)
-    if found.untuned:
-        said.append(f'Every variant ran at one {found.untuned}; some may do better at another: sweep it.')
-    return said
+def _legend(study, family):
+    """Returns the footnotes that hold for all Families and stand below the first, at equal tokens, [text]."""
+    texts = ['A difference below 0 is better than the baseline. Each interval stands alone; p is corrected for all '
+             "comparisons of its table. effect: the difference in standard deviations over seeds (Hedges' g)."]
+    if any(c.seeds_needed for c in family.compared):
+        texts.append('"N more seeds" have a power of 0.8 if the true difference is the measured one. Testing again '
+                     'after adding them calls 9 of 100 equal variants different, not 5; new ones alone do not.')
+    if study.metric == BITS:
+        texts += _bytes_per_token(study)
+    if study.untuned:
+        texts.append(f'Every variant ran at one {study.untuned}; some may do better at another: sweep it.')
+    return texts
 
 
-def _text_seen(found):
-    """Returns [how many bytes a token holds for each variant], [] where all hold as many or it is not known."""
-    known = {variant.name: trial.final['valid/loss'] / math.log(2) / trial.final[BITS]
-             for variant in found.variants for trial in variant.finished[:1] if trial.final.get('valid/loss')}
-    held = [f'{size:.2f} in {name}' for name, size in known.items()]
-    if not known or max(known.values()) < 1.01 * min(known.values()):
+def _bytes_per_token(study):
+    """Returns [text] of the bytes per token of each variant, [] where they are all alike or unknown."""
+    sizes = {variant.name: trial.final['valid/loss'] / math.log(2) / trial.final[BITS]
+             for variant in study.variants for trial in variant.finished[:1] if trial.final.get('valid/loss')}
+    if not sizes or max(sizes.values()) < 1.01 * min(sizes.values()):
         return []
-    return [f'Bytes a token: {", ".join(held)}; at equal tokens they have not seen as much text.']
+    listed = ', '.join(f'{size:.2f} in {name}' for name, size in sizes.items())
+    return [f'Bytes per token: {listed}; at equal tokens the variants have not seen the same amount of text.']
 
 
 def _block(family, above):
@@ -140,12 +134,12 @@ def _block(family, above):
 
 
 def judged(family):
-    """Returns whether a Family has a table to show: that of equal tokens always does, others where they compare."""
+    """Returns whether a Family is shown as a table: equal tokens always, others if they compare anything."""
     return family.axis == 'tokens' or bool(family.compared)
 
 
 def verdict_rows(family):
-    """Returns the rows under HEAD of a Family: the baseline, then each variant, with '' where nothing is known."""
+    """Returns the rows of a Family under HEAD: the baseline, then each variant; '' for what is unknown."""
     base, *others = family.scores
     compared = {c.name: c for c in family.compared}
     rows = [_row(base, '', family.scores[base], [''] * 6)]
@@ -163,18 +157,18 @@ def _row(name, verdict, score, numbers):
 
 
 def losses(score):
-    """Returns (how many seeds, their mean and deviation) of a Score as text; one seed is called one."""
-    known = list(score.losses.values())
-    if not known:
+    """Returns (number of seeds, mean ± standard deviation) of a Score as text."""
+    if not score.losses:
         return '0', ''
-    spread = f'± {comparisons.noise(score):.4f}' if len(known) > 1 else '(one)'
-    return str(len(known)), f'{score.mean:.4f} {spread}'
+    spread = f'± {comparisons.noise(score):.4f}' if len(score.losses) > 1 else '(one)'
+    return str(len(score.losses)), f'{score.mean:.4f} {spread}'
 
 
 def _verdict(c):
-    if c.more is None:
-        return f'{c.verdict}: see below' if c.held else c.verdict
-    return f'{c.verdict}, {c.more if c.more < statistics.MOST else "over 1,000"} more seed{"s" * (c.more > 1)}'
+    if c.seeds_needed is None:
+        return f'{c.verdict}: see below' if c.withheld else c.verdict
+    count = c.seeds_needed if c.seeds_needed < statistics.MOST else 'over 1,000'
+    return f'{c.verdict}, {count} more seed{"s" * (c.seeds_needed > 1)}'
 
 
 def _numbers(c, gain):
@@ -187,22 +181,14 @@ def _range(bounds):
     return f'[{bounds[0]:+.4f}, {bounds[1]:+.4f}]' if math.isfinite(bounds[0]) else '-'
 
 
-def rate_rows(found):
-    """Returns rows (variant, rate, seeds, loss, mark) of every rate that was tried, [] where none was swept."""
-    rows, value = [], found.table.values('tokens')
-    for variant in found.variants:
-        score = found.families['tokens'].scores[variant.name]
+def rate_rows(study):
+    """Returns rows (variant, rate, seeds, loss, mark) of every learning rate tried, [] if none was swept."""
+    rows, value = [], study.table.values('tokens')
+    for variant in study.variants:
+        score = study.families['tokens'].scores[variant.name]
         for rate, trials in variant.rates.items() if variant.rate_key else ():
-            known = comparisons.Score({t.seed: value(t) for t in trials if t.state == 'finished'})
+            there = comparisons.Score({t.seed: value(t) for t in trials if t.state == 'finished'})
             failed = sum(t.state == 'failed' for t in trials)
-            marks = ['best'] * (rate == score.rate and bool(known.losses)) + [f'{failed} failed'] * bool(failed)
-            rows.append((variant.name, f'{rate:.4g}', *losses(known), ', '.join(marks)))
+            marks = ['best'] * (rate == score.rate and bool(there.losses)) + [f'{failed} failed'] * bool(failed)
+            rows.append((variant.name, f'{rate:.4g}', *losses(there), ', '.join(marks)))
     return rows
-
-
-def columns(head, rows):
-    """Returns a table as text, its columns aligned; nothing is cut."""
-    rows = [*([head] if any(head) else []), *rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return '\n'.join('  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-                     for row in rows)

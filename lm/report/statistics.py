@@ -1,6 +1,6 @@
-"""Small-sample statistics over seeds: intervals, tests, equivalence, Holm's correction, seeds still needed; pure numpy.
+"""Small-sample statistics over seeds: intervals, t-tests, equivalence, Holm's correction, power; pure numpy and scipy.
 
-Samples are arrays [... n] of one number a seed; every function works over the leading axes at once.
+Samples are arrays [... n] of one number per seed; every function works over the leading axes at once.
 """
 import functools
 import itertools
@@ -9,21 +9,21 @@ import math
 import numpy as np
 from scipy import special
 
-LEAST = 4  # seeds under which resampling finds too few different samples for an interval of 95%
-EXACT = 7  # seeds up to which every different resample is listed instead of drawn
-DRAWN = 4000
-MOST = 1000
-EVEN = (1.0, 1.0)
+LEAST = 4  # fewer seeds have too few different resamples for a 95% interval
+EXACT = 7  # up to so many seeds, all different resamples are enumerated instead of drawn
+DRAWN = 4000  # resamples of more seeds
+MOST = 1000  # seeds that a power analysis looks at
+EVEN = (1.0, 1.0)  # penalties of (below, above) of a test that needs none
 
 
 def moments(x):
-    """Returns (mean, standard error, degrees of freedom) of samples [... n], n of 2 or more: the paired t-test's."""
+    """Returns (mean, standard error, degrees of freedom) of samples [... n], n >= 2, as in a paired t-test."""
     n = x.shape[-1]
     return x.mean(-1), x.std(-1, ddof=1) / math.sqrt(n), np.full(x.shape[:-1], n - 1.0)
 
 
 def welch(x, y):
-    """Returns (mean, standard error, degrees of freedom) of x - y, samples [... n] and [... m], of unlike spread."""
+    """Returns (mean, standard error, degrees of freedom) of x - y by Welch, samples [... n] and [... m]."""
     parts = [z.var(-1, ddof=1) / z.shape[-1] for z in (x, y)]
     total = parts[0] + parts[1]
     spread = parts[0] ** 2 / (x.shape[-1] - 1) + parts[1] ** 2 / (y.shape[-1] - 1)
@@ -33,32 +33,32 @@ def welch(x, y):
 
 
 def interval(mean, error, freedom, level=0.95):
-    """Returns the (low, high) t interval of a mean with that standard error."""
+    """Returns the (low, high) t interval of a mean."""
     half = special.stdtrit(freedom, (1 + level) / 2) * error
     return mean - half, mean + half
 
 
 def p_below(mean, error, freedom, bound=0.0):
-    """Returns the one-sided p of 'the true mean is `bound` or more': small where it is below."""
+    """Returns the one-sided p of H0 'true mean >= bound'."""
     with np.errstate(divide='ignore', invalid='ignore'):
         t = np.where(np.equal(mean, bound), 0.0, np.divide(np.subtract(mean, bound), error))
     return special.stdtr(freedom, t)
 
 
 def p_two_sided(mean, error, freedom, penalties=EVEN):
-    """Returns the p of 'the true mean is 0', the one-sided p of (below, above) it multiplied by `penalties`."""
+    """Returns the two-sided p of H0 'true mean = 0', the one-sided p of (below, above) multiplied by `penalties`."""
     below, above = (p_below(sign * mean, error, freedom) for sign in (1, -1))
     return np.minimum(1.0, 2 * np.minimum(penalties[0] * below, penalties[1] * above))
 
 
 def p_equivalent(mean, error, freedom, margin, penalties=EVEN):
-    """Returns the p of 'the true mean is `margin` or more away from 0': two one-sided tests (Schuirmann 1987)."""
+    """Returns the p of H0 '|true mean| >= margin' by two one-sided tests, TOST (Schuirmann 1987)."""
     below, above = (p_below(sign * mean, error, freedom, margin) for sign in (1, -1))
     return np.minimum(1.0, np.maximum(penalties[0] * below, penalties[1] * above))
 
 
 def holm(p):
-    """Returns p-values [... m] adjusted for a family of m (Holm 1979): the chance of any false claim is bounded."""
+    """Returns p-values [... m] adjusted for a family of m (Holm 1979), which bounds the family-wise error rate."""
     order = np.argsort(p, -1)
     m = p.shape[-1]
     stepped = np.maximum.accumulate(np.take_along_axis(p, order, -1) * np.arange(m, 0, -1), -1)
@@ -70,8 +70,8 @@ def holm(p):
 def bootstrap(x, level=0.95):
     """Returns the (low, high) bootstrap-t interval of the mean of samples [... n], NaN for n below LEAST.
 
-    Each resample is studentised by its own deviation, which percentile and BCa intervals lack: with five seeds those
-    hold the truth in well under 90 of 100 cases (Efron and Tibshirani 1993, chapter 12).
+    Each resample is studentised by its own standard error. Percentile and BCa intervals are not, and with five seeds
+    cover well under 90% (Efron and Tibshirani 1993, chapter 12).
     """
     n = x.shape[-1]
     mean, spread = x.mean(-1), x.std(-1, ddof=1)
@@ -97,7 +97,7 @@ def _quantile(sorted_values, below, q):
 
 @functools.cache
 def _resamples(n):
-    """Returns how often each of n values is drawn, [R n], and the chance of each such resample, [R]; none all alike."""
+    """Returns (counts of each of n values [R n], probability [R]) of R resamples, without those of one value only."""
     if n <= EXACT:
         counts = np.array([np.bincount(chosen, minlength=n)
                            for chosen in itertools.combinations_with_replacement(range(n), n)])
@@ -110,26 +110,26 @@ def _resamples(n):
 
 
 def effect(mean, spread, freedom):
-    """Returns Hedges' g: a mean in units of `spread`, shrunk for its `freedom`; NaN where nothing spreads."""
+    """Returns Hedges' g: mean / spread with the small-sample correction for `freedom`; NaN without spread."""
     shrink = np.exp(special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2)) / np.sqrt(freedom / 2) \
         if freedom > 1 else math.nan
     return mean / spread * shrink if spread > 0 else math.nan
 
 
 def seeds_to_differ(mean, spread, alpha, power=0.8):
-    """Returns how many seeds a two-sided paired t-test needs to find a true `mean` with that power; past MOST, more."""
+    """Returns the seeds a two-sided paired t-test needs to detect a true `mean` with that power, MOST + 1 if more."""
     return _first(lambda n: _power_to_differ(mean / spread, n, alpha) >= power)
 
 
 def seeds_to_equal(mean, spread, margin, alpha, power=0.8):
-    """Returns how many seeds show with that power that a true `mean` is within `margin` of 0; past MOST, more."""
+    """Returns the seeds TOST needs to show with that power that a true `mean` is within `margin`, MOST + 1 if more."""
     if abs(mean) >= margin:
         return MOST + 1
     return _first(lambda n: _power_to_equal((mean / spread, margin / spread), n, alpha) >= power)
 
 
 def _first(enough):
-    """Returns the least n from 2 to MOST for which a condition that stays true once it is true holds."""
+    """Returns the least n in [2, MOST + 1] that is enough, by bisection: more than enough is enough too."""
     low, high = 2, MOST + 1
     while low < high:
         middle = (low + high) // 2
@@ -138,23 +138,26 @@ def _first(enough):
 
 
 def _power_to_differ(d, n, alpha):
-    return _chance(n, 1 - alpha / 2, lambda reach: special.ndtr(abs(d) * math.sqrt(n) - reach)
-                   + special.ndtr(-abs(d) * math.sqrt(n) - reach))
+    return _power(n, 1 - alpha / 2, lambda half: special.ndtr(abs(d) * math.sqrt(n) - half)
+                  + special.ndtr(-abs(d) * math.sqrt(n) - half))
 
 
 def _power_to_equal(means, n, alpha):
     d, margin = means
-    return _chance(n, 1 - alpha, lambda reach: np.maximum(0, special.ndtr((margin - d) * math.sqrt(n) - reach)
-                                                          - special.ndtr(reach - (margin + d) * math.sqrt(n))))
+    return _power(n, 1 - alpha, lambda half: np.maximum(0, special.ndtr((margin - d) * math.sqrt(n) - half)
+                                                        - special.ndtr(half - (margin + d) * math.sqrt(n))))
 
 
-def _chance(n, quantile, given):
-    """Returns the chance of an event over the deviations n seeds may show, `given` what their t interval reaches."""
-    return float(np.mean(given(special.stdtrit(n - 1, quantile) * _deviations(n))))
+def _power(n, quantile, conditional):
+    """Returns the power of a test of n seeds: the mean over their sample standard deviation of the power given that.
+
+    conditional: half-width of the t interval, in standard errors -> power.
+    """
+    return float(np.mean(conditional(special.stdtrit(n - 1, quantile) * _deviations(n))))
 
 
 @functools.cache
 def _deviations(n):
-    """Returns the deviations of n normal values at 1,000 even quantiles, in units of the true one."""
+    """Returns 1,000 even quantiles of the sample standard deviation of n standard normal values."""
     shares = (np.arange(1000) + 0.5) / 1000
     return np.sqrt(special.chdtri(n - 1, 1 - shares) / (n - 1))

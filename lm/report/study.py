@@ -1,4 +1,4 @@
-"""Runs as a study: variants scored at equal tokens, FLOPs and seconds, by source and by rate, with their verdicts."""
+"""Runs as a study: variants compared at equal tokens, FLOPs and seconds, in all and by source, with verdicts."""
 import ast
 import itertools
 import json
@@ -13,15 +13,17 @@ from lm.config import Error
 from lm.config.annotations import close
 from lm.report import comparisons, costs, curves, trials, variants
 
-UNKNOWN = {'tokens': 'no loss on record at as many tokens; set a smaller eval_every',
-           'flops': 'no loss on record at as many FLOPs, or FLOPs a token not known; set a smaller eval_every',
-           'seconds': 'no loss on record after as many seconds, or no speed; set a smaller eval_every'}
+UNKNOWN = {'tokens': 'no loss recorded at this many tokens; set a smaller eval_every',
+           'flops': 'no loss recorded at this many FLOPs, or FLOPs per token unknown; set a smaller eval_every',
+           'seconds': 'no loss recorded after this many seconds, or no speed; set a smaller eval_every'}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is asked of a study. baseline: '' for the sweep's own; margin: None for the noise floor; metric: '' for the
-    validation loss, or bits per byte where tokenizers differ; rate: the setting that is a learning rate.
+    """How runs are compared.
+
+    baseline: name of a variant or run, '' for the sweep's own settings. margin: None for the noise floor. metric: ''
+    for the validation loss, or bits per byte where tokenizers differ. rate: key of the learning rate.
     """
 
     baseline: str = ''
@@ -31,9 +33,9 @@ class Options:
 
 
 class Family(NamedTuple):
-    """All comparisons with the baseline at one budget: `scores` by variant, `compared` and `gains` where there are.
+    """All comparisons with the baseline at one budget along an axis (tokens, flops or seconds).
 
-    why: what keeps it from being judged, or ''.
+    scores: {variant: Score}. compared: [Comparison]. gains: {variant: Gain}. why: why it cannot be judged, or ''.
     """
 
     axis: str
@@ -46,9 +48,10 @@ class Family(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """Everything a report says: the first of `variants` is the baseline; `families` by axis; `sources` by source.
+    """Everything that a report shows; the first of `variants` is the baseline.
 
-    left: [(trial, why)] that are counted nowhere. untuned: the rate, where each variant ran at one, or ''.
+    families: {axis: Family}. sources: {source: Family} of the loss on each held-out source. left_out: [(trial, why)].
+    untuned: key of the learning rate if every variant ran at one rate only, else ''.
     """
 
     question: str
@@ -57,7 +60,7 @@ class Study:
     noise: float
     families: dict
     sources: dict
-    left: list
+    left_out: list
     untuned: str
 
     @property
@@ -71,17 +74,17 @@ class Study:
 
 def read(directories, options=Options()):
     """Returns the Study of run directories; raises config.Error where nothing in them can be compared."""
-    found = trials.read(directories)
-    _check_asked(options, found)
-    metric = _metric(found, options.metric)
-    found = trials.measured(found, metric)
-    groups = variants.gather(found, options.rate, options.baseline, _first(found, directories, options.rate))
-    left = [(trial.name, f'{trial.state}: {trial.why}') for trial in found if trial.state != 'finished']
-    left += [(name, 'not begun') for name in trials.waiting(directories)]
-    done = [trial for trial in found if trial.state == 'finished']
+    runs = trials.read(directories)
+    _check_options(options, runs)
+    metric = _metric(runs, options.metric)
+    runs = trials.measured(runs, metric)
+    groups = variants.gather(runs, options.rate, options.baseline, _first(runs, directories, options.rate))
+    left_out = [(trial.name, f'{trial.state}: {trial.why}') for trial in runs if trial.state != 'finished']
+    left_out += [(name, 'not begun') for name in trials.waiting(directories)]
+    done = [trial for trial in runs if trial.state == 'finished']
     if not done:
-        raise Error(f'none of {len(found)} runs is finished ({left[0][0]}: {left[0][1]}); the same `lm train` or '
-                    '`lm sweep` line goes on with them.')
+        raise Error(f'none of {len(runs)} runs is finished ({left_out[0][0]}: {left_out[0][1]}); run the same '
+                    '`lm train` or `lm sweep` command to resume them.')
     trials.check_alike(done, 'data.valid', 'leave some out')
     flops = costs.per_token(done) if len({costs.key(trial.settings) for trial in done}) > 1 else {}
     table = Table(groups, metric, flops).ranked()
@@ -89,14 +92,14 @@ def read(directories, options=Options()):
     noise = comparisons.noise(families['tokens'].scores[table.variants[0].name])
     margin = noise if options.margin is None else options.margin
     families = {axis: _judged({axis: family}, margin)[axis] for axis, family in families.items()}
-    return Study(_question(found[0]), table, margin, noise, families, _judged(table.by_source(), margin), left,
+    return Study(_question(runs[0]), table, margin, noise, families, _judged(table.by_source(), margin), left_out,
                  _untuned(groups, options.rate))
 
 
-def _check_asked(options, found):
+def _check_options(options, runs):
     if options.margin is not None and not 0 < options.margin < math.inf:
         raise Error(f'--margin={options.margin:g} is no size of a difference; try --margin=0.01.')
-    known = {key for trial in found for key in trial.settings}
+    known = {key for trial in runs for key in trial.settings}
     if options.rate not in known and options.rate != Options.rate:
         near = close(options.rate, known) or ['optimizer.peak']
         raise Error(f'no run has a setting {options.rate!r}; did you mean {near[0]!r}?')
@@ -109,38 +112,40 @@ def _untuned(groups, rate):
 
 
 def _judged(families, margin):
-    """Returns {name: Family} with the comparisons of all of them judged as one family."""
-    every = iter(comparisons.judge([c for family in families.values() for c in family.compared], margin))
-    return {name: family._replace(compared=list(itertools.islice(every, len(family.compared))))
+    """Returns {name: Family} judged, with p adjusted over the comparisons of all of them."""
+    judged = iter(comparisons.judge([c for family in families.values() for c in family.compared], margin))
+    return {name: family._replace(compared=list(itertools.islice(judged, len(family.compared))))
             for name, family in families.items()}
 
 
-def _metric(found, asked):
-    valid = sorted({name for trial in found if trial.state == 'finished' for name in trial.final
-                    if name.startswith('valid/')})
-    if not any('valid/loss' in record for trial in found for record in trial.records):
-        raise Error(f'{found[0].directory} has no valid/loss, like all {len(found)} runs given; '
+def _metric(runs, name):
+    """Returns the metric to compare runs by, `name` unless ''; raises config.Error where it was not recorded."""
+    recorded = sorted({metric for trial in runs if trial.state == 'finished' for metric in trial.final
+                       if metric.startswith('valid/')})
+    if not any('valid/loss' in record for trial in runs for record in trial.records):
+        raise Error(f'{runs[0].directory} has no valid/loss, and so has none of the {len(runs)} runs; '
                     'set data.valid to a source and train again, or wait for the first validation.')
-    if asked and asked not in valid:
-        raise Error(f'no finished run has recorded {asked!r}; there are {", ".join(valid)}.')
+    if name and name not in recorded:
+        raise Error(f'no finished run has recorded {name!r}; there are {", ".join(recorded)}.')
     tokenizers = {json.dumps({k: v for k, v in trial.settings.items() if k.startswith('data.tokenizer')})
-                  for trial in found}
-    return asked or ('valid/bits_per_byte' if len(tokenizers) > 1 else 'valid/loss')
+                  for trial in runs}
+    return name or ('valid/bits_per_byte' if len(tokenizers) > 1 else 'valid/loss')
 
 
-def _first(found, directories, rate):
-    """Returns the name of a trial with a sweep's own settings, whatever its seeds and rate, or its first, or None."""
+def _first(runs, directories, rate):
+    """Returns the name of a trial that has a sweep's own settings but for seeds and rate, else of its first, or None.
+    """
     for directory in map(Path, directories):
         about = trials.sweep(directory)
         if about:
             own = variants.without(trials.variant(trials.flatten(about['config'])), rate)
-            plain = [trial.name for trial in found if variants.without(trial.settings, rate) == own]
+            plain = [trial.name for trial in runs if variants.without(trial.settings, rate) == own]
             return next(iter(plain + list(about['trials'])), None)
     return None
 
 
 def _question(trial):
-    """Returns the first sentence of the docstring of a trial's experiment file, or ''."""
+    """Returns the first paragraph of the docstring of a trial's experiment file, or ''."""
     path = trial.directory / 'experiment.py'
     try:
         text = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
@@ -150,34 +155,34 @@ def _question(trial):
 
 
 class Table(NamedTuple):
-    """The variants, the baseline first, and what is read of them: a metric, and FLOPs a token by costs.key."""
+    """The variants, the baseline first, the metric, and {costs.key: training FLOPs per token} where those differ."""
 
     variants: list
     metric: str
     flops: dict
 
     def ranked(self):
-        """Returns the same with the variants after the baseline by their losses at equal tokens, the least first."""
+        """Returns the Table with the other variants sorted by loss at equal tokens."""
         scores = self.family('tokens').scores
         base, *others = self.variants
-        return self._replace(variants=[base, *sorted(others, key=lambda each: scores[each.name].mean)])
+        return self._replace(variants=[base, *sorted(others, key=lambda variant: scores[variant.name].mean)])
 
     def cost(self, trial):
-        """Returns a trial's FLOPs a token, 1 where all cost the same, NaN where they cannot be counted."""
+        """Returns a trial's training FLOPs per token, 1 where all are alike, NaN if unknown."""
         return self.flops.get(costs.key(trial.settings), math.nan) if self.flops else 1.0
 
     def curve(self, trial, axis, name):
-        """Returns (cost [n], value [n]) of what a trial recorded, finite values alone."""
+        """Returns (cost [n], value [n]) of a metric of a trial, without values that are not finite."""
         steps, values = trial.series(name)
         x = curves.axis(trial, steps, axis, self.cost(trial))
         kept = np.isfinite(values)
         return x[kept], values[kept]
 
     def family(self, axis, name=''):
-        """Returns the Family, not judged yet, at the least cost that any finished trial came to."""
+        """Returns the Family of a metric, not judged yet, at the smallest final cost of any finished trial."""
         if axis == 'flops' and len({self.cost(trial) for variant in self.variants for trial in variant.finished}) == 1:
             why = f'not counted for more than {costs.MOST} models' if self.flops is None else \
-                'a token costs all variants the same: see equal tokens'
+                'all variants have the same FLOPs per token: see equal tokens'
             return Family(axis, math.nan, {}, [], {}, why)
         if axis == 'seconds' and any(trial.together for variant in self.variants for trial in variant.finished):
             why = 'runs of one program (--together) have no speed of their own; train some of each variant without it'
@@ -192,7 +197,7 @@ class Table(NamedTuple):
                       self._gains(scores, known, budget), self._why(axis, scores))
 
     def values(self, axis):
-        """Returns value(trial) -> the metric at the least cost that any finished trial came to."""
+        """Returns value(trial) -> the metric at the smallest final cost of any finished trial."""
         known = self._curves(axis, self.metric)
         budget = _least(known)
         return lambda trial: curves.value_at(*known[id(trial)], budget)
@@ -201,7 +206,7 @@ class Table(NamedTuple):
         return {id(trial): self.curve(trial, axis, name) for variant in self.variants for trial in variant.finished}
 
     def _gains(self, scores, known, budget):
-        """Returns {variant: Gain} against the mean curve of the baseline's seeds at the rate it does best with."""
+        """Returns {variant: Gain} over the mean curve of the baseline's seeds at its best rate."""
         base, *others = self.variants
         curve = [known[id(trial)] for trial in base.rates[scores[base.name].rate] if trial.state == 'finished']
         curve = [(x, y) for x, y in curve if len(x) > 1 and np.isfinite(x).all()]
@@ -212,20 +217,20 @@ class Table(NamedTuple):
         return curves.gains(x, mean, losses, budget) if len(x) else {}
 
     def _why(self, axis, scores):
-        """Returns what keeps some variant from being compared, with the remedy, or ''."""
+        """Returns why some variants cannot be compared, with the remedy, or ''."""
         finished = {variant.name for variant in self.variants if variant.finished}
         one = [name for name, score in scores.items() if len(score.losses) == 1]
         none = [name for name, score in scores.items() if not score.losses]
         unknown = [name for name in none if name in finished]
-        said = [f'{", ".join(unknown)}: {UNKNOWN[axis]}'] if unknown else []
+        reasons = [f'{", ".join(unknown)}: {UNKNOWN[axis]}'] if unknown else []
         if axis == 'tokens':
-            said += [f'{name}: no finished run' for name in none if name not in finished]
+            reasons += [f'{name}: no finished run' for name in none if name not in finished]
         if one:
-            said.append(f'{", ".join(one)}: nothing can be concluded from one seed; give each variant 5 or more')
-        return '; '.join(said)
+            reasons.append(f'{", ".join(one)}: nothing can be concluded from one seed; give each variant 5 or more')
+        return '; '.join(reasons)
 
     def by_source(self):
-        """Returns {source: Family}, not judged yet, of the held-out loss of each source at equal tokens."""
+        """Returns {source: Family}, not judged yet, of the loss on each held-out source at equal tokens."""
         names = {name for variant in self.variants for trial in variant.finished for name in trial.final}
         return {name.removeprefix('valid/loss/'): self.family('tokens', name)
                 for name in sorted(names) if name.startswith('valid/loss/')}

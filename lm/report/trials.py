@@ -1,4 +1,4 @@
-"""Runs on disk as trials: their settings without their seeds, their records as arrays, and how they ended."""
+"""Run directories as trials: settings without seeds, metrics as arrays, and how each run ended."""
 import functools
 import json
 import math
@@ -13,14 +13,14 @@ from lm.config import Error
 
 @dataclass(frozen=True)
 class Trial:
-    """One run: `settings` by dotted key without what a seed or the running changes, and `records` as it wrote them.
+    """One run: `settings` by dotted key, without seeds and without what affects no result, and its metrics `records`.
 
-    given: the directory named by the user that it was found in. state: 'finished', 'failed', 'unfinished', or
-    'stopped', where a sweep's rule may have done it; why: that in words, with the step it reached.
+    root: the directory of the command line that it is in. state: 'finished', 'failed', 'unfinished', or 'stopped'
+    (unfinished in a sweep with a stopping rule); why: the reason in words, with the step it reached.
     """
 
     directory: Path
-    given: Path
+    root: Path
     about: dict
     settings: dict
     seed: tuple
@@ -38,61 +38,59 @@ class Trial:
 
     @functools.cached_property
     def speed(self):
-        """The median of the recorded tokens per second, NaN where there are none: other work on the machine for a while
-        does not count.
-        """
-        known = [record['tokens_per_second'] for record in self.records if record.get('tokens_per_second')]
-        return float(np.median(known)) if known else math.nan
+        """The median of the recorded tokens per second, robust to slow moments of the machine; NaN without any."""
+        speeds = [record['tokens_per_second'] for record in self.records if record.get('tokens_per_second')]
+        return float(np.median(speeds)) if speeds else math.nan
 
     @property
     def together(self):
-        """Whether it may have been one of several in one program, whose speed is not its own."""
+        """Whether it may have been one of several trials in one program, so that its speed is not its own."""
         return any(word.startswith('--together') and word != '--together=1' for word in self.about['command'])
 
     @property
     def final(self):
-        """{name: value} of all that was recorded at its last step."""
+        """{name: value} of all metrics at its last recorded step."""
         last = self.records[-1]['step'] if self.records else 0
         return {name: value for record in self.records if record['step'] == last for name, value in record.items()}
 
     def series(self, name):
-        """Returns (steps [n], values [n]) of what was recorded under a name, NaN where it was not finite."""
+        """Returns (steps [n], values [n]) of a metric, NaN where it was not finite."""
         rows = [(r['step'], math.nan if r[name] is None else r[name]) for r in self.records if name in r]
         return np.array([step for step, _ in rows], float), np.array([value for _, value in rows], float)
 
 
 def read(directories):
-    """Returns the [Trial] of run directories, or of directories that hold some, as a sweep's does.
+    """Returns the [Trial] of run directories, or of directories of runs such as a sweep's.
 
-    Raises config.Error where there is none, or where two are of the same settings and seeds.
+    Raises config.Error where there is none.
     """
-    trials = [trial for given in directories for trial in _found(Path(given))]
+    trials = [trial for root in directories for trial in _within(Path(root))]
     if not trials:
         raise Error(f'no run in {", ".join(map(str, directories)) or "no directory"}; '
                     'give the --workdir of an `lm train`, or the directory of a sweep.')
     return trials
 
 
-def _found(given):
-    if not given.is_dir():
-        raise Error(f'{given} is no directory; give the --workdir of an `lm train`, or the directory of a sweep.')
-    if (given / 'config.json').exists():
-        return [_open(given, given)]
-    return [_open(path.parent, given) for path in sorted(given.glob('*/config.json'))]
+def _within(root):
+    if not root.is_dir():
+        raise Error(f'{root} is no directory; give the --workdir of an `lm train`, or the directory of a sweep.')
+    if (root / 'config.json').exists():
+        return [_open(root, root)]
+    return [_open(path.parent, root) for path in sorted(root.glob('*/config.json'))]
 
 
-def check_alike(found, part, remedy):
-    """Raises config.Error where trials differ in a part of their settings across which losses do not compare."""
+def check_alike(trials, part, remedy):
+    """Raises config.Error where trials differ in a part of their settings that makes their losses incomparable."""
     kinds = {json.dumps({key: value for key, value in trial.settings.items() if f'{key}.'.startswith(f'{part}.')})
-             for trial in found}
+             for trial in trials}
     if len(kinds) > 1:
         raise Error(f'the runs have {len(kinds)} different {part}, whose losses do not compare; {remedy}.')
 
 
-def measured(found, metric):
-    """Returns the [Trial] with those that finished without a finite value of a metric as failed."""
+def measured(trials, metric):
+    """Returns the [Trial], of which those that finished without a finite value of a metric count as failed."""
     return [replace(trial, state='failed', why=f'no finite {metric} at its last step')
-            if trial.state == 'finished' and trial.final.get(metric) is None else trial for trial in found]
+            if trial.state == 'finished' and trial.final.get(metric) is None else trial for trial in trials]
 
 
 def waiting(directories):
@@ -102,16 +100,16 @@ def waiting(directories):
 
 
 def sweep(directory):
-    """Returns what the sweep.json of a directory says, None where there is none.
+    """Returns the sweep.json of a directory, None where there is none.
 
-    These are the experiment, its config, the overrides given for all trials, the rule, and {trial: overrides}.
+    Its keys: experiment (a path), config, given (the overrides of all trials), rule, trials ({trial: overrides}).
     """
     path = directory / 'sweep.json'
     return _listing(path, path.stat().st_mtime_ns) if path.exists() else None
 
 
 @functools.lru_cache(8)
-def _listing(path, _):
+def _listing(path, modified):  # read once for all trials of a sweep, and again when it was written to
     try:
         about = json.loads(path.read_text())
         return {name: about[name] for name in ('experiment', 'config', 'given', 'rule', 'trials')}
@@ -119,7 +117,7 @@ def _listing(path, _):
         raise Error(f'{path} is no record of a sweep ({error}); give the directories of its trials.') from error
 
 
-def _open(directory, given):
+def _open(directory, root):
     try:
         about = json.loads((directory / 'config.json').read_text())
         flat = flatten(about['config'])
@@ -136,11 +134,11 @@ def _open(directory, given):
         state = 'stopped', f"{state[1]}, by its sweep's rule or not yet done"
     if failure.exists():
         state = 'failed', json.loads(failure.read_text())['error']
-    return Trial(directory, given, about, variant(flat), seed, recorded, *state)
+    return Trial(directory, root, about, variant(flat), seed, recorded, *state)
 
 
 def variant(flat):
-    """Returns those of {dotted key: value} that neither a seed nor the running changes."""
+    """Returns {dotted key: value} without seeds and without what affects no result."""
     return {key: value for key, value in flat.items()
             if key not in records.SEEDS and not records.free(key)}
 
@@ -159,9 +157,9 @@ def _state(records, steps):
 
 
 def flatten(dumped, key=''):
-    """Returns {dotted key: leaf} of a configuration's dump, with the bare name of its type at each component's key.
+    """Returns {dotted key: leaf} of a dumped configuration, where a component's own key has the name of its type.
 
-    Reads the record alone, so that no model has to be imported, or exist any more.
+    Types are not imported, so that they need not exist any more.
     """
     if isinstance(dumped, dict) and ':' in str(dumped.get('type')) and dumped['type'] != 'object':
         name, inside = dumped['type'].rpartition(':')[2], dict(dumped)

@@ -1,4 +1,4 @@
-"""Trials gathered into variants: what remains of their settings when seeds, and a swept learning rate, are left out."""
+"""Trials grouped into variants: those that differ only in seeds and, where it is swept, in the learning rate."""
 import collections
 import json
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ BASELINE = 'baseline'
 
 @dataclass(frozen=True)
 class Variant:
-    """The trials of one variant. rate_key: the setting whose values are rates tried for it, '' where it is its own."""
+    """The trials of one variant. rate_key: key of the learning rate if several were tried for each variant, else ''."""
 
     name: str
     settings: dict
@@ -20,13 +20,13 @@ class Variant:
 
     @property
     def rates(self):
-        """{rate: [Trial]}, ascending; {None: all} where no rate is swept."""
+        """{rate: [Trial]}, ascending; {None: all trials} if no rate is swept."""
         if not self.rate_key:
             return {None: list(self.trials)}
-        found = {}
+        groups = {}
         for trial in self.trials:
-            found.setdefault(trial.settings.get(self.rate_key), []).append(trial)
-        return {rate: found[rate] for rate in sorted(found)}
+            groups.setdefault(trial.settings.get(self.rate_key), []).append(trial)
+        return {rate: groups[rate] for rate in sorted(groups)}
 
     @property
     def finished(self):
@@ -34,28 +34,29 @@ class Variant:
 
 
 def gather(trials, rate_key, baseline='', first=None):
-    """Returns the [Variant] of trials, the baseline first: the one named, or that of the trial `first`, or the first.
+    """Returns the [Variant] of trials, the baseline first: the one of that name, else that of the trial `first`.
 
-    Several values of `rate_key` tried for a variant are its rates; where nothing else differs they are the variants.
-    Runs given twice with the same settings and seeds are variants by their directories, so that code can be compared.
-    Raises config.Error for two that no directory tells apart, and for an unknown baseline.
+    Several values of `rate_key` within a variant are its learning rates; where nothing else differs they are variants.
+    Where runs have the same settings and seeds, their directories count as settings, so that versions of the code can
+    be compared. Raises config.Error for two such runs in one directory, and for an unknown baseline.
     """
     if _repeated(trials):
-        trials = [replace(trial, settings={**trial.settings, 'directory': str(trial.given)}) for trial in trials]
+        trials = [replace(trial, settings={**trial.settings, 'directory': str(trial.root)}) for trial in trials]
         _check_distinct(trials)
     rate_key = rate_key if _swept(trials, rate_key) else ''
     groups = {}
     for trial in sorted(trials, key=lambda trial: trial.name != first):
         groups.setdefault(_identity(trial, rate_key), []).append(trial)
-    found = named([Variant('', without(group[0].settings, rate_key), tuple(group), rate_key)
-                   for group in groups.values()])
+    variants = named([Variant('', without(group[0].settings, rate_key), tuple(group), rate_key)
+                      for group in groups.values()])
     if not baseline:
-        return found
-    chosen = find(found, baseline)
-    return named([chosen, *(variant for variant in found if variant is not chosen)])
+        return variants
+    chosen = find(variants, baseline)
+    return named([chosen, *(variant for variant in variants if variant is not chosen)])
 
 
 def _swept(trials, rate_key):
+    """Returns whether several learning rates were tried for some variant of several."""
     rates = {}
     for trial in trials:
         rates.setdefault(_identity(trial, rate_key), set()).add(trial.settings.get(rate_key))
@@ -63,8 +64,9 @@ def _swept(trials, rate_key):
 
 
 def _repeated(trials):
-    counted = collections.Counter((_identity(trial, ''), trial.seed) for trial in trials)
-    return {mark for mark, count in counted.items() if count > 1}
+    """Returns the {(settings, seed)} of which there are several trials."""
+    counts = collections.Counter((_identity(trial, ''), trial.seed) for trial in trials)
+    return {identity for identity, count in counts.items() if count > 1}
 
 
 def _check_distinct(trials):
@@ -84,7 +86,7 @@ def _identity(trial, rate_key):
 
 
 def find(variants, word):
-    """Returns the Variant of a name, of a part of one, or of a run or directory of runs; raises config.Error."""
+    """Returns the Variant of a name, part of a name, run or directory; raises config.Error unless it is exactly one."""
     tests = (lambda v: v.name == word, lambda v: word in _places(v), lambda v: word.lower() in v.name.lower())
     for test in tests:
         matching = [variant for variant in variants if test(variant)]
@@ -100,7 +102,7 @@ def find(variants, word):
 
 
 def _places(variant):
-    return {place for trial in variant.trials for place in (trial.name, str(trial.given), trial.given.name)}
+    return {place for trial in variant.trials for place in (trial.name, str(trial.root), trial.root.name)}
 
 
 def changed(a, b):
@@ -110,25 +112,25 @@ def changed(a, b):
 
 
 def difference(a, b):
-    """Returns {dotted key: (value in a, value in b)} of settings, of a component of another type only the type."""
+    """Returns `changed` without the fields of a component whose type differs."""
     pairs = changed(a, b)
-    return {key: pair for key, pair in pairs.items() if not _above(key) & pairs.keys()}
+    return {key: pair for key, pair in pairs.items() if not _parents(key) & pairs.keys()}
 
 
 def own(variants):
-    """Returns {dotted key: value} of the first variant's settings that are otherwise in all others."""
+    """Returns {dotted key: value} of the settings in which the first variant differs from all others."""
     base, *others = variants
     keys = [difference(base.settings, other.settings).keys() for other in others]
     return {key: base.settings.get(key, ABSENT) for key in sorted(set.intersection(*map(set, keys)))} if keys else {}
 
 
-def _above(key):
+def _parents(key):
     parts = key.split('.')
     return {'.'.join(parts[:i]) for i in range(1, len(parts))}
 
 
 def named(variants):
-    """Returns variants with names that say what differs from the first, which is called the baseline."""
+    """Returns variants named by what differs from the first, the baseline: 'position=Alibi, depth=4'."""
     base, *others = variants
     changes = [{key: now for key, (_, now) in difference(base.settings, other.settings).items()} for other in others]
     changes = [_distinguished(change, other, changes, others) for change, other in zip(changes, others, strict=True)]
@@ -138,7 +140,10 @@ def named(variants):
 
 
 def _distinguished(change, variant, changes, variants):
-    """Adds to a variant's change what tells it from variants with the same one: fields of the same new component."""
+    """Returns a variant's changes with those that distinguish it from variants of the same name so far.
+
+    Such variants have the same new component with other fields, which `difference` leaves out.
+    """
     twins = [other for other, its in zip(variants, changes, strict=True) if its == change and other is not variant]
     keys = {key for twin in twins for key in difference(variant.settings, twin.settings)}
     return change | {key: variant.settings.get(key, ABSENT) for key in sorted(keys)}

@@ -1,46 +1,47 @@
-"""What was found of a sweep of sizes as one HTML file: the law beside the runs, and the best of a budget."""
+"""A fitted scaling law as one HTML file: the law beside the runs, and the compute-optimal frontier."""
 import numpy as np
 
-from lm.report import page, tags
-from lm.report.plots import rounded
+from lm.pages import document, figures, tags
+from lm.pages.figures import rounded
+from lm.pages.text import short
 from lm.report.show import measured
 from lm.scaling import laws, show
 
-SHOWN = 8  # sizes or lengths in a plot: as many as there are colours
+SHOWN = 8  # sizes or lengths in a plot, one per colour
 POINTS = 60
 
 
-def written(findings):
+def render(findings):
     """Returns the page of Findings as the text of one HTML file."""
-    found = findings.points
-    title = f'How {found.metric} falls with size and data'
-    drawn = {'law': {'tokens': _curves(findings, (found.d, found.n), 'tokens seen', 'N'),
-                     'size': _curves(findings, (found.n, found.d), 'parameters', 'D')},
+    runs = findings.points
+    title = f'How {runs.metric} falls with size and data'
+    drawn = {'law': {'tokens': _curves(findings, (runs.d, runs.n), 'training tokens', 'N'),
+                     'size': _curves(findings, (runs.n, runs.d), 'parameters', 'D')},
              'frontier': {'flops': _frontier(findings)}}
     body = '\n'.join([
-        f'<h1>{title}</h1>', tags.paragraph(show.opening(found)),
+        f'<h1>{title}</h1>', tags.paragraph(show.opening(runs)),
         tags.section('The law', tags.table(('', 'value', '95%'), show.law_rows(findings.fit)),
-                     tags.paragraph(show.foretold(findings)), *map(tags.paragraph, show.notes(findings))),
-        _asked('Runs foretold', show.GUESSED, list(map(show.guess_row, findings.guesses))),
-        _asked('What to spend a budget on', show.ADVISED, list(map(show.advice_row, findings.advices))),
-        tags.section('Runs and law', page.figure(
-            'law', page.against(drawn['law']),
-            'Dots are runs; lines are the law, with the band that 95% of resamples are in.')),
-        tags.section('The best of a budget', page.figure(
-            'frontier', page.against(drawn['frontier']),
-            'The line is the loss of the best N and D, the band that of 95% of such runs.')),
-        tags.section('Runs', tags.table(('run', 'N', 'D', found.metric), _runs(found))),
-        tags.section('Left out', tags.table(('run', 'why'), found.left, ('', 'long'))) if found.left else ''])
-    return page.document(title, body, drawn)
+                     tags.paragraph(show.accuracy(findings)), *map(tags.paragraph, show.notes(findings))),
+        _table('Predictions', show.PREDICTION, list(map(show.prediction_row, findings.predictions))),
+        _table('Compute-optimal budgets', show.ADVICE, list(map(show.advice_row, findings.advices))),
+        tags.section('Runs and law', figures.figure(
+            'law', figures.by_axis(drawn['law']),
+            'Dots are runs; lines are the law with its 95% band.')),
+        tags.section('Compute-optimal frontier', figures.figure(
+            'frontier', figures.by_axis(drawn['frontier']),
+            'The line is the loss at the best N and D, the band that of 95% of such runs.')),
+        tags.section('Runs', tags.table(('run', 'N', 'D', runs.metric), _runs(runs))),
+        tags.section('Left out', tags.table(('run', 'why'), runs.left_out, ('', 'long'))) if runs.left_out else ''])
+    return document.render(title, body, drawn)
 
 
-def _asked(title, head, rows):
+def _table(title, head, rows):
     return tags.section(title, tags.table(head, rows)) if rows else ''
 
 
-def _runs(found):
-    return [(trial.name, show.short(n), show.short(d), f'{loss:.4f}')
-            for trial, n, d, loss in zip(found.trials, found.n, found.d, found.loss, strict=True)]
+def _runs(runs):
+    return [(trial.name, short(n), short(d), f'{loss:.4f}')
+            for trial, n, d, loss in zip(runs.trials, runs.n, runs.d, runs.loss, strict=True)]
 
 
 def _curves(findings, axes, xname, letter):
@@ -53,29 +54,29 @@ def _curves(findings, axes, xname, letter):
     for colour, kind in enumerate(kinds):
         sizes = (kind, grid) if letter == 'N' else (grid, kind)
         bounds = np.array([fit.interval(fit.resampled.loss(*pair)) for pair in np.broadcast(*sizes)])
-        series.append({'name': f'{letter} = {show.short(kind)}', 'colour': colour,
+        series.append({'name': f'{letter} = {short(kind)}', 'colour': colour,
                        'mean': rounded(fit.law.loss(*sizes)), 'low': rounded(bounds[:, 0]),
                        'high': rounded(bounds[:, 1])})
-        series.append(_dots(f'{letter} = {show.short(kind)}, runs', (x, findings.points.loss), other == kind, grid)
+        series.append(_dots(f'{letter} = {short(kind)}, runs', (x, findings.points.loss), other == kind, grid)
                       | {'colour': colour})
     return {'x': rounded(grid), 'xname': xname, 'yname': measured(findings.points.metric), 'series': series}
 
 
 def _dots(name, places, kept, grid):
-    """Returns the series of the mean over the runs `kept` at each x of a grid, without a line."""
+    """Returns the series of the mean loss over the runs `kept` at each x of a grid, as dots."""
     x, loss = places
-    seen = [loss[kept & (x == at)] for at in grid]
-    return {'name': name, 'dots': True, 'mean': rounded([each.mean() if each.size else np.nan for each in seen])}
+    losses = [loss[kept & (x == at)] for at in grid]
+    return {'name': name, 'dots': True, 'mean': rounded([some.mean() if some.size else np.nan for some in losses])}
 
 
 def _frontier(findings):
-    """Returns the plot of loss against FLOPs: of the runs, and of the best N and D as far as the largest budget."""
-    found, fit = findings.points, findings.fit
-    cost = laws.FLOPS * found.n * found.d
+    """Returns the plot of loss against FLOPs: of the runs, and at the best N and D up to the largest budget."""
+    runs, fit = findings.points, findings.fit
+    cost = laws.FLOPS * runs.n * runs.d
     most = max([3 * cost.max(), *(advice.flops for advice in findings.advices)])
     grid = np.unique(np.concatenate([cost, np.geomspace(cost.min(), most, POINTS)]))
     bounds = np.array([fit.predict(*fit.law.optimum(flops))[1] for flops in grid])
     best = {'name': 'best N and D', 'mean': rounded(fit.law.loss(*fit.law.optimum(grid))), 'low': rounded(bounds[:, 0]),
             'high': rounded(bounds[:, 1])}
-    return {'x': rounded(grid), 'xname': 'training FLOPs, 6 N D', 'yname': measured(found.metric),
-            'series': [best, _dots('runs', (cost, found.loss), np.full(len(cost), True), grid)]}
+    return {'x': rounded(grid), 'xname': 'training FLOPs, 6 N D', 'yname': measured(runs.metric),
+            'series': [best, _dots('runs', (cost, runs.loss), np.full(len(cost), True), grid)]}

@@ -7,7 +7,7 @@ import random
 import warnings
 from typing import Literal, NamedTuple
 
-from lm.config import Error, positive
+from lm.config import Error, positive, spelled
 from lm.sweep.trials import split
 
 
@@ -66,7 +66,7 @@ class Sampler(abc.ABC):
         """Raises config.Error where a package that the sampler needs is not installed."""
         for package, name in self.packages.items():
             if not importlib.util.find_spec(package):
-                raise Error(f'{self} needs {package}, which is not installed; try pip install {name}.')
+                raise Error(f'{spelled(self)} needs {package}, which is not installed; try pip install {name}.')
 
 
 @dataclasses.dataclass(frozen=True)

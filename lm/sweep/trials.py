@@ -241,8 +241,8 @@ def reason(trial):
 
 
 def shown(trial):
-    """Returns a trial's overrides in one line, as one would write them."""
-    return ' '.join(f'{key}={value}' for key, value in trial.overrides.items()) or 'no overrides'
+    """Returns a trial's overrides in one line, of components the fields that differ from their defaults."""
+    return ' '.join(f'{key}={config.spelled(value)}' for key, value in trial.overrides.items()) or 'no overrides'
 
 
 def rule_of(text):

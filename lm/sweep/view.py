@@ -3,9 +3,9 @@ import sys
 import time
 
 from lm import records
+from lm.pages.text import clock
 from lm.sweep import claims, search
 from lm.sweep.trials import SETTLED, open_sweep, reason, shown, states
-from lm.train import metrics
 
 QUIET = 600  # seconds without a line of its record that are worth a word about a running trial
 COLOURS = {'finished': 'green', 'running': 'cyan', 'failed': 'red', 'stopped': 'yellow', 'begun': '', 'new': ''}
@@ -37,7 +37,7 @@ def show(sweep):
         print(f'  {trial.id}  {best(now, trial):.4f}  {shown(trial)}', flush=True)
     silent = {trial.id: quiet(trial) for trial in sweep.trials if now['states'][trial.id] == 'running'}
     for trial, seconds in [each for each in silent.items() if each[1] > QUIET][:5]:
-        print(f'  {trial}  running, and nothing new on its record for {metrics.clock(seconds)}', flush=True)
+        print(f'  {trial}  running, and nothing new on its record for {clock(seconds)}', flush=True)
     failed = [trial for trial in sweep.trials if now['states'][trial.id] == 'failed']
     for trial in failed[:5]:
         print(f'  {trial.id}  failed  {shown(trial)}: {reason(trial)}', flush=True)
@@ -67,7 +67,7 @@ def summary(now):
     """Returns the line of counts by state and the time left."""
     counts = {state: list(now['states'].values()).count(state) for state in COLOURS}
     told = ', '.join(f'{count} {state}' for state, count in counts.items() if count)
-    return told if now['seconds'] is None else f'{told}; {metrics.clock(now["seconds"])} left'
+    return told if now['seconds'] is None else f'{told}; {clock(now["seconds"])} left'
 
 
 def best(now, trial):
@@ -99,7 +99,7 @@ def _table(sweep, now):
     for trial in rows[:30]:
         state, loss = now['states'][trial.id], best(now, trial)
         drawn.add_row(trial.id, state, f'{now["progress"][trial.id][0]}/{trial.settings.steps}',
-                      f'{metrics.clock(quiet(trial))} ago' if state == 'running' else '',
+                      f'{clock(quiet(trial))} ago' if state == 'running' else '',
                       '' if loss is None else f'{loss:.4f}', shown(trial), style=COLOURS[state])
     leading = [f'best {best(now, trial):.4f}: {shown(trial)}' for trial in ranked(sweep, now)[:1]]
     return console.Group(drawn, *leading, summary(now))

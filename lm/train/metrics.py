@@ -1,4 +1,4 @@
-"""The record of a run: metrics.jsonl, and TensorBoard and the console from the same values."""
+"""The record of a run, metrics.jsonl and TensorBoard, and the line of `lm train` from the same values."""
 import functools
 import json
 import sys
@@ -6,34 +6,46 @@ import time
 from pathlib import Path
 
 from lm.config import Error
+from lm.pages.text import clock, short
 from lm.records import RECORD, finite
 
+# What a training line shows first, in this order, and how each value is written.
+FIELDS = {
+    'loss': lambda value: f'loss {value:.4f}',
+    'tokens_per_second': lambda value: f'{short(value)} tok/s',
+    'rate': lambda value: f'lr {value:.1e}',
+    'grad_norm': lambda value: f'|g| {value:#.3g}'.rstrip('.'),
+}
+KEPT_FIRST = ('step', 'loss', 'skipped', 'eta', 'tokens_per_second', 'rate', 'grad_norm', 'elapsed')  # on few columns
+HIDDEN = ('bad', 'offset', 'weight', 'valid/tokens')  # on record only; `bad` and `offset` have words of their own
+BAR = 24  # columns of the progress bar at most; a quarter of that at least
 
-def _one_line(write):
-    """Returns a method of a Writer that raises config.Error where the directory takes no more."""
+
+def _raises_config_error(write):
+    """Wraps a method of Writer: a disk that is full or read-only becomes a config.Error."""
     @functools.wraps(write)
-    def told(self, *given):
+    def wrapped(self, *args):
         try:
-            return write(self, *given)
+            return write(self, *args)
         except BrokenPipeError:
             raise
         except OSError as error:
             raise Error(f'cannot write to {self.directory}: {error.strerror}; free some space and run the same line '
                         'again.') from error
-    return told
+    return wrapped
 
 
 class Writer:
-    """Appends records to a directory; on a terminal shows a progress bar over `steps`, elsewhere one line a record."""
+    """Appends records to a directory; shows a live line with a progress bar on a terminal, else prints one a record."""
 
     def __init__(self, directory, steps, start=0):
         self.directory = Path(directory)
         self.file = open(self.directory / RECORD, 'a', buffering=1)
         self.board = _tensorboard(self.directory / 'tensorboard', start)
-        self.bar = _progress(steps, start) if sys.stdout.isatty() else None
-        self.steps, self.start, self.began = steps, start, time.monotonic()
+        self.line = Line(steps, start)
+        self.live = _live(self.line) if sys.stdout.isatty() else None
 
-    @_one_line
+    @_raises_config_error
     def write(self, step, values):
         """Records {name: number} at `step`; a number that is not finite becomes null."""
         values = finite(values)
@@ -42,55 +54,134 @@ class Writer:
             for name, value in values.items():
                 if value is not None:
                     self.board.add_scalar(name, value, step)
-        self._say(step, '  '.join(f'{name} {_short(value)}' for name, value in values.items()))
-
-    def _say(self, step, text):
-        if self.bar:
-            self.bar.print(f'step {step}  {text}') if 'valid/' in text else self.bar.update(0, said=text)
-        else:
-            left = (time.monotonic() - self.began) / max(step - self.start, 1) * (self.steps - step)
-            print(f'step {step}/{self.steps}  {text}  eta {clock(left)}', flush=True)
+        if 'loss' not in values:
+            if fields := other_fields(values):
+                self.tell('  '.join([self.line.position(step), *fields.values()]))
+            return
+        self.line.update(step, values)
+        if not self.live:
+            self.tell('  '.join(self.line.fields().values()))
+        elif step == self.line.steps:
+            self.live.stop()  # draws the last line; while it is live, rich would break the sample that follows
 
     def tell(self, text):
-        """Prints a line, above the progress bar where there is one."""
-        if self.bar:
-            self.bar.print(text)
+        """Prints a line, above the live one on a terminal."""
+        if self.live and self.live.is_started:
+            self.live.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, flush=True)
 
     def advance(self, step):
-        """Moves the progress bar to `step`."""
-        if self.bar:
-            self.bar.update(0, completed=step)
+        """Tells the live line that `step` is done."""
+        self.line.advance(step)
 
-    @_one_line
+    @_raises_config_error
     def close(self):
-        """Closes the files and the progress bar."""
+        """Closes the files and ends the live line."""
         self.file.close()
         if self.board:
             self.board.close()
-        if self.bar:
-            self.bar.stop()
+        if self.live:
+            self.live.stop()
 
 
-class Mute:
-    """Stands for a Writer on all processes but the first, which writes for all."""
+class Line:
+    """The line that shows how training goes: position, newest metrics and the time left."""
 
-    def write(self, step, values):
-        """Writes nothing."""
-
-    def tell(self, text):
-        """Prints nothing."""
+    def __init__(self, steps, start):
+        self.steps, self.step, self.values = steps, start, {}
+        self.begun = self.first = start, time.monotonic()
 
     def advance(self, step):
-        """Moves nothing."""
+        """Takes the number of a step that is done."""
+        if self.first is self.begun:
+            self.first = step, time.monotonic()  # what comes before it is mostly compiling, which the ETA leaves out
+        self.step = step
+
+    def update(self, step, values):
+        """Takes the metrics of a step."""
+        self.step, self.values = step, values
+
+    def position(self, step):
+        """Returns a step of how many, as text."""
+        return f'step {step:,}/{self.steps:,}'
+
+    def eta(self):
+        """Returns the time left at the mean pace until now as text."""
+        step, since = self.first if self.step > self.first[0] else self.begun
+        if self.step == step:
+            return 'eta -:--:--'
+        return f'eta {clock((time.monotonic() - since) / (self.step - step) * (self.steps - self.step))}'
+
+    def fields(self):
+        """Returns {name: text} of the whole line."""
+        known = {name: write(self.values[name]) if self.values[name] is not None else f'{name} not finite'
+                 for name, write in FIELDS.items() if name in self.values}
+        return {'step': self.position(self.step), **known, 'eta': self.eta(), **other_fields(self.values)}
+
+    def fitted(self, width):
+        """Returns the line in at most `width` columns, of whole fields, and how many columns the bar has, 0 for none.
+        """
+        elapsed = {'elapsed': f'elapsed {clock(time.monotonic() - self.begun[1])}'}
+        fields, kept = self.fields() | elapsed, {}
+        for name in sorted(fields, key=lambda name: [*KEPT_FIRST, name].index(name)):
+            if len('  '.join([*kept.values(), fields[name]])) > width:
+                break
+            kept[name] = fields[name]
+        text = '  '.join(kept[name] for name in fields if name in kept)
+        columns = min(width - len(text) - 2, BAR)
+        return text, columns if columns >= BAR // 4 else 0
+
+    def __rich_console__(self, console, options):
+        from rich.text import Text
+        text, columns = self.fitted(options.max_width)
+        done, mark = round(columns * self.step / self.steps), '-' if options.ascii_only else '━'
+        bar = [('  ' + mark * done, 'green'), (mark * (columns - done), 'bright_black')] if columns else []
+        yield Text.assemble(text, *bar, no_wrap=True, overflow='crop', end='')
+
+
+def other_fields(values):
+    """Returns {name: text} of the metrics that FIELDS lacks; scores on held-out text are without the word valid/."""
+    skipped = {'skipped': f'skipped {values["bad"]:,}'} if values.get('bad') else {}
+    shifted = {'offset': f'data moved on by {values["offset"]:,} batches'} if values.get('offset') else {}
+    scores = {'valid': 'validation'} if any(name.startswith('valid/') for name in values) else {}
+    return skipped | shifted | scores | {name: f'{name.removeprefix("valid/")} {_number(name, value)}'
+                                         for name, value in values.items() if name not in {*FIELDS, *HIDDEN}}
+
+
+def _number(name, value):
+    if value is None:
+        return 'not finite'
+    if isinstance(value, int):
+        return f'{value:,}'
+    return f'{value:.4f}' if 'loss' in name else f'{value:.4g}'
+
+
+def _live(line):
+    from rich.live import Live
+    live = Live(line, refresh_per_second=2)
+    live.start()
+    return live
+
+
+class NullWriter:
+    """No-op writer for non-primary processes."""
+
+    def write(self, step, values):
+        """Does nothing."""
+
+    def tell(self, text):
+        """Does nothing."""
+
+    def advance(self, step):
+        """Does nothing."""
 
     def close(self):
-        """Closes nothing."""
+        """Does nothing."""
 
 
 def _tensorboard(directory, start):
-    """Returns a TensorBoard writer, or None where tensorboardX is not installed."""
+    """Returns a Board, or None where tensorboardX is not installed."""
     try:
         import tensorboardX  # noqa: F401
     except ImportError:
@@ -100,8 +191,9 @@ def _tensorboard(directory, start):
 
 
 class Board:
-    """Writes TensorBoard's events at once: tensorboardX's own writer has a thread, and waits for it forever after the
-    disk was full for a moment.
+    """Writes TensorBoard events synchronously.
+
+    tensorboardX's own writer has a thread, and its close() blocks forever once the disk was full for a moment.
     """
 
     def __init__(self, directory, start):
@@ -111,7 +203,7 @@ class Board:
         self.event, self.scalar = event_pb2.Event, summary.scalar
         self.writer = event_file_writer.EventsWriter(str(directory / 'events'))
         began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self.add(step=start + 1, session_log=began)  # what an earlier start wrote after it counts no more
+        self.add(step=start + 1, session_log=began)  # TensorBoard drops what an earlier start wrote after this step
 
     def add(self, **event):
         """Writes an event."""
@@ -125,27 +217,3 @@ class Board:
     def close(self):
         """Closes the file."""
         self.writer.close()
-
-
-def _progress(steps, start):
-    from rich import progress
-    bar = progress.Progress(progress.TextColumn('{task.completed}/{task.total}'), progress.BarColumn(24),
-                            progress.TimeElapsedColumn(), progress.TextColumn('eta'), progress.TimeRemainingColumn(),
-                            progress.TextColumn('{task.fields[said]}'))
-    bar.print = bar.console.print
-    bar.add_task('', total=steps, completed=start, said='')
-    bar.start()
-    return bar
-
-
-def _short(value):
-    if value is None:
-        return 'not finite'
-    return f'{value:,}' if isinstance(value, int) else f'{value:.4g}'
-
-
-def clock(seconds):
-    """Returns seconds as hours:minutes:seconds."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours}:{minutes:02}:{seconds:02}'

@@ -44,7 +44,7 @@ class Run:
     def rewind(self, step):
         """Starts the record anew after `step`, and takes the scores of what is saved from it."""
         if not processes.first():
-            self.writer = metrics.Mute()
+            self.writer = metrics.NullWriter()
             return
         if self.writer:
             self.writer.close()

@@ -1,15 +1,18 @@
-"""Parts of a page as HTML: sections, tables, paragraphs."""
+"""HTML elements: sections, tables, paragraphs."""
 import html
 
 
 def section(title, *parts):
-    """Returns a section with a heading of the parts that are not empty, '' without any."""
+    """Returns a section of the non-empty parts under a heading, '' if all are empty."""
     inside = '\n'.join(part for part in parts if part)
     return f'<section>\n<h2>{html.escape(title)}</h2>\n{inside}\n</section>' if inside else ''
 
 
 def table(head, rows, classes=()):
-    """Returns a table that scrolls sideways on a narrow screen. classes: of the columns, '' for none."""
+    """Returns a table that scrolls sideways on a narrow screen.
+
+    classes: one CSS class a column, '' for none, or a function of the cell's text that returns one.
+    """
     classes = classes or ('',) * len(head)
     cells = '\n'.join('<tr>' + ''.join(_cell(cell, kind) for cell, kind in zip(row, classes, strict=True)) + '</tr>'
                       for row in rows)
@@ -19,14 +22,10 @@ def table(head, rows, classes=()):
 
 def _cell(cell, kind):
     kind = kind(cell) if callable(kind) else kind
-    return f'<td{f" class={kind!r}" if kind else ""}>{_breakable(cell)}</td>'
-
-
-def _breakable(cell):
-    """Returns a cell as HTML in which a setting may break before its value."""
-    return html.escape(str(cell)).replace('=', '=<wbr>')
+    text = html.escape(str(cell)).replace('=', '=<wbr>')  # a long setting may wrap before its value
+    return f'<td{f" class={kind!r}" if kind else ""}>{text}</td>'
 
 
 def paragraph(text, kind='soft'):
-    """Returns a paragraph, '' of an empty text."""
+    """Returns a paragraph of a CSS class, '' for an empty text."""
     return f'<p class="{kind}">{html.escape(text)}</p>' if text else ''

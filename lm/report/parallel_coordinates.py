@@ -1,47 +1,47 @@
-"""Parallel coordinates: every trial as a line through the settings that vary, to its loss."""
+"""Parallel coordinates plot: each trial is a line through the settings that vary, ending at its loss."""
 import html
 
 import numpy as np
 
-from lm.report import tags
+from lm.pages import tags
 
 WIDTH, HEIGHT, TOP, SIDE = 900, 300, 34, 70
-AXES = 8  # settings shown, those of fewest values first
+AXES = 8  # settings shown at most, those with the fewest values first
 LINES = 300
 
 
-def section(found):
-    """Returns the section with the plot, '' with fewer than two settings that vary or four trials that finished."""
-    value = found.table.values('tokens')
-    every = [trial for variant in found.variants for trial in variant.finished if np.isfinite(value(trial))]
-    trials = every[:LINES]
+def section(study):
+    """Returns the section with the plot, '' for fewer than two settings that vary or four finished trials."""
+    value = study.table.values('tokens')
+    finished = [trial for variant in study.variants for trial in variant.finished if np.isfinite(value(trial))]
+    trials = finished[:LINES]
     keys = _varying(trials)
     if len(trials) < 4 or len(keys) < 2:
         return ''
     columns = [(key.rpartition('.')[2], [trial.settings.get(key, '(absent)') for trial in trials]) for key in keys]
-    columns.append((found.metric, [value(trial) for trial in trials]))
+    columns.append((study.metric, [value(trial) for trial in trials]))
     lines = _lines(columns, [trial.name for trial in trials])
-    said = 'Each line is a run, from its settings to its loss; the bluer, the lower. Rest on a line for its name.'
-    if len(every) > LINES:
-        said += f' Of {len(every)} runs, {LINES}: those of the best variants.'
+    caption = 'Each line is a run, from its settings to its loss; the bluer, the lower. Hover a line for its name.'
+    if len(finished) > LINES:
+        caption += f' Of {len(finished)} runs, {LINES}: those of the best variants.'
     return tags.section('Settings against loss', f'<figure><div class="wide">{lines}</div>'
-                        f'<figcaption>{said}</figcaption></figure>')
+                        f'<figcaption>{caption}</figcaption></figure>')
 
 
 def _varying(trials):
+    """Returns the keys of the settings that vary; of a component that varies in type only the type."""
     values = {}
     for trial in trials:
         for key, value in trial.settings.items():
             values.setdefault(key, set()).add(str(value))
-    varying = [key for key, seen in values.items() if len(seen) > 1]
-    inside = [key for key in varying if not any(key.startswith(f'{other}.') for other in varying)]
-    return sorted(inside, key=lambda key: len(values[key]))[:AXES]
+    varying = [key for key, distinct in values.items() if len(distinct) > 1]
+    outermost = [key for key in varying if not any(key.startswith(f'{other}.') for other in varying)]
+    return sorted(outermost, key=lambda key: len(values[key]))[:AXES]
 
 
 def _heights(values):
-    """Returns (where each value stands on its axis, from 0 at the bottom to 1, [n]; {label: place})."""
-    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
-    if not numbers:
+    """Returns (height of each value on its axis [n], 0 at the bottom to 1; {label: height})."""
+    if not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
         names = sorted(set(map(str, values)))
         places = {name: (i + 0.5) / len(names) for i, name in enumerate(names)}
         return [places[str(value)] for value in values], places
