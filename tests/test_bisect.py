@@ -20,20 +20,17 @@ SETTINGS = train.Config(
     data=data.Corpus(train=data.Synthetic(count=20, length=400), valid=None, tokenizer=data.Bytes(), context=16,
                      batch=8),
     optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2)),
-    steps=6, mesh={'data': 1}, log_every=1, save_every=2, keep=9)
+    steps=6, mesh={'data': 1}, cadence=train.Cadence(log=1, save=2, keep=9))
 
 
 @dataclasses.dataclass(frozen=True)
-class Bent(Decoder):
-    """A decoder with the same loss, but another gradient of one layer's weights from some step of the data on."""
+class Bent(train.NextToken):
+    """The same loss, but another gradient of one layer's weights."""
 
-    def loss(self, params, batch, key=None):
-        loss, measured = super().loss(params, batch, key)
+    def loss(self, model, params, batch, key=None):
+        loss, metrics = super().loss(model, params, batch, key)
         extra = 1e-3 * jnp.sum(params['blocks']['mlp']['up'][1])
-        return loss + extra - jax.lax.stop_gradient(extra), measured
-
-
-BENT = Bent(**{field.name: getattr(SETTINGS.model, field.name) for field in dataclasses.fields(Decoder)})
+        return loss + extra - jax.lax.stop_gradient(extra), metrics
 
 
 @pytest.fixture(scope='module')
@@ -81,9 +78,9 @@ def test_equal_runs_are_equal(trained, tmp_path, cache, capsys):
 
 
 def test_what_is_logged_more_rarely_is_still_equal(trained, tmp_path, cache, capsys):
-    other = twin(trained, tmp_path / 'b', log_every=3)
+    other = twin(trained, tmp_path / 'b', cadence=dataclasses.replace(SETTINGS.cadence, log=3))
     code, out = told(capsys, trained, other, cache)
-    assert code == 0 and 'should change no result but rounding: log_every (1 in A, 3 in B)' in out
+    assert code == 0 and 'should change no result but rounding: cadence.log (1 in A, 3 in B)' in out
 
 
 @pytest.mark.parametrize('changes, first', [
@@ -94,7 +91,7 @@ def test_what_is_logged_more_rarely_is_still_equal(trained, tmp_path, cache, cap
                  'step 1, the batch: inputs: of shape [8, 16] in A, of shape', marks=pytest.mark.long),
     pytest.param({'model': dataclasses.replace(SETTINGS.model, width=32)},
                  'before step 1, the initial tokens: of shape', marks=pytest.mark.long),
-    ({'model': BENT}, 'step 1, gradient blocks/mlp/up, layer 1: 1,024 of 1,024 values differ, by at most 0.001'),
+    ({'objective': Bent()}, 'step 1, gradient blocks/mlp/up, layer 1: 1,024 of 1,024 values differ, by at most 0.001'),
     pytest.param({'optimizer': dataclasses.replace(SETTINGS.optimizer, b1=0.8)},
                  'step 1, optimizer state direction/mu/tokens: ', marks=pytest.mark.long),
     pytest.param({'optimizer': dataclasses.replace(SETTINGS.optimizer, weight_decay=0.2)},

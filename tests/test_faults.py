@@ -13,7 +13,8 @@ import pytest
 from lm import records
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RUN = ('model.depth=1', 'model.width=32', 'steps=150', 'log_every=1', 'save_every=3', 'data.batch=4', 'data.context=32')
+RUN = ('model.depth=1', 'model.width=32', 'steps=150', 'cadence.log=1', 'cadence.save=3',
+       'data.batch=4', 'data.context=32')
 
 
 @pytest.fixture(scope='module')

@@ -84,7 +84,7 @@ def test_stopped_on_four_resumes_on_two_and_on_one(place, longer):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_saves_on_both_at_one_step(place, number):
     workdir = place / f'signal-{number}'
-    started = train(place, workdir, 'steps=2000', 'save_every=0')
+    started = train(place, workdir, 'steps=2000', 'cadence.save=0')
     wait_for(workdir, 3, started)
     started[1].send_signal(number)
     said = finish(started, 75)

@@ -23,7 +23,8 @@ SETTINGS = train.Config(
     data=data.Corpus(train=data.Pick(TEXT, 0, 0.8), valid=data.Pick(TEXT, 0.8, 1), tokenizer=data.Bytes(), context=16,
                      batch=8),
     optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2), ema=0.9),
-    steps=12, mesh={'data': 1}, log_every=1, save_every=3, eval_every=6, sample='A')
+    steps=12, mesh={'data': 1}, objective=train.NextToken(sample='A'),
+    cadence=train.Cadence(log=1, save=3, eval=6))
 
 
 @pytest.fixture(scope='module')
@@ -120,7 +121,7 @@ def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(straight, tmp_p
 
 
 def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path, cache):
-    settings = dataclasses.replace(SETTINGS, save_every=1, eval_every=1, keep=2)
+    settings = dataclasses.replace(SETTINGS, cadence=train.Cadence(log=1, save=1, eval=1, keep=2))
     go(tmp_path, cache, settings)
     scored = [record for record in records.read(tmp_path) if 'valid/loss' in record]
     best = min(scored, key=lambda record: record['valid/loss'])['step']
@@ -129,11 +130,11 @@ def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path, cache):
 
 
 @dataclasses.dataclass(frozen=True)
-class Fragile(Decoder):
-    """A decoder whose loss is not finite at steps 4 to 6 of the data's order, told by a mark in the batch."""
+class Fragile(train.NextToken):
+    """A loss that is not finite for batches with a mark."""
 
-    def loss(self, params, batch, key=None):
-        loss, measured = super().loss(params, batch, key)
+    def loss(self, model, params, batch, key=None):
+        loss, measured = super().loss(model, params, batch, key)
         bad = jnp.where(batch['inputs'][0, 0] < 0, jnp.nan, 1.0)
         return loss * bad, {**measured, 'loss': measured['loss'] * bad}
 
@@ -153,8 +154,8 @@ def mark(stream, steps):
 
 
 def go_fragile(directory, cache, steps):
-    fields = {field.name: getattr(SETTINGS.model, field.name) for field in dataclasses.fields(Decoder)}
-    settings = dataclasses.replace(SETTINGS, model=Fragile(**fields), patience=3, eval_every=0, keep=9)
+    settings = dataclasses.replace(SETTINGS, objective=Fragile(), patience=3,
+                                   cadence=train.Cadence(log=1, save=3, keep=9))
     run = runs.Run(directory, config.Experiment(settings, {}, FILE))
     stream = mark(settings.data.open(cache, 'train'), steps)
     try:

@@ -27,7 +27,7 @@ def settings(model, optimizer):
 
 def ran(settings, seed=0):
     """Returns the State and the losses after two steps on tokens drawn at random."""
-    init, step = train.functions(settings)
+    *_, init, step = train.parts(settings)
     tokens = np.random.default_rng(seed).integers(50, size=(2, 4, 9), dtype=np.int32)
 
     def run():
@@ -61,7 +61,7 @@ def factors(optimizer, model):
     """Returns {name: (factor of the rate, factor of rate times decay)} of a model's parameters."""
     params = jax.eval_shape(model.init, jax.random.key(0))
     optimizer = dataclasses.replace(optimizer, weight_decay=1.0, decay='.')
-    plan = transforms.plan(optimizer, params, model.axes(), model.tuned())
+    plan = transforms.plan(optimizer, params, model.axes(), model.base_shapes())
     rates, decays = trees.flatten(plan.multipliers), trees.flatten(plan.decays)
     return {name.removeprefix('blocks/'): (rates[name], rates[name] * decays[name]) for name in rates}
 

@@ -65,12 +65,12 @@ def test_one_batch_a_step_tells_nothing():
 
 @pytest.mark.parametrize('asked', [False, True])
 def test_a_run_measures_it_where_asked_to(asked):
-    settings = config.load(TINY, ['accumulate=2', f'noise_scale={asked}'.lower()]).config
-    init, step = train.functions(settings)
+    settings = config.load(TINY, ['accumulate=2', f'diagnosis.noise_scale={asked}'.lower()]).config
+    *_, init, step = train.parts(settings)
     measured = jax.eval_shape(lambda: step(init(), settings.data.example())[1])
     assert ('grad_square' in measured) == asked
 
 
 def test_it_needs_micro_batches():
     with pytest.raises(config.Error, match='accumulate=1 makes one; try accumulate=2'):
-        config.load(TINY, ['noise_scale=true'])
+        config.load(TINY, ['diagnosis.noise_scale=true'])

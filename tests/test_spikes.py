@@ -18,11 +18,11 @@ FILE = pathlib.Path(__file__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Startled(Decoder):
-    """A decoder whose loss is ten times what it is, and so its gradient, where the text has a tilde."""
+class Startled(train.NextToken):
+    """A loss that is ten times what it is, and so its gradient, where the text has a tilde."""
 
-    def loss(self, params, batch, key=None):
-        loss, measured = super().loss(params, batch, key)
+    def loss(self, model, params, batch, key=None):
+        loss, measured = super().loss(model, params, batch, key)
         factor = 1 + 9 * jnp.any(batch['inputs'] == ord('~'))
         return loss * factor, {**measured, 'loss': measured['loss'] * factor}
 
@@ -70,9 +70,9 @@ def jumped(place):
     seed = next(seed for seed in itertools.count() if 36 <= strange(place, seed) <= 42)
     step = strange(place, seed)
     settings = train.Config(
-        model=Startled(vocab=258, depth=2, heads=2, width=16), data=corpus(place, seed),
+        model=Decoder(vocab=258, depth=2, heads=2, width=16), data=corpus(place, seed), objective=Startled(),
         optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2)), steps=step + 3, mesh={'data': 1},
-        log_every=1, save_every=5)
+        cadence=train.Cadence(log=1, save=5))
     return settings, place / 'run', go(settings, place / 'run', place), step
 
 
@@ -80,7 +80,7 @@ def test_a_jump_is_recorded_with_its_documents_and_layers(jumped):
     settings, directory, losses, step = jumped
     assert [file.name for file in (directory / 'spikes').iterdir()] == [f'{step}.json']
     found = spikes.read(directory, step)
-    assert found['loss'] == losses[step] > found['median'] + settings.spike * found['deviation']
+    assert found['loss'] == losses[step] > found['median'] + settings.diagnosis.spike * found['deviation']
     assert {each['row'] for each in found['passages']} == {0, 1, 2, 3}
     assert 70 in [each['document'] for each in found['passages'] if '~' in each['text']]
     rows = found['layers']

@@ -136,7 +136,7 @@ def test_what_python_branches_on_makes_another_program(tmp_path):
 
 @pytest.mark.long
 def test_halving_leaves_the_best_of_each_rung(tmp_path, cache):
-    settings = dataclasses.replace(SETTINGS, eval_every=2)
+    settings = dataclasses.replace(SETTINGS, cadence=dataclasses.replace(SETTINGS.cadence, eval=2))
     four = [{'optimizer.peak': peak} for peak in (1e-5, 1e-4, 1e-3, 1e-2)]
     sweep = begin(tmp_path / 'sweep', four, settings, Halving(first=2, factor=2))
     assert worker.work(sweep, cache, 4) == 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
+import functools
 import hashlib
 import importlib
 import json
@@ -60,7 +62,9 @@ def dump(value):
 def restore(dumped, experiment=None):
     """Returns the value that was dumped; `experiment` is the loaded module of the experiment file that defines types.
 
-    Raises `Error` where a type or a field no longer exists.
+    A record of an older version is read by what the class of a component says of it: MOVED, {old dotted key inside it:
+    new one}, and where fields are left that it lacks, the classmethod from_record(fields) -> component. Raises `Error`
+    where a type or a field no longer exists.
     """
     if isinstance(dumped, list):
         return [restore(item, experiment) for item in dumped]
@@ -123,8 +127,11 @@ def _restore_component(dumped, experiment):
     cls = _named(dumped['type'], experiment)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise Error(f'{dumped["type"]} is not a dataclass; the record was written by another version.')
+    dumped = _with_moves(cls, dumped, experiment)
     fields = {name: restore(item, experiment) for name, item in dumped.items() if name != 'type'}
     known = [f.name for f in dataclasses.fields(cls) if f.init]
+    if not fields.keys() <= set(known) and hasattr(cls, 'from_record'):
+        return cls.from_record(fields)
     for name in fields:
         if name not in known:
             near = close(name, known) or known
@@ -134,6 +141,27 @@ def _restore_component(dumped, experiment):
     if missing:
         raise Error(f'{dumped["type"]} needs {", ".join(missing)}, not in the record; use the version that wrote it.')
     return cls(**fields)
+
+
+def _with_moves(cls, dumped, experiment):
+    """Returns the dumped fields of a component with those that an older version had elsewhere moved to their places."""
+    dumped = copy.deepcopy(dumped)
+    for old, new in getattr(cls, 'MOVED', {}).items():
+        *above, name = old.split('.')
+        holder = functools.reduce(lambda inside, key: inside.get(key) if isinstance(inside, dict) else None, above,
+                                  dumped)
+        if not isinstance(holder, dict) or name not in holder or 'type' not in holder:
+            continue
+        if name in {f.name for f in dataclasses.fields(_named(holder['type'], experiment))}:
+            continue  # not an old record: a component of another class has a field of this name
+        value, (first, *rest) = holder.pop(name), new.split('.')
+        if rest and first not in dumped:
+            field = next(f for f in dataclasses.fields(cls) if f.name == first)
+            dumped[first] = dump(field.default if field.default_factory is dataclasses.MISSING
+                                 else field.default_factory())
+        target = functools.reduce(dict.__getitem__, new.split('.')[:-1], dumped)
+        target[new.rpartition('.')[2]] = value
+    return dumped
 
 
 def _named(name, experiment):

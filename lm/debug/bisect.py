@@ -2,9 +2,9 @@
 import jax
 import numpy as np
 
-from lm import config, trees
+from lm import config, records, trees
 from lm.debug import replay
-from lm.debug.sides import free, parted
+from lm.debug.sides import parted
 from lm.parallel import sharding
 from lm.train import spikes
 
@@ -25,7 +25,7 @@ def pasts(sides, cache):
     pair = [replay.Past(side.directory, side.settings, cache, mesh)
             for side, mesh in zip(sides, meshes(sides), strict=True)]
     changed = config.diff(*(side.settings for side in sides))
-    if pair[0].program.mesh == pair[1].program.mesh and all(free(key) and key != 'zero' for key in changed):
+    if pair[0].program.mesh == pair[1].program.mesh and all(records.free(key) and key != 'zero' for key in changed):
         pair[1].program = pair[0].program
     return pair
 

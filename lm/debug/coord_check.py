@@ -95,12 +95,12 @@ def trace(settings, widths, batches, seeds):
 
 def _followed(settings, probe, batches):
     """Returns the sizes and the changes {tap: [steps+1]} of one run."""
-    init, step = train.functions(settings)
+    parts = train.parts(settings)
 
     def seen(params):
         flowing = settings.model.activations(params, **probe)
         return {tap: flowing[tap].astype(jnp.float32) for tap in TAPS}
-    first = init()
+    first = parts.init()
     start = seen(first.params)
 
     def measure(params):
@@ -109,7 +109,7 @@ def _followed(settings, probe, batches):
                 {tap: jnp.mean(jnp.abs(now[tap] - start[tap])) for tap in TAPS})
 
     def advance(state, batch):
-        state, _ = step(state, batch)
+        state, _ = parts.step(state, batch)
         return state, measure(state.params)
     _, later = jax.lax.scan(advance, first, batches)
     return jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), measure(first.params), later)

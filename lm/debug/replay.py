@@ -33,7 +33,7 @@ class Past:
         self.directory, self.settings, self.cache = Path(directory), settings, cache
         self.records = records.read(directory)
         self.program = train.program(settings, mesh)
-        self.store = checkpoint.Store(self.directory / 'checkpoints', settings.keep)
+        self.store = checkpoint.Store(self.directory / 'checkpoints', settings.cadence.keep)
 
     @cached_property
     def stream(self):
@@ -88,18 +88,15 @@ class Past:
 
     def gradient(self, state, batch):
         """Returns the gradient that a step takes from a State and a batch, which stay as they are."""
-        settings = self.settings
-        gradient = train.gradients(settings.model.loss, settings.seed, settings.accumulate,
-                                   noise_scale=settings.noise_scale)
         with jax.set_mesh(self.program.mesh):
-            return jax.jit(gradient)(state, batch)[0]
+            return jax.jit(train.parts(self.settings).gradient)(state, batch)[0]
 
 
 def reading(settings, program):
     """Returns the names of a model's parameters in the order it reads them, and of those that hold all layers."""
     params = program.abstract.params
     with jax.set_mesh(program.mesh):
-        order = trees.by_use(settings.model.loss, params, settings.data.example())
+        order = trees.by_use(train.parts(settings).objective, params, settings.data.example())
     axes = jax.tree.leaves(settings.model.axes(), is_leaf=lambda node: isinstance(node, tuple))
     layered = {name for name, names in zip(trees.flatten(params), axes, strict=True) if names[:1] == ('layers',)}
     return order, [name for name in order if name in layered]

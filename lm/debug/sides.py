@@ -29,8 +29,8 @@ def told(a, b):
     """Returns the lines that say in what two runs were made differently, not counting where and when."""
     lines = [f'A = {a.directory}, B = {b.directory}']
     changed = config.diff(a.settings, b.settings)
-    for kind, keys in (('settings', [key for key in changed if not free(key)]),
-                       ('settings that should change no result but rounding', list(filter(free, changed)))):
+    for kind, keys in (('settings', [key for key in changed if not records.free(key)]),
+                       ('settings that should change no result but rounding', list(filter(records.free, changed)))):
         if keys:
             lines.append(f'{kind}: ' + ', '.join(f'{key} ({changed[key][0]} in A, {changed[key][1]} in B)'
                                                  for key in keys))
@@ -44,11 +44,6 @@ def told(a, b):
     if edited:
         lines.append(f'files differed from the commit in {" and ".join(edited)}: the code need not be the same.')
     return lines
-
-
-def free(key):
-    """Returns whether a dotted key is one of those that change no result."""
-    return key.split('.')[0] in records.FREE
 
 
 def parted(a, b):
@@ -67,7 +62,7 @@ def records_told(sides, last, first):
     common = sorted(a.keys() & b.keys())
     if not common:
         raise config.Error(f'{sides[0].directory} and {sides[1].directory} have no step on record in common; '
-                           'train both with the same log_every.')
+                           'train both with the same cadence.log.')
     if first is None:
         longer = [f'; {side.name} goes on to step {max(side.records)}' for side in sides
                   if max(side.records) > common[-1]]

@@ -1,6 +1,6 @@
 """A causal language model: GPT-2, Llama, Qwen3, Gemma 3 and what lies between, by fields."""
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,16 @@ from lm.models.net import Net, Pass
 from lm.nn import attention, layers, losses, positions
 from lm.nn.experts import Experts, moved
 from lm.optim import matrices
-from lm.parallel import reductions
 from lm.parallel.pipeline import Pipeline
 
 LANES = 128
+
+
+class Auxiliary(NamedTuple):
+    """What a model adds to the loss of its data, by its own coefficients, and what it measured: {name: array}."""
+
+    loss: jax.Array | float
+    metrics: dict
 
 
 @dataclass(frozen=True)
@@ -88,8 +94,6 @@ class Decoder:
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
     dropout: float = 0.0
-    z_loss: float = 0.0
-    smoothing: float = 0.0
     dtype: Literal['float32', 'bfloat16'] = 'float32'
     quantized: Literal['none', 'int8', 'fp8'] = 'none'
     loss_parts: int = 1
@@ -147,14 +151,19 @@ class Decoder:
         """What attention scores are multiplied by: 1/sqrt(H), but 1/H for as much as H is more than the origin's."""
         return self.size ** -0.5 * (self.origin.size / self.size) ** 0.5
 
-    def tuned(self):
+    @property
+    def limit(self):
+        """The most positions that it can read, 0 for any number."""
+        return self.position.limit
+
+    def base_shapes(self):
         """Returns the abstract parameters of the model that learning rates were tuned on, None where it is this one."""
         return None if self.origin is self else jax.eval_shape(self.origin.init, jax.random.key(0))
 
     def init(self, key):
         """Returns the parameters, a dict of float32 arrays drawn from key."""
         params, axes = layers.unbox(self._boxed(key))
-        views = matrices.of(params, axes, self.tuned())
+        views = matrices.of(params, axes, self.base_shapes())
         return jax.tree.map(lambda p, view: p * view.ratio(matrices.initial), params, views)
 
     def axes(self):
@@ -185,19 +194,22 @@ class Decoder:
         x, _, seen = Net(self, tapped=True).apply({'params': params}, tokens, given)
         return {**seen, 'logits': self._unembed(params, x)[..., :self.vocab].astype(jnp.float32)}
 
-    def token_losses(self, params, batch):
-        """Returns (nll, log_z) [B T] in nats of a batch with inputs, targets and, if packed, segments and positions.
+    def token_losses(self, params, batch, key=None, smoothing=0.0):
+        """Returns (nll, log_z) [B T] in nats of a batch with inputs, targets and, if packed, segments and positions;
+        and the Auxiliary of its experts: 'balance', 'router_z' and 'load' [L E].
 
-        These are the data's: without dropout and smoothing.
+        Dropout is drawn from key; without one there is none.
         """
-        return self._token_losses(params, batch, None, 0.0)[:2]
-
-    def _token_losses(self, params, batch, key, smoothing):
         batch, order = attention.spread(batch)
         packed = {name: batch[name] for name in ('segments', 'positions') if name in batch}
         x, _, routed = self._hidden(params, batch['inputs'], Pass(key=key, zigzag=order, **packed))
         found = self._scored(params, x, batch['targets'], smoothing)
-        return *(order.gather(found) if order else found), routed
+        found = order.gather(found) if order else found
+        if not self.experts:
+            return *found, Auxiliary(0.0, {})
+        routed = {**routed, **{name: jnp.mean(routed[name]) for name in ('balance', 'router_z')}}
+        loss = self.experts.balance * routed['balance'] + self.experts.z_loss * routed['router_z']
+        return *found, Auxiliary(loss, routed)
 
     def _scored(self, params, x, targets, smoothing):
         if self.loss_parts == 1:
@@ -206,23 +218,7 @@ class Decoder:
         scores = losses.Scores(self.vocab, self.loss_parts, self.logit_softcap, smoothing)
         return losses.cross_entropy_in_parts(x, table if self.tied else table.T, targets, scores)
 
-    def loss(self, params, batch, key=None):
-        """Returns (loss, metrics): the mean over tokens by weight, and {'loss': of the data alone, 'weight': sum}.
-
-        Dropout is drawn from key; without one there is none. Experts add their losses to the first, and to the second
-        'balance', 'router_z' and 'load' [L E].
-        """
-        nll, log_z, routed = self._token_losses(params, batch, key, self.smoothing)
-        weights = batch['weights'] if 'weights' in batch else jnp.ones_like(nll)
-        weight = reductions.averaged(jnp.sum(weights)) if self.experts else jnp.sum(weights)
-        loss = losses.masked_mean(nll, weights, weight)
-        total = loss + self.z_loss * losses.masked_mean(jnp.square(log_z), weights, weight) if self.z_loss else loss
-        if self.experts:
-            routed = {**routed, **{name: jnp.mean(routed[name]) for name in ('balance', 'router_z')}}
-            total += self.experts.balance * routed['balance'] + self.experts.z_loss * routed['router_z']
-        return total, {'loss': loss, 'weight': weight, **routed}
-
-    def adjusted(self, params, measured):
+    def post_update(self, params, measured):
         """Returns (params, metrics) after a step: experts' bias moved, of their loads the largest over an even one."""
         if not self.experts:
             return params, measured

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import jax
 
+from lm import train
 from lm.nn import layers
 from lm.parallel import reductions, sharding
 from lm.plan import layouts
@@ -24,12 +25,8 @@ class Subject:
 
 def subject(settings):
     """Returns the Subject of a train.Config; shapes only, nothing is computed."""
-    axes = settings.model.axes()
-
-    def init():
-        params = settings.model.init(jax.random.key(0))
-        return params, settings.optimizer.make(settings.steps, axes).init(params)
-    params, optimizer = jax.eval_shape(init)
+    axes, params = settings.model.axes(), settings.start.shapes(settings.model)
+    optimizer = jax.eval_shape(train.parts(settings).init, params).optimizer
     known = {_keys(path): names for path, names in jax.tree_util.tree_leaves_with_path(
         axes, is_leaf=lambda node: isinstance(node, tuple))}
     return Subject(settings, _arrays(params, known), _arrays(optimizer, known))

@@ -142,7 +142,7 @@ def _open(directory, given):
 def variant(flat):
     """Returns those of {dotted key: value} that neither a seed nor the running changes."""
     return {key: value for key, value in flat.items()
-            if key not in records.SEEDS and key.split('.')[0] not in records.FREE}
+            if key not in records.SEEDS and not records.free(key)}
 
 
 def _state(records, steps):

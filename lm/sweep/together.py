@@ -120,9 +120,9 @@ class Group:
                 slow = self.lagging(self.sweep, [lane.trial for lane in self.open], step)
                 lagging = [lane for lane in self.open if lane.trial.id in slow]
                 stopping, last = stop.reached(done), done == settings.steps
-                if stopping or last or lagging or _due(done, settings.save_every) or _due(done, settings.eval_every):
+                if stopping or last or lagging or _due(done, settings.cadence.save) or _due(done, settings.cadence.eval):
                     pending = self.record(pending)
-                if stopping or last or _due(done, settings.save_every):
+                if stopping or last or _due(done, settings.cadence.save):
                     self.save(done, states, self.open)
                 elif lagging:
                     self.save(done, states, lagging)
@@ -130,7 +130,7 @@ class Group:
                     lane.leave()
                 if stopping:
                     raise loop.Stopped
-                if self.valid and not last and _due(done, settings.eval_every):
+                if self.valid and not last and _due(done, settings.cadence.eval):
                     self.validate(done, states)
                 if last or not self.open:
                     break
@@ -168,7 +168,7 @@ class Group:
 
     def validate(self, step, states):
         """Records the validation loss of all open lanes: of all batches at the last step."""
-        limit = self.settings.eval_batches if step < self.settings.steps else 0
+        limit = self.settings.cadence.eval_batches if step < self.settings.steps else 0
         count = min(limit, self.valid.batches) if limit else self.valid.batches
         sums = [self.program.sums(self.program.numbers, states, self.valid.batch_at(i)) for i in range(count)]
         total = np.sum(jax.device_get(sums), axis=0, dtype=np.float64)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import config, evaluate, records, train
+from lm import config, records, train
 from lm.parallel import sharding
 
 _known = {}
@@ -55,9 +55,9 @@ def traceable(settings, key):
     It cannot where Python branches on it: a clip of 0.0 is another program than any other.
     """
     def run(number):
-        init, step = train.functions(planted(settings, {key: number}))
-        state = init()
-        return state, step(state, settings.data.example())[0]
+        parts = train.parts(planted(settings, {key: number}))
+        state = parts.init()
+        return state, parts.step(state, settings.data.example())[0]
     known = type(settings.model), type(settings.optimizer), type(settings.optimizer.schedule), key
     if known not in _known:
         try:
@@ -106,15 +106,15 @@ def program(trials, sources=1):
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('trials'))
 
     def init(numbers):
-        return train.functions(planted(lead, numbers))[0]()
+        return train.parts(planted(lead, numbers)).init()
 
     def step(numbers, state, batch):
-        return train.functions(planted(lead, numbers))[1](state, batch)
+        return train.parts(planted(lead, numbers)).step(state, batch)
 
     def sums(numbers, state, batch):
         settings = planted(lead, numbers)
         params = settings.optimizer.averaged(state.optimizer, state.params)
-        return evaluate.sums(settings.model, sources, params, batch)
+        return settings.objective.sums(settings.model, sources, params, batch)
 
     def all_sums(numbers, states, batch):
         return _each(lambda *one: sums(*one, batch), mesh)(numbers, states)

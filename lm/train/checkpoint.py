@@ -9,7 +9,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from lm import config, trees
+from lm import config
 from lm.parallel import processes
 
 STATE, META = 'state', 'meta'
@@ -141,14 +141,3 @@ class Store:
         """Waits for the save under way and lets go of the directory."""
         self.wait()
         self.manager.close()
-
-
-def restore_some(store, params, regex, step=None):
-    """Returns params with the leaves whose names match regex taken from the store's parameters.
-
-    `params` are arrays or ShapeDtypeStructs with shardings; raises config.Error where a leaf has another shape there.
-    """
-    chosen = trees.select(params, trees.mask(params, regex))
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), chosen)
-    (state, _) = store.restore({'params': abstract}, step)
-    return trees.merge(params, state['params'])

@@ -5,11 +5,10 @@ from functools import partial
 
 import jax
 
-from lm import config, evaluate, generate, records, train, trees
+from lm import config, records, train, trees
 from lm.data import loader
 from lm.data.cache import home
 from lm.debug.replay import serve
-from lm.models import ngram
 from lm.parallel import processes
 from lm.train import runs, spikes
 from lm.train.monitor import FRESH, Log, NotFinite, due
@@ -78,13 +77,13 @@ def _advance(settings, program, streams, log, begun):
             state, measured = program.step(state, batch)
             log.push(step + 1, measured)
             stopping, last = run.stop.reached(step + 1), step + 1 == settings.steps
-            if stopping or last or due(step + 1, settings.save_every):
+            if stopping or last or due(step + 1, settings.cadence.save):
                 log.flush(hasty=stopping)
                 if stopping or last or not log.bad:
                     run.store.save(step + 1, state, log.kept(meta))
             if stopping:
                 raise Stopped
-            if valid and not last and due(step + 1, settings.eval_every):
+            if valid and not last and due(step + 1, settings.cadence.eval):
                 log.flush()
                 validate(settings, program, state, valid, run)
             if last:
@@ -96,9 +95,9 @@ def _advance(settings, program, streams, log, begun):
 def validate(settings, program, state, valid, run):
     """Records the validation loss of a State, on all batches after the last step, and returns {name: value}."""
     step = int(state.step)
-    batches = settings.eval_batches if step < settings.steps else 0
+    batches = settings.cadence.eval_batches if step < settings.steps else 0
     params = settings.optimizer.averaged(state.optimizer, state.params)
-    scores = evaluate.score(settings.model, params, valid, program.mesh, batches)
+    scores = settings.objective.score(settings.model, params, valid, program.mesh, batches)
     run.writer.write(step, {f'valid/{name}': value for name, value in scores.items()})
     run.store.score(step, scores['loss'])
     return scores
@@ -141,14 +140,8 @@ def summarise(settings, built, state, streams, run):
     stream, valid = streams
     if valid:
         scores = validate(settings, built, state, valid, run)
-        print(f'validation loss {scores["loss"]:.4f}, perplexity {scores["perplexity"]:.2f}')
-        rows = {'this model': scores['bits_per_byte']}
-        if settings.baselines:
-            rows |= processes.decide(partial(_baselines, settings.data))
-        for name, value in rows.items():
-            print(f'  {value:6.3f} bits per byte  {name}')
+        print('\n'.join(settings.objective.summary(scores, settings.data)))
     params = settings.optimizer.averaged(state.optimizer, state.params)
-    print('sample:')
     with jax.set_mesh(built.mesh):
         sample(settings, params, stream.encoder, run.directory, sys.stdout)
     print(f'run: {run.directory}')
@@ -156,16 +149,6 @@ def summarise(settings, built, state, streams, run):
 
 def sample(settings, params, encoder, directory, out):
     """Writes a sample to `out` as it grows, and to sample.txt in a run's directory."""
-    drawn = generate.generate(settings.model, params, encoder, [settings.sample],
-                              sampler=generate.Sampler(temperature=0.8))
-    text = generate.stream(settings.sample, drawn, out)
+    text = settings.objective.show(settings.model, params, encoder, out)
     if processes.first():
         (directory / 'sample.txt').write_text(text, encoding='utf-8')
-
-
-def _baselines(data):
-    return ngram.bits_per_byte(_text(data.train), _text(data.valid))
-
-
-def _text(source):
-    return '\n'.join(document.text for document in source.documents()).encode()

@@ -73,8 +73,8 @@ class Writer:
             self.bar.stop()
 
 
-class Mute:
-    """Stands for a Writer on all processes but the first, which writes for all."""
+class NullWriter:
+    """No-op Writer for the processes that are not the first."""
 
     def write(self, step, values):
         """Writes nothing."""

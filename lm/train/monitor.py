@@ -67,7 +67,7 @@ class Log:
                 self.noise.take(square, values['grad_norm'] ** 2, values['weight'])
                 values |= self.noise.value()
         self.run.writer.advance(step)
-        if due(step, self.settings.log_every) or self.bad or step == self.settings.steps:
+        if due(step, self.settings.cadence.log) or self.bad or step == self.settings.steps:
             self.run.writer.write(step, {**values, 'rate': float(self.rate(np.int32(step - 1))), **self.speed(step)})
         back = self.watch.see(step, values)
         if self.bad >= self.settings.patience or back:

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lm import config, records, train
+from lm import config, records
 from lm.config import files
 from lm.parallel import processes, sharding
-from lm.train import checkpoint, metrics
+from lm.train import checkpoint, metrics, step
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sentencepiece')
 
@@ -36,7 +36,7 @@ class Run:
         processes.agree({'jax': jax.__version__, **_plain(config.flatten(experiment.config))})
         devices = jax.devices()  # found by all processes together: one that asks alone waits for the others
         processes.decide(lambda: _record(self.directory, experiment, devices))
-        self.store = checkpoint.Store(self.directory / 'checkpoints', experiment.config.keep)
+        self.store = checkpoint.Store(self.directory / 'checkpoints', experiment.config.cadence.keep)
         self.steps = experiment.config.steps
         self.writer = None
         self.rewind(max(self.store.steps(), default=0))
@@ -44,7 +44,7 @@ class Run:
     def rewind(self, step):
         """Starts the record anew after `step`, and takes the scores of what is saved from it."""
         if not processes.first():
-            self.writer = metrics.Mute()
+            self.writer = metrics.NullWriter()
             return
         if self.writer:
             self.writer.close()
@@ -135,7 +135,7 @@ def check_data(was, now):
 
 def differences(was, now):
     """Returns in words where two experiments differ in what is computed, '' where they do not."""
-    changed = {key: pair for key, pair in config.diff(was, now).items() if key.split('.')[0] not in records.FREE}
+    changed = {key: pair for key, pair in config.diff(was, now).items() if not records.free(key)}
     return ', '.join(f'{key} ({old} there, {new} here)' for key, (old, new) in changed.items())
 
 
@@ -189,21 +189,29 @@ class Trained(NamedTuple):
     mesh: jax.sharding.Mesh
 
 
-def load(directory, step=0, devices=None):
-    """Returns what a run has reached at a saved step (0: the newest), over all devices or those given.
-
-    Only the parameters are read, and the optimizer's average of them where it keeps one.
-    """
+def load(directory, number=0, devices=None):
+    """Returns what a run has reached at a saved step (0: the newest), over all devices or those given."""
     settings = read(directory)
-    devices = jax.devices() if devices is None else devices
-    mesh = sharding.make_mesh({'data': -1}, devices)
-    wanted = train.placed(settings, mesh)._asdict()
+    mesh = sharding.make_mesh({'data': -1}, jax.devices() if devices is None else devices)
+    params, reached = saved(settings, directory, number, mesh)
+    encoder = settings.data.tokenizer.fit((), Path(directory) / 'tokenizer').exact()
+    return Trained(settings, encoder, params, reached, mesh)
+
+
+def saved(settings, directory, number, mesh):
+    """Returns (parameters on a mesh, step) of a run's checkpoint, the newest for a `number` of 0.
+
+    They are the optimizer's average where it keeps one; else the parameters alone are read.
+    """
+    wanted = step.placed(settings, mesh)._asdict()
     if settings.optimizer.averaged(wanted['optimizer'], wanted['params']) is wanted['params']:
         wanted = {'params': wanted['params'], 'step': wanted['step']}
-    found = checkpoint.Store(Path(directory) / 'checkpoints').restore(wanted, step or None)
-    if found is None:
+    store = checkpoint.Store(Path(directory) / 'checkpoints')
+    try:
+        restored = store.restore(wanted, number or None)
+    finally:
+        store.close()
+    if restored is None:
         raise config.Error(f'{directory} holds no checkpoint yet; wait until the run has saved one.')
-    state, _ = found
-    params = settings.optimizer.averaged(state.get('optimizer'), state['params'])
-    encoder = settings.data.tokenizer.fit((), Path(directory) / 'tokenizer').exact()
-    return Trained(settings, encoder, params, int(state['step']), mesh)
+    state, _ = restored
+    return settings.optimizer.averaged(state.get('optimizer'), state['params']), int(state['step'])

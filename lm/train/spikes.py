@@ -33,7 +33,7 @@ class Watch:
 
     def __init__(self, settings, run, stream, patient=True):
         self.settings, self.run, self.stream = settings, run, stream
-        self.left = max(settings.steps // SHARE, settings.save_every + 1) if patient else 0
+        self.left = max(settings.steps // SHARE, settings.cadence.save + 1) if patient else 0
         self.looked, self.layers = set(), {}
         self.begin({'losses': [], 'offset': 0})
 
@@ -53,8 +53,8 @@ class Watch:
     def jumps(self, loss):
         """Returns whether the loss jumps at the next step, and takes it among the last."""
         known, before = self.level(), self.high
-        limit = known[0] + self.settings.spike * known[1] if known else math.inf
-        self.high = bool(self.settings.spike) and (not math.isfinite(loss) or loss > limit)
+        limit = known[0] + self.settings.diagnosis.spike * known[1] if known else math.inf
+        self.high = bool(self.settings.diagnosis.spike) and (not math.isfinite(loss) or loss > limit)
         if math.isfinite(loss):
             self.losses.append(loss)
             bisect.insort(self.ordered, loss)
@@ -140,9 +140,7 @@ def anatomy(settings, program, state, batch):
     others.
     """
     order, stacked = replay.reading(settings, program)
-    tx = settings.optimizer.make(settings.steps, settings.model.axes())
-    gradient = train.gradients(settings.model.loss, settings.seed, settings.accumulate,
-                               noise_scale=settings.noise_scale)
+    parts = train.parts(settings)
 
     def sized(name, x):
         def one(x):
@@ -150,8 +148,8 @@ def anatomy(settings, program, state, batch):
         return jax.vmap(one)(x) if name in stacked else one(x)
 
     def measure(state, batch):
-        grads, _ = gradient(state, batch)
-        updates, _ = tx.update(grads, state.optimizer, state.params)
+        grads, _ = parts.gradient(state, batch)
+        updates, _ = parts.optimizer.update(grads, state.optimizer, state.params)
         return [{name: sized(name, x) for name, x in trees.flatten(tree).items()}
                 for tree in (grads, state.params, updates)]
     whole = jax.sharding.NamedSharding(program.mesh, jax.sharding.PartitionSpec())
