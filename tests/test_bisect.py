@@ -13,6 +13,7 @@ from lm.commands import bisect as command
 from lm.models.decoder import Decoder
 from lm.parallel import sharding
 from lm.train import checkpoint, loop, runs, spikes
+from lm.train.monitor import Monitor
 
 FILE = pathlib.Path(__file__)
 SETTINGS = train.Config(
@@ -44,7 +45,7 @@ def trained(tmp_path_factory, cache):
     run = runs.Run(directory, config.Experiment(SETTINGS, {}, FILE))
     try:
         built = train.program(SETTINGS, sharding.make_mesh(SETTINGS.mesh, jax.devices()[:1]))
-        loop.fit(SETTINGS, built, (SETTINGS.data.open(cache, 'train'), None), run)
+        loop.fit(built, [Monitor(SETTINGS, run, SETTINGS.data.open(cache, 'train'))])
     finally:
         run.close()
     about = json.loads((directory / 'config.json').read_text())
@@ -106,8 +107,9 @@ def test_the_search_starts_at_the_last_checkpoint_that_is_equal(trained, tmp_pat
     code, out = told(capsys, trained, twin(trained, tmp_path / 'b', 6), cache)
     assert code == 1 and 'the first that differs is step 6: loss' in out
     assert 'computing both again from checkpoint 4 to step 6' in out
-    assert 'A is computed again to the last bit, at all 2 steps on record from 5 on.' in out
-    assert 'B does not come out as it was: loss of step 6 is' in out and 'lm train ... --replay=5`' in out
+    assert 'A is computed again bit for bit, at all 2 steps on record from 5 on.' in out
+    assert 'B does not come out as it was: loss of step 6 is' in out
+    assert 'run `lm replay` on each of the two there, with --step=5' in out
 
 
 @pytest.mark.long

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -256,7 +256,7 @@ class Inner:
 @dataclasses.dataclass(frozen=True)
 class Part:
     depth: int = 2
-    MOVED = {'layers': 'depth'}
+    MOVED: ClassVar = {'layers': 'depth'}
 
     @classmethod
     def from_record(cls, fields):
@@ -267,7 +267,7 @@ class Part:
 class Whole:
     part: Part = Part()
     inner: Inner = Inner()
-    MOVED = {'size': 'inner.size', 'part.rate': 'inner.rate', 'piece': 'part'}
+    MOVED: ClassVar = {'size': 'inner.size', 'part.rate': 'inner.rate', 'piece': 'part'}
 
 
 def record(**fields):

@@ -85,7 +85,7 @@ def test_sigterm_saves_and_exits_with_its_own_code(place, straight):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     out, _ = finish(process, code=75)
-    assert 'the same line resumes it' in out
+    assert 'run the same command to resume' in out
     stopped = max(losses(workdir))
     assert (workdir / 'checkpoints' / str(stopped)).is_dir()
     finish(start(place, workdir))

@@ -88,7 +88,7 @@ def test_a_signal_to_one_saves_on_both_at_one_step(place, number):
     wait_for(workdir, 3, started)
     started[1].send_signal(number)
     said = finish(started, 75)
-    assert 'the same line resumes it' in said[0][0]
+    assert 'run the same command to resume' in said[0][0]
     saved = [int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()]
     assert saved == [max(losses(workdir))]
 

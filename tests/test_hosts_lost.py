@@ -40,12 +40,13 @@ def test_a_process_killed_or_frozen_ends_the_other_by_name_within_a_minute_and_t
 
 SLOW = """
 import os, sys, time
-from lm import cli, loop
-serve = loop.serve
+from lm import cli
+from lm.train import feed
+serve = feed.serve
 def slow(*args):
     time.sleep(0.4 * int(os.environ['LM_PROCESS']))
     return serve(*args)
-loop.serve = slow
+feed.serve = slow
 sys.exit(cli.main(['train', 'experiments/tiny.py', *sys.argv[1:]]))
 """
 
@@ -61,9 +62,9 @@ def test_a_slow_host_is_named(place):
 FRAGILE = """
 import sys
 import jax.numpy as jnp
-from lm import cli, loop
-from lm.models.decoder import Decoder
-serve, loss = loop.serve, Decoder.loss
+from lm import cli
+from lm.train import NextToken, feed
+serve, loss = feed.serve, NextToken.loss
 class Marked:
     def __init__(self, stream):
         self.stream, self.batch = stream, stream.batch
@@ -71,12 +72,12 @@ class Marked:
         batch = self.stream.batch_at(step, rows)
         batch['inputs'][:] = -1 if 9 <= step < 14 else batch['inputs']
         return batch
-def fragile(self, params, batch, key=None):
-    value, measured = loss(self, params, batch, key)
+def fragile(self, model, params, batch, key=None):
+    value, measured = loss(self, model, params, batch, key)
     bad = jnp.where(jnp.min(batch['inputs']) < 0, jnp.nan, 1.0)
     return value * bad, {**measured, 'loss': measured['loss'] * bad}
-Decoder.loss = fragile
-loop.serve = lambda stream, *rest: serve(Marked(stream), *rest)
+NextToken.loss = fragile
+feed.serve = lambda stream, *rest: serve(Marked(stream), *rest)
 sys.exit(cli.main(['train', 'experiments/tiny.py', *sys.argv[1:]]))
 """
 

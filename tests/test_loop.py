@@ -14,7 +14,8 @@ from lm import config, data, optim, records, train
 from lm.debug import replay
 from lm.models.decoder import Decoder
 from lm.parallel import sharding
-from lm.train import loop, metrics, runs
+from lm.train import loop, metrics, runs, session
+from lm.train.monitor import Monitor
 
 FILE = pathlib.Path(__file__)
 TEXT = data.Synthetic(count=20, length=400)
@@ -48,8 +49,8 @@ def go(directory, cache, settings=SETTINGS, stop_after=None):
             write(step, values)
         run.writer.write = stopping
     try:
-        loop.train_in(settings, run, cache, mesh(settings))
-    except loop.Stopped:
+        session.train(settings, run, cache, mesh(settings))
+    except loop.Preempted:
         assert stop_after
     finally:
         run.close()
@@ -159,7 +160,7 @@ def go_fragile(directory, cache, steps):
     run = runs.Run(directory, config.Experiment(settings, {}, FILE))
     stream = mark(settings.data.open(cache, 'train'), steps)
     try:
-        state = loop.fit(settings, train.program(settings, mesh(settings)), (stream, None), run)
+        state = loop.fit(train.program(settings, mesh(settings)), [Monitor(settings, run, stream)])
         return state, run.store.restore(train.program(settings, mesh(settings)).abstract)[1]
     finally:
         run.close()
@@ -182,7 +183,7 @@ def test_a_run_of_bad_batches_goes_back_and_steps_past_them(tmp_path, cache):
 def test_a_step_after_bad_batches_is_computed_again_to_the_last_bit(tmp_path, cache):
     go_fragile(tmp_path, cache, {4, 5, 6})
     settings = runs.read(tmp_path)
-    past = replay.Past(tmp_path, settings, cache, mesh(settings))
+    past = replay.Trajectory(tmp_path, settings, cache, mesh(settings))
     assert past.starts(8) == [6, 3, 0] and past.number(3) == 2 and past.number(4) == 7
     losses = {record['step']: record['loss'] for record in past.records if 'loss' in record}
     for start in (3, 0):
@@ -190,7 +191,7 @@ def test_a_step_after_bad_batches_is_computed_again_to_the_last_bit(tmp_path, ca
         for step in range(start + 1, 9):
             state, values = past.step(state, step)
             assert values['loss'] == losses[step]
-    past.follow(0)
+    past.before_rollback(0)
     assert past.starts(8) == [3, 0] and past.number(4) == 3
 
 

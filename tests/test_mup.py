@@ -134,7 +134,7 @@ def test_trials_of_one_program_have_their_own_rates_at_any_width():
     wide = settings(small(width=32, heads=8, depth=1, base=Base(width=16, heads=4)), optim.AdamW(weight_decay=0.1))
 
     def one(peak):
-        return ran(vectors.planted(wide, {'optimizer.peak': peak, 'optimizer.weight_decay': 10 * peak}))
+        return ran(vectors.with_traced_fields(wide, {'optimizer.peak': peak, 'optimizer.weight_decay': 10 * peak}))
     together = jax.vmap(one)(np.float32([1e-3, 1e-2]))
     alone = ran(config.override(wide, {'optimizer.peak': 1e-2, 'optimizer.weight_decay': 0.1}))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x[1], y, rtol=2e-4, atol=1e-5), together, alone)

@@ -41,7 +41,7 @@ def steps(count, parts, ragged=False):
 def test_the_scale_of_a_quadratic_is_its_own(parts, ragged):
     measured = steps(20_000, parts, ragged)
     scale = noise_scale.Scale(parts)
-    scale.KEPT = 0.9998
+    scale.DECAY = 0.9998
     for square, norm, tokens in zip(measured['grad_square'], measured['grad_norm'], measured['weight'], strict=True):
         scale.take(float(square), float(norm) ** 2, float(tokens))
     np.testing.assert_allclose(scale.value()['noise_scale'], TRUE, rtol=0.05)
@@ -49,7 +49,7 @@ def test_the_scale_of_a_quadratic_is_its_own(parts, ragged):
 
 def test_both_estimates_are_unbiased():
     measured, scale = steps(20_000, 4), noise_scale.Scale(4)
-    scale.KEPT = 0.0
+    scale.DECAY = 0.0
     found = []
     for square, norm in zip(measured['grad_square'], measured['grad_norm'], strict=True):
         scale.take(float(square), float(norm) ** 2, 32.0)

@@ -13,6 +13,7 @@ from lm.models.decoder import Decoder
 from lm.parallel import sharding
 from lm.sweep import vectors
 from lm.train import loop, runs
+from lm.train.monitor import Monitor
 
 FILE = pathlib.Path(__file__)
 SETTINGS = train.Config(
@@ -33,8 +34,8 @@ def go(directory, settings, cache, stop_after=None):
     reached = run.stop.reached
     run.stop.reached = lambda step: reached(step) or step == stop_after
     try:
-        loop.fit(settings, train.program(settings, mesh()), (settings.data.open(cache, 'train'), None), run)
-    except loop.Stopped:
+        loop.fit(train.program(settings, mesh()), [Monitor(settings, run, settings.data.open(cache, 'train'))])
+    except loop.Preempted:
         assert stop_after
     finally:
         run.close()
@@ -104,7 +105,7 @@ def test_a_resumed_run_asks_its_start_no_more(source, tmp_path, cache):
 
 def test_trials_in_one_program_begin_there_too(source):
     settings = dataclasses.replace(SETTINGS, start=train.From(str(source)))
-    state = jax.jit(lambda seed: train.parts(vectors.planted(settings, {'seed': seed})).init())(3)
+    state = jax.jit(lambda seed: train.parts(vectors.with_traced_fields(settings, {'seed': seed})).init())(3)
     jax.tree.map(np.testing.assert_array_equal, trees.flatten(state.params), averaged(source, 4))
 
 

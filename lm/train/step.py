@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lm import trees
 from lm.parallel import reductions, sharding
+from lm.train import feed
 
 
 class State(NamedTuple):
@@ -118,13 +119,43 @@ def parts(settings):
     return Parts(loss, tx, gradients(loss, **how), init, make_step(loss, tx, post_update=model.post_update, **how))
 
 
-class Program(NamedTuple):
-    """A Config made executable on a mesh: init() -> state, step(state, batch) -> (state, metrics), state's shapes."""
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A Config made executable on a mesh: init() -> state, step(state, batch) -> (state, metrics).
 
+    abstract: a run's State as ShapeDtypeStructs with shardings. The methods are all that the loop knows of a state;
+    sweep.vectors.Trials has several runs in one.
+    """
+
+    settings: Any
     mesh: jax.sharding.Mesh
     init: Any
     step: Any
     abstract: State
+
+    def context(self):
+        """Returns the context in which steps are called."""
+        return jax.set_mesh(self.mesh)
+
+    def feed(self, monitors):
+        """Returns step (from 0) -> its batch, from the streams of the monitors."""
+        (monitor,) = monitors
+        return partial(feed.serve, monitor.stream, self.mesh, monitor.offset)
+
+    def join(self, states):
+        """Returns the state of the program made of the States of its runs."""
+        (state,) = states
+        return state
+
+    def split(self, tree):
+        """Returns the parts [tree of one run] of a state or of metrics."""
+        return [tree]
+
+    def score(self, state, valid, batches=0):
+        """Returns the [{name: value}] of its runs on a validation stream, of all its batches or the first so many."""
+        settings = self.settings
+        params = settings.optimizer.averaged(state.optimizer, state.params)
+        return [settings.objective.score(settings.model, params, valid, self.mesh, batches)]
 
 
 def placed(settings, mesh):
@@ -154,4 +185,4 @@ def program(settings, mesh=None):
 
     def init():
         return begin(settings.start.params(settings.model, jax.random.key(settings.seed), mesh))
-    return Program(mesh, init, jax.jit(built.step, donate_argnums=0, out_shardings=(places, None)), abstract)
+    return Program(settings, mesh, init, jax.jit(built.step, donate_argnums=0, out_shardings=(places, None)), abstract)
