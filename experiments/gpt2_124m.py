@@ -18,4 +18,4 @@ def config():
         data=data.Corpus(train=data.Files('web/train*.jsonl.zst'), valid=data.Files('web/valid*.jsonl.zst'),
                          tokenizer=data.HuggingFace('tokenizers/gpt2_tokenizer.json.gz'), context=1024, batch=512),
         optimizer=optim.AdamW(peak=6e-4, schedule=optim.Cosine(warmup=2000, end=0.1), b2=0.95, weight_decay=0.1),
-        steps=600_000, accumulate=16, eval_every=1000, eval_batches=200, save_every=1000)
+        steps=600_000, accumulate=16, cadence=train.Cadence(eval=1000, eval_batches=200, save=1000))

@@ -15,4 +15,5 @@ def config():
                          tokenizer=data.SentencePiece(size=32768, kind='bpe'), context=4096, batch=256,
                          packing='bestfit'),
         optimizer=optim.AdamW(peak=4e-4, schedule=optim.Cosine(warmup=2000, end=0.1), b2=0.95, weight_decay=0.1),
-        mesh={'data': -1, 'fsdp': 1}, steps=25_000, eval_every=1000, eval_batches=50, save_every=500)
+        mesh={'data': -1, 'fsdp': 1}, steps=25_000,
+        cadence=train.Cadence(eval=1000, eval_batches=50, save=500))

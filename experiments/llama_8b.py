@@ -18,4 +18,4 @@ def config():
         data=data.Corpus(train=data.Files('web/train*.jsonl.zst'), valid=data.Files('web/valid*.jsonl.zst'),
                          tokenizer=data.HuggingFace('tokenizers/llama3_tokenizer.json'), context=8192, batch=256),
         optimizer=optim.AdamW(peak=3e-4, schedule=optim.Cosine(warmup=2000, end=0.1), b2=0.95, weight_decay=0.1),
-        mesh={'fsdp': -1}, steps=80_000, eval_every=1000, eval_batches=20, save_every=500)
+        mesh={'fsdp': -1}, steps=80_000, cadence=train.Cadence(eval=1000, eval_batches=20, save=500))

@@ -15,4 +15,4 @@ def config():
                          tokenizer=data.SentencePiece(size=32000, kind='unigram'), context=512, batch=256,
                          packing='bestfit'),
         optimizer=optim.AdamW(peak=2e-3, schedule=optim.Cosine(warmup=1000, end=0.01), weight_decay=0.1),
-        steps=100_000, eval_every=2000, eval_batches=20, save_every=1000)
+        steps=100_000, cadence=train.Cadence(eval=2000, eval_batches=20, save=1000))

@@ -12,7 +12,9 @@ from lm.sweep import grid, zipped
 
 
 def config():
-    return dataclasses.replace(tiny.config(), eval_every=50, eval_batches=20)
+    settings = tiny.config()
+    return dataclasses.replace(
+        settings, cadence=dataclasses.replace(settings.cadence, eval=50, eval_batches=20))
 
 
 def sweep():

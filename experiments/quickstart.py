@@ -18,4 +18,5 @@ def config():
         data=data.Corpus(train=data.Pick(TEXT, 0.0, 0.98), valid=data.Pick(TEXT, 0.98, 1.0),
                          tokenizer=data.SentencePiece(size=2048, kind='bpe'), context=256, batch=8),
         optimizer=optim.Muon(peak=2e-2, schedule=optim.Linear(warmup=20, end=0.0)),
-        steps=850, log_every=50, save_every=500, sample='def main(', baselines=True)
+        steps=850, objective=train.NextToken(sample='def main(', baselines=True),
+        cadence=train.Cadence(log=50, save=500))

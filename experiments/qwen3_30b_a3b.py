@@ -20,4 +20,5 @@ def config():
         data=data.Corpus(train=data.Files('web/train*.jsonl.zst'), valid=data.Files('web/valid*.jsonl.zst'),
                          tokenizer=data.HuggingFace('tokenizers/qwen3_tokenizer.json'), context=4096, batch=1024),
         optimizer=optim.AdamW(peak=3e-4, schedule=optim.Cosine(warmup=2000, end=0.1), b2=0.95, weight_decay=0.1),
-        mesh={'fsdp': -1, 'expert': 8}, steps=250_000, eval_every=2000, eval_batches=20, save_every=500)
+        mesh={'fsdp': -1, 'expert': 8}, steps=250_000,
+        cadence=train.Cadence(eval=2000, eval_batches=20, save=500))

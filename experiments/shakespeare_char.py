@@ -19,4 +19,4 @@ def config():
         data=data.Corpus(train=data.Cut(TEXT, 0.0, 0.9), valid=data.Cut(TEXT, 0.9, 1.0), tokenizer=data.Chars(),
                          context=64, batch=12),
         optimizer=optim.AdamW(peak=1e-3, schedule=optim.Cosine(warmup=100, end=0.1), b2=0.99, weight_decay=0.1),
-        steps=2000, eval_every=500, eval_batches=100, save_every=500, log_every=100)
+        steps=2000, cadence=train.Cadence(log=100, eval=500, eval_batches=100, save=500))

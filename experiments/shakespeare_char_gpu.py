@@ -17,4 +17,4 @@ def config():
         model=Decoder(vocab=65, depth=6, heads=6, width=384, position=Learned(256), norm='layer', dropout=0.2),
         data=dataclasses.replace(shakespeare_char.config().data, context=256, batch=64),
         optimizer=optim.AdamW(peak=1e-3, schedule=optim.Cosine(warmup=100, end=0.1), b2=0.99, weight_decay=0.1),
-        steps=5000, eval_every=250, save_every=250, log_every=50)
+        steps=5000, cadence=train.Cadence(log=50, eval=250, save=250))

@@ -14,8 +14,9 @@ from lm.nn.positions import Rope
 
 
 def config():
+    base = shakespeare_char.config()
     return dataclasses.replace(
-        shakespeare_char.config(),
+        base,
         model=Decoder(vocab=65, depth=4, heads=4, width=128, position=Rope(), qk_norm=True, activation='relu2'),
         optimizer=optim.Muon(peak=1e-2, schedule=optim.Linear(warmup=20, end=0.0), weight_decay=0.1),
-        steps=1000, eval_every=500)
+        steps=1000, cadence=dataclasses.replace(base.cadence, eval=500))

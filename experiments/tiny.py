@@ -16,4 +16,4 @@ def config():
         data=data.Corpus(train=data.Pick(TEXT, 0.0, 0.9), valid=data.Pick(TEXT, 0.9, 1.0),
                          tokenizer=data.Bytes(), context=64, batch=16),
         optimizer=optim.AdamW(peak=3e-3, schedule=optim.Cosine(warmup=10, end=0.1)),
-        steps=200, log_every=20, save_every=100)
+        steps=200, cadence=train.Cadence(log=20, save=100))

@@ -32,7 +32,7 @@ def config():
     return dataclasses.replace(
         chars, model=Decoder(vocab=65, depth=2, width=64, heads=4, base=BASE), data=corpus,
         optimizer=optim.AdamW(peak=2 ** -7, schedule=optim.Cosine(warmup=10), weight_decay=0.0),
-        steps=100, eval_every=0, save_every=0, log_every=10)
+        steps=100, cadence=dataclasses.replace(chars.cadence, log=10, eval=0, save=0))
 
 
 def sweep():

@@ -18,4 +18,4 @@ def config():
         data=data.Corpus(train=data.Files('wikitext2/train.txt.gz'), valid=data.Files('wikitext2/test.txt.gz'),
                          tokenizer=data.Words(), context=128, batch=8),
         optimizer=optim.Muon(peak=5e-3, schedule=optim.Linear(warmup=100, end=0.0), weight_decay=0.1, adam_rate=0.5),
-        steps=1950, log_every=50, save_every=500, sample=' = ')
+        steps=1950, objective=train.NextToken(sample=' = '), cadence=train.Cadence(log=50, save=500))

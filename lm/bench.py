@@ -9,7 +9,6 @@ import numpy as np
 
 from lm import data, hardware, train, trees
 from lm.data import loader
-from lm.models import flops
 from lm.parallel import sharding
 from lm.plan import analytic, costs, roofline
 from lm.plan.shape import shape_of
@@ -30,7 +29,7 @@ def measure(settings, steps, warmup=3):
         state = program.init()
     times = _times(step, state, batch, warmup + steps)[warmup:]
     seconds = float(np.median(times))
-    rate = flops.flops_per_token(settings.model, program.abstract.params, settings.data.context) * tokens / seconds
+    rate = settings.model.flops(settings.data.context) * tokens / seconds
     return {'parameters': trees.count(program.abstract.params), 'tokens_per_step': tokens,
             'compile_seconds': round(compile_seconds, 3), 'step_seconds': round(seconds, 6),
             'step_seconds_spread': [round(float(q), 6) for q in np.quantile(times, [0.1, 0.9])],

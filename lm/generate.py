@@ -149,7 +149,7 @@ def generate(model, params, encoder, prompts, *, prefix=(), length=None, sampler
 
 def _fitting(model, prompt):
     """Returns how many tokens to draw after a prompt of `prompt` tokens where nobody says: 200, or what fits."""
-    limit = model.position.limit
+    limit = model.limit
     return min(LENGTH, max(limit + 1 - prompt, 1)) if limit else LENGTH
 
 
@@ -157,7 +157,7 @@ def _room(model, prompt, length):
     """Returns (width, slots), in few different sizes, for prompts of up to `prompt` tokens and `length` more."""
     if length < 1:
         raise config.Error(f'length={length} is not positive; try length=1 or more.')
-    limit = model.position.limit
+    limit = model.limit
     if limit and prompt + length > limit + 1:
         raise config.Error(f'a prompt of {prompt} tokens and length={length} do not fit position.length={limit}; '
                            f'try {f"length={limit + 1 - prompt}" if prompt <= limit else "a shorter prompt"}.')

@@ -85,11 +85,11 @@ def test_stopped_on_four_resumes_on_two_and_on_one(place, longer):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_saves_on_both_at_one_step(place, number):
     workdir = place / f'signal-{number}'
-    started = train(place, workdir, 'steps=2000', 'save_every=0')
+    started = train(place, workdir, 'steps=2000', 'cadence.save=0')
     wait_for(workdir, 3, started)
     started[1].send_signal(number)
     said = finish(started, 75)
-    assert f'saved in {workdir}' in said[0][0]
+    assert 'run the same command to resume' in said[0][0]
     saved = [int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()]
     assert saved == [max(losses(workdir))]
 

@@ -41,12 +41,12 @@ def test_a_process_killed_or_frozen_ends_the_other_by_name_within_a_minute_and_t
 SLOW = """
 import os, sys, time
 from lm import cli
-from lm.train import loop
-serve = loop.serve
+from lm.train import feed
+serve = feed.serve
 def slow(*args):
     time.sleep(0.4 * int(os.environ['LM_PROCESS']))
     return serve(*args)
-loop.serve = slow
+feed.serve = slow
 sys.exit(cli.main(['train', 'experiments/tiny.py', *sys.argv[1:]]))
 """
 
@@ -63,9 +63,8 @@ FRAGILE = """
 import sys
 import jax.numpy as jnp
 from lm import cli
-from lm.models.decoder import Decoder
-from lm.train import loop
-serve, loss = loop.serve, Decoder.loss
+from lm.train import NextToken, feed
+serve, loss = feed.serve, NextToken.loss
 class Marked:
     def __init__(self, stream):
         self.stream, self.batch = stream, stream.batch
@@ -73,12 +72,12 @@ class Marked:
         batch = self.stream.batch_at(step, rows)
         batch['inputs'][:] = -1 if 9 <= step < 14 else batch['inputs']
         return batch
-def fragile(self, params, batch, key=None):
-    value, measured = loss(self, params, batch, key)
+def fragile(self, model, params, batch, key=None):
+    value, measured = loss(self, model, params, batch, key)
     bad = jnp.where(jnp.min(batch['inputs']) < 0, jnp.nan, 1.0)
     return value * bad, {**measured, 'loss': measured['loss'] * bad}
-Decoder.loss = fragile
-loop.serve = lambda stream, *rest: serve(Marked(stream), *rest)
+NextToken.loss = fragile
+feed.serve = lambda stream, *rest: serve(Marked(stream), *rest)
 sys.exit(cli.main(['train', 'experiments/tiny.py', *sys.argv[1:]]))
 """
 

@@ -177,7 +177,7 @@ def control(settings, *words):
 
 def train(folder, name):
     return [sys.executable, '-m', 'lm', 'train', str(ROOT / 'experiments' / 'tiny.py'), f'--workdir={folder / name}',
-            'model.depth=1', 'model.width=32', 'steps=120', 'log_every=1', 'save_every=60', 'data.batch=4',
+            'model.depth=1', 'model.width=32', 'steps=120', 'cadence.log=1', 'cadence.save=60', 'data.batch=4',
             'data.context=32']
 
 

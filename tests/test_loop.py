@@ -18,7 +18,8 @@ from lm.models.decoder import Decoder
 from lm.nn.positions import Learned
 from lm.parallel import sharding
 from lm.sweep import trials
-from lm.train import loop, metrics, runs
+from lm.train import loop, metrics, runs, session
+from lm.train.monitor import Monitor
 
 FILE = pathlib.Path(__file__)
 TEXT = data.Synthetic(count=20, length=400)
@@ -27,7 +28,8 @@ SETTINGS = train.Config(
     data=data.Corpus(train=data.Pick(TEXT, 0, 0.8), valid=data.Pick(TEXT, 0.8, 1), tokenizer=data.Bytes(), context=16,
                      batch=8),
     optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2), ema=0.9),
-    steps=12, mesh={'data': 1}, log_every=1, save_every=3, eval_every=6, sample='A')
+    steps=12, mesh={'data': 1}, objective=train.NextToken(sample='A'),
+    cadence=train.Cadence(log=1, save=3, eval=6))
 
 
 @pytest.fixture(scope='module')
@@ -51,8 +53,8 @@ def go(directory, cache, settings=SETTINGS, stop_after=None):
             write(step, values)
         run.writer.write = stopping
     try:
-        loop.train_in(settings, run, cache, mesh(settings))
-    except loop.Stopped:
+        session.train(settings, run, cache, mesh(settings))
+    except loop.Preempted:
         assert stop_after
     finally:
         run.close()
@@ -190,7 +192,7 @@ def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(straight, tmp_p
 
 
 def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path, cache):
-    settings = dataclasses.replace(SETTINGS, save_every=1, eval_every=1, keep=2)
+    settings = dataclasses.replace(SETTINGS, cadence=train.Cadence(log=1, save=1, eval=1, keep=2))
     go(tmp_path, cache, settings)
     scored = [record for record in records.read(tmp_path) if 'valid/loss' in record]
     best = min(scored, key=lambda record: record['valid/loss'])['step']
@@ -199,11 +201,11 @@ def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path, cache):
 
 
 @dataclasses.dataclass(frozen=True)
-class Fragile(Decoder):
-    """A decoder whose loss is not finite at steps 4 to 6 of the data's order, told by a mark in the batch."""
+class Fragile(train.NextToken):
+    """A loss that is not finite for batches with a mark."""
 
-    def loss(self, params, batch, key=None):
-        loss, measured = super().loss(params, batch, key)
+    def loss(self, model, params, batch, key=None):
+        loss, measured = super().loss(model, params, batch, key)
         bad = jnp.where(batch['inputs'][0, 0] < 0, jnp.nan, 1.0)
         return loss * bad, {**measured, 'loss': measured['loss'] * bad}
 
@@ -223,12 +225,12 @@ def mark(stream, steps):
 
 
 def go_fragile(directory, cache, steps):
-    fields = {field.name: getattr(SETTINGS.model, field.name) for field in dataclasses.fields(Decoder)}
-    settings = dataclasses.replace(SETTINGS, model=Fragile(**fields), patience=3, eval_every=0, keep=9)
+    settings = dataclasses.replace(SETTINGS, objective=Fragile(), patience=3,
+                                   cadence=train.Cadence(log=1, save=3, keep=9))
     run = runs.Run(directory, config.Experiment(settings, {}, FILE))
     stream = mark(settings.data.open(cache, 'train'), steps)
     try:
-        state = loop.fit(settings, train.program(settings, mesh(settings)), (stream, None), run)
+        state = loop.fit(train.program(settings, mesh(settings)), [Monitor(settings, run, stream)])
         return state, run.store.restore(train.program(settings, mesh(settings)).abstract)[1]
     finally:
         run.close()
@@ -251,7 +253,7 @@ def test_a_run_of_bad_batches_goes_back_and_steps_past_them(tmp_path, cache):
 def test_a_step_after_bad_batches_is_computed_again_to_the_last_bit(tmp_path, cache):
     go_fragile(tmp_path, cache, {4, 5, 6})
     settings = runs.read(tmp_path)
-    past = replay.Past(tmp_path, settings, cache, mesh(settings))
+    past = replay.Trajectory(tmp_path, settings, cache, mesh(settings))
     assert past.starts(8) == [6, 3, 0] and past.number(3) == 2 and past.number(4) == 7
     losses = {record['step']: record['loss'] for record in past.records if 'loss' in record}
     for start in (3, 0):
@@ -259,7 +261,7 @@ def test_a_step_after_bad_batches_is_computed_again_to_the_last_bit(tmp_path, ca
         for step in range(start + 1, 9):
             state, values = past.step(state, step)
             assert values['loss'] == losses[step]
-    past.follow(0)
+    past.before_rollback(0)
     assert past.starts(8) == [3, 0] and past.number(4) == 3
 
 

@@ -16,4 +16,4 @@ def config():
     return train.Config(
         model=Decoder(vocab=65, depth=2, heads=4, width=64), data=data,
         optimizer=optim.AdamW(peak=3e-3, schedule=SCHEDULE, weight_decay=0.1),
-        steps=400, eval_every=100, eval_batches=20, log_every=50)
+        steps=400, cadence=train.Cadence(log=50, eval=100, eval_batches=20))

@@ -4,6 +4,8 @@ Nothing is imported and nothing built: a record is JSON before and after.
 """
 from __future__ import annotations
 
+from functools import partial
+
 # Modules that types were in -> the package that exports those types now.
 MODULES = {
     'lm.positions': 'lm.nn',
@@ -19,6 +21,9 @@ MODULES = {
     'lm.models.decoder': 'lm.models',
     'lm.optim.optimizers': 'lm.optim',
     'lm.optim.schedules': 'lm.optim',
+    'lm.train.experiment': 'lm.train',
+    'lm.train.objectives': 'lm.train',
+    'lm.train.start': 'lm.train',
 }
 # Fields that a Decoder had -> where they are now, below it.
 DECODER = {
@@ -32,7 +37,16 @@ DECODER = {
     'quantized': 'execution.precision', 'loss_parts': 'execution.vocab_chunks', 'remat': 'execution.remat',
     'unroll': 'execution.unroll', 'kernel': 'execution.kernel', 'pipeline': 'execution.pipeline',
 }
+# Fields that a train.Config had -> where they are now.
+CONFIG = {
+    'log_every': 'cadence.log', 'eval_every': 'cadence.eval', 'eval_batches': 'cadence.eval_batches',
+    'save_every': 'cadence.save', 'keep': 'cadence.keep', 'spike': 'diagnosis.spike',
+    'noise_scale': 'diagnosis.noise_scale', 'sample': 'objective.sample', 'baselines': 'objective.baselines',
+    'model.z_loss': 'objective.z_loss', 'model.smoothing': 'objective.smoothing',
+}
 OBJECTIVE = ('z_loss', 'smoothing')  # fields that a Decoder had and the objective has now
+PIPELINE = {'batches': 'microbatches', 'circuits': 'repeats'}
+EXPERTS = {'top': 'top_k', 'score': 'router', 'room': 'capacity_factor'}
 ACTIVATIONS = {'gelu': ('Gelu', False), 'relu': ('Relu', False), 'relu2': ('Relu2', False), 'swiglu': ('Silu', True),
                'geglu': ('Gelu', True)}
 NORMS = {'rms': ('RMSNorm', {}), 'layer': ('LayerNorm', {'bias': False}), 'layer_bias': ('LayerNorm', {'bias': True})}
@@ -62,9 +76,23 @@ def _component(name, **fields):
     return {'type': f'lm.nn:{name}', **fields}
 
 
-def _pipeline(fields):
-    names = {'batches': 'microbatches', 'circuits': 'repeats'}
+def _renamed(names, fields):
     return {names.get(name, name): value for name, value in fields.items()}
+
+
+def _config(fields):
+    """A Config with cadence, diagnosis and objective as loose fields, two of them of its model."""
+    model = fields.get('model')
+    old = {name: fields[name] for name in CONFIG if name in fields}
+    if isinstance(model, dict) and renamed(model.get('type', '')) == 'lm.models:Decoder':
+        old |= {f'model.{name}': model[name] for name in OBJECTIVE if name in model}
+    groups = {}
+    for name, value in old.items():
+        group, field = CONFIG[name].split('.')
+        groups.setdefault(group, {})[field] = value
+    types = {'cadence': 'lm.train:Cadence', 'diagnosis': 'lm.train:Diagnosis', 'objective': 'lm.train:NextToken'}
+    kept = {name: value for name, value in fields.items() if name not in CONFIG}
+    return {**kept, **{group: {'type': types[group], **inside} for group, inside in groups.items()}}
 
 
 def _decoder(fields):
@@ -97,7 +125,7 @@ def _layer(old, window):
         position=_position(old['position'], window), softcap=old['attention_softcap'], qk_norm=qk_norm,
         bias=old['bias'])
     if old['experts']:
-        mlp = {**_experts(old['experts']), 'activation': _component(activation), 'gated': gated}
+        mlp = {**old['experts'], 'activation': _component(activation), 'gated': gated}
     else:
         mlp = _component('MLP', ff=old['ff'], activation=_component(activation), gated=gated,
                          bias=old['bias'] == 'all')
@@ -117,9 +145,9 @@ def _position(position, window):
     return fields
 
 
-def _experts(fields):
-    names = {'top': 'top_k', 'score': 'router', 'room': 'capacity_factor'}
-    return {names.get(name, name): value for name, value in fields.items()}
-
-
-UPGRADES = {'lm.models:Decoder': _decoder, 'lm.nn:Experts': _experts, 'lm.parallel:Pipeline': _pipeline}
+UPGRADES = {
+    'lm.train:Config': _config,
+    'lm.models:Decoder': _decoder,
+    'lm.nn:Experts': partial(_renamed, EXPERTS),
+    'lm.parallel:Pipeline': partial(_renamed, PIPELINE),
+}

@@ -1,11 +1,12 @@
 """A causal language model: GPT-2, Llama, Qwen3, Gemma 3 and what lies between, by the values of its layers."""
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lm import config
+from lm.config import legacy
 from lm.models import mup
 from lm.models.mup import MupBase
 from lm.models.transformer import Layer, Stack
@@ -66,6 +67,8 @@ class Decoder:
     head: Head = field(default_factory=Head)
     execution: Execution = field(default_factory=Execution)
     base: MupBase = field(default_factory=MupBase)
+
+    MOVED: ClassVar[dict[str, str]] = legacy.DECODER
 
     def __post_init__(self):
         config.positive(self, 'vocab', 'depth', 'width')

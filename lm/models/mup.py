@@ -25,28 +25,40 @@ class MupBase:
 def base_model(model):
     """Returns the model with the sizes of its `base` and without dropout; itself where the base names none.
 
-    `model` has fields width, layer, pattern, embedding and base. Raises config.Error where the sizes do not fit.
+    Raises config.Error where the sizes do not go together.
     """
-    sizes = model.base.sizes
-    if not sizes:
+    if not model.base.sizes:
         return model
     try:
-        pattern = tuple(_base_layer(layer, sizes) for layer in model.pattern)
-        return replace(model, base=MupBase(), width=sizes.get('width', model.width), pattern=pattern,
-                       layer=model.layer if pattern else _base_layer(model.layer, sizes),
-                       embedding=replace(model.embedding, dropout=0.0))
+        return without_dropout(resized(replace(model, base=MupBase()), model.base.sizes))
     except config.Error as error:
         raise config.Error(f'the sizes in base make no model: {error}') from error
 
 
-def _base_layer(layer, sizes):
+def resized(model, sizes):
+    """Returns a model (with fields width, layer and pattern) of other sizes, {name as in MupBase: size}."""
+    def change(layer):
+        return _resized_layer(layer, sizes)
+    pattern = tuple(map(change, model.pattern))
+    return replace(model, width=sizes.get('width', model.width), pattern=pattern,
+                   layer=model.layer if pattern else change(model.layer))
+
+
+def _resized_layer(layer, sizes):
     of_attention = {name: sizes[name] for name in ('heads', 'kv_heads', 'head_dim') if name in sizes}
     key, other = ('expert_ff', 'ff') if isinstance(layer.mlp, Experts) else ('ff', 'expert_ff')
     if other in sizes:
         raise config.Error(f'base.{other}={sizes[other]} is for {"experts" if other == "expert_ff" else "an MLP"} and '
                            f'there is none; try base.{key}={sizes[other]}.')
     mlp = replace(layer.mlp, ff=sizes[key]) if key in sizes else layer.mlp
-    return replace(layer, attention=replace(layer.attention, **of_attention), mlp=mlp, dropout=0.0)
+    return replace(layer, attention=replace(layer.attention, **of_attention), mlp=mlp)
+
+
+def without_dropout(model):
+    """Returns a model (with fields layer, pattern and embedding) that drops nothing."""
+    pattern = tuple(replace(layer, dropout=0.0) for layer in model.pattern)
+    return replace(model, pattern=pattern, layer=model.layer if pattern else replace(model.layer, dropout=0.0),
+                   embedding=replace(model.embedding, dropout=0.0))
 
 
 def scaled(layer, base, width, base_width):

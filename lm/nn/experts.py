@@ -1,12 +1,13 @@
 """A mixture of experts in place of an MLP: top-k routing that drops no token, experts over the mesh."""
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
 from lm import config
+from lm.config import legacy
 from lm.nn import expert_dispatch
 from lm.nn.activations import Activation, Silu
 from lm.nn.layers import INIT, MLP
@@ -39,6 +40,8 @@ class Experts:
     z_loss: float = 0.0
     bias_rate: float = 0.0
     capacity_factor: float = 0.0
+
+    MOVED: ClassVar[dict[str, str]] = legacy.EXPERTS
 
     def __post_init__(self):
         config.positive(self, 'count', 'top_k', 'ff')

@@ -1,10 +1,12 @@
 """Pipeline parallelism: runs of layers on the mesh axis 'stage', and micro-batches passed from one to the next."""
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from lm import config
+from lm.config import legacy
 from lm.parallel import sharding
 
 
@@ -20,6 +22,8 @@ class Pipeline:
 
     microbatches: int = 0
     repeats: int = 1
+
+    MOVED: ClassVar[dict[str, str]] = legacy.PIPELINE
 
     def __post_init__(self):
         if self.microbatches < 0 or self.repeats < 1:

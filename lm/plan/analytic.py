@@ -29,13 +29,14 @@ class Workload:
 
 def workload_of(settings):
     """Returns the Workload of a train.Config; shapes only, nothing is computed."""
-    state = jax.eval_shape(train.functions(settings)[0])
+    params = settings.start.shapes(settings.model)
+    optimizer = jax.eval_shape(train.parts(settings).init, params).optimizer
     names = sharding.names_by_path(settings.model.axes())
 
     def arrays(tree):
         return tuple((names(path, x), x.shape, x.dtype.itemsize)
                      for path, x in jax.tree_util.tree_leaves_with_path(tree))
-    return Workload(settings, shape_of(settings.model), arrays(state.params), arrays(state.optimizer),
+    return Workload(settings, shape_of(settings.model), arrays(params), arrays(optimizer),
                     attended_share(settings.model, settings.data.context))
 
 

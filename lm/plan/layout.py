@@ -26,16 +26,16 @@ class Layout:
         return dataclasses.replace(settings, model=model, mesh=dict(self.mesh), accumulate=self.accumulate)
 
     def lines(self):
-        """Returns the two lines to write into the experiment: of the model and of train.Config."""
-        return [f'{shape.FIELDS["remat"]}={self.remat!r}, {shape.FIELDS["vocab_chunks"]}={self.vocab_chunks},',
+        """Returns the two lines to write into the experiment: of the model's Execution and of train.Config."""
+        return [f'remat={self.remat!r}, vocab_chunks={self.vocab_chunks},',
                 f'mesh={self.mesh}, accumulate={self.accumulate},']
 
     def changes(self, other):
         """Returns the overrides of `lm` that turn the layout `other` into this one."""
         overrides = [] if self.mesh == other.mesh else [f'mesh={json.dumps(self.mesh)}']
-        for name, field in shape.FIELDS.items():
+        for name in ('remat', 'vocab_chunks'):
             if getattr(self, name) != getattr(other, name):
-                overrides.append(f'model.{field}={getattr(self, name)}')
+                overrides.append(f'model.execution.{name}={getattr(self, name)}')
         if self.accumulate != other.accumulate:
             overrides.append(f'accumulate={self.accumulate}')
         return overrides

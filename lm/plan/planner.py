@@ -1,7 +1,5 @@
 """A plan, as JSON-able values: the compiler's account of a step on a cluster, and what the data sheet makes of it."""
-import jax
 
-from lm.models import flops
 from lm.plan import analytic, compiler, costs, roofline, search
 from lm.plan.layout import layout_of
 from lm.plan.shape import shape_of
@@ -51,8 +49,7 @@ def prediction(settings, cluster, layout, cost, price):
     dtype, tokens = shape_of(settings.model).dtype, settings.data.batch * settings.data.context
     roof = roofline.roofline(cluster, layout.mesh, dtype, cost)
     peak_flops = cluster.devices * cluster.chip.flops[dtype]
-    params = jax.eval_shape(settings.model.init, jax.random.key(0))
-    model_flops = tokens * flops.flops_per_token(settings.model, params, settings.data.context)
+    model_flops = tokens * settings.model.flops(settings.data.context)
 
     def run(seconds):
         hours = seconds * settings.steps / 3600

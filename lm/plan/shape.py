@@ -4,11 +4,11 @@ import dataclasses
 import jax.numpy as jnp
 
 from lm import config
-from lm.nn import layers
+from lm.nn import memory
+from lm.nn.experts import Experts
 
 # Rematerialisation of a model -> the share of a layer's forward pass that its backward pass computes again.
 RECOMPUTED = {'none': 0, 'dots': 0.2, 'full': 1, 'offload': 1}
-FIELDS = {'remat': 'remat', 'vocab_chunks': 'loss_parts'}  # of a Layout -> the dotted field of a model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,19 +55,24 @@ class Shape:
 
     def mlp_chunks(self, shards):
         """Returns how many chunks of F the MLP is computed in under full rematerialisation, for F cut in `shards`."""
-        return layers.parts(self.ff, self.width, shards)
+        return memory.mlp_chunks(self.ff, self.width, shards)
 
 
 def shape_of(model):
-    """Returns the Shape of a model; raises config.Error where it lacks a field that the formulas need."""
+    """Returns the Shape of a model; raises config.Error where it lacks a field that the formulas need.
+
+    Layers of a pattern have weights of the same shapes: the first one's sizes are those of all.
+    """
     try:
-        experts = model.experts and ExpertShape(model.experts.count, model.experts.top, model.experts.ff,
-                                                model.experts.shared, model.experts.room)
-        return Shape(width=model.width, depth=model.depth, heads=model.heads, kv_heads=model.groups,
-                     head_dim=model.size, ff=model.ff or 4 * model.width, gated=model.activation in layers.GATED,
-                     experts=experts, vocab=model.padded, tied=model.tied,
-                     windows=tuple(model.windows[i % len(model.windows)] for i in range(model.depth)),
-                     dtype=model.dtype, remat=model.remat, vocab_chunks=model.loss_parts)
+        layers = [model.stack.layer(number) for number in range(model.depth)]
+        attention, mlp, execution = layers[0].attention, layers[0].mlp, model.execution
+        experts = ExpertShape(mlp.count, mlp.top_k, mlp.ff, mlp.shared, mlp.capacity_factor) if isinstance(
+            mlp, Experts) else None
+        return Shape(width=model.width, depth=model.depth, heads=attention.heads, kv_heads=attention.num_kv_heads,
+                     head_dim=attention.head_size(model.width), ff=mlp.ff if experts else mlp.hidden(model.width),
+                     gated=mlp.gated, experts=experts, vocab=model.padded_vocab, tied=model.head.tied,
+                     windows=tuple(layer.attention.window for layer in layers), dtype=execution.dtype,
+                     remat=execution.remat, vocab_chunks=execution.vocab_chunks)
     except AttributeError as error:
         raise config.Error(f'{type(model).__name__} has no {error.name}, which lm.plan counts with; '
                            'read it from the model in lm/plan/shape.py.') from error
@@ -75,4 +80,5 @@ def shape_of(model):
 
 def with_execution(model, remat, vocab_chunks):
     """Returns the model with this rematerialisation and so many chunks of the vocabulary in its loss."""
-    return dataclasses.replace(model, **{FIELDS['remat']: remat, FIELDS['vocab_chunks']: vocab_chunks})
+    execution = dataclasses.replace(model.execution, remat=remat, vocab_chunks=vocab_chunks)
+    return dataclasses.replace(model, execution=execution)
