@@ -8,13 +8,14 @@ Test perplexity 189.2 in windows of 128 after 1,950 steps, one epoch: 20.7 CPU m
 included.
 """
 from lm import data, optim, train
-from lm.models.decoder import Decoder
-from lm.nn.positions import Rope
+from lm.models import Decoder, Layer
+from lm.nn import MLP, Attention, Relu2, RMSNorm
 
 
 def config():
     return train.Config(
-        model=Decoder(vocab=33278, depth=4, heads=4, width=128, position=Rope(), qk_norm=True, activation='relu2'),
+        model=Decoder(vocab=33278, depth=4, width=128,
+                      layer=Layer(Attention(heads=4, qk_norm=RMSNorm()), MLP(activation=Relu2()))),
         data=data.Corpus(train=data.Files('wikitext2/train.txt.gz'), valid=data.Files('wikitext2/test.txt.gz'),
                          tokenizer=data.Words(), context=128, batch=8),
         optimizer=optim.Muon(peak=5e-3, schedule=optim.Linear(warmup=100, end=0.0), weight_decay=0.1, adam_rate=0.5),
