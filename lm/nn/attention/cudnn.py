@@ -3,7 +3,7 @@ from functools import partial
 
 import jax
 
-HINT = "try model.dtype='bfloat16'"
+HINT = 'try model.execution.dtype=bfloat16'
 
 
 def unsupported(query, key, view, platform):
