@@ -7,17 +7,19 @@ import architectures
 import jax
 import numpy as np
 import pytest
-from architectures import parameters, small
+from architectures import parameters
 
 from lm import train
-from lm.nn.experts import Experts
+from lm.models import Decoder, Embedding, Head, Layer
+from lm.nn import Attention, Execution, Experts
 from lm.parallel import reductions, sharding
 from lm.plan import costs, hlo
 
-DENSE = small(heads=8, width=32, tied=False, dropout=0.2, loss_parts=2)
-SPARSE = small(depth=1, heads=8, width=32, activation='swiglu', dropout=0.2,
-               experts=Experts(count=8, top=2, ff=16, balance=0.3, z_loss=0.1))
-KEY = jax.random.key(3)
+DENSE = Decoder(50, 2, 32, Layer(Attention(8), dropout=0.2), embedding=Embedding(dropout=0.2), head=Head(tied=False),
+                execution=Execution(vocab_chunks=2))
+SPARSE = Decoder(50, 1, 32, Layer(Attention(8), Experts(count=8, top_k=2, ff=16, balance=0.3, z_loss=0.1), dropout=0.2),
+                 embedding=Embedding(dropout=0.2))
+KEY, LOSS = jax.random.key(3), train.NextToken().loss
 CORE = [(DENSE, {'data': 4, 'fsdp': 2}), (SPARSE, {'data': 4, 'expert': 2})]
 LONG = [(model, {'data': 4, axis: 2}) for model in (DENSE, SPARSE) for axis in ('tensor', 'context')]
 LONG += [(DENSE, {'data': 8}), (SPARSE, {'data': 4, 'fsdp': 2}), (DENSE, {'data': 4, 'stage': 2}),
@@ -35,7 +37,7 @@ def over(model, sizes, **how):
     mesh, params = sharding.make_mesh(sizes), parameters(model)
     places = sharding.mirror(params, model.axes(), mesh)
     with jax.set_mesh(mesh):
-        gradient = architectures.jit(train.accumulated(model.loss, 2, **how), out_shardings=(places, None))
+        gradient = architectures.jit(train.accumulated(partial(LOSS, model), 2, **how), out_shardings=(places, None))
         given = jax.device_put(params, places), sharding.put(batch(), mesh), KEY
         return gradient.lower(*given).compile(), given
 
@@ -54,7 +56,7 @@ def summed(compiled, sizes):
 def test_micro_batches_over_a_mesh_are_those_of_one_device(model, sizes):
     gradient, given = over(model, sizes)
     found, measured = gradient(*given)
-    expected, known = architectures.jit(train.accumulated(model.loss, 2))(parameters(model), batch(), KEY)
+    expected, known = architectures.jit(train.accumulated(partial(LOSS, model), 2))(parameters(model), batch(), KEY)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-6, atol=1e-6), measured, known)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), found, expected)
     if reductions.separable(sizes):

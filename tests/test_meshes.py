@@ -6,22 +6,23 @@ import architectures
 import jax
 import numpy as np
 import pytest
-from architectures import parameters, small
+from architectures import parameters
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm import config
-from lm.nn.experts import Experts
-from lm.nn.positions import Learned
+from lm import config, train
+from lm.models import Decoder, Embedding, Head, Layer
+from lm.nn import MLP, Attention, Execution, Experts, Gelu, LayerNorm, Learned, NoPE, RMSNorm, Silu
 from lm.parallel import sharding
 from lm.parallel.pipeline import Pipeline
 
 AXES = ('data', 'fsdp', 'expert', 'context', 'tensor', 'stage')
 ALONE = [{axis: 8} for axis in AXES]
 PAIRS = [{a: 4, b: 2} for i, a in enumerate(AXES) for b in AXES[i + 1:]]
-DENSE = small(depth=8, heads=8, kv_heads=8, width=32, activation='swiglu', tied=False, loss_parts=4, qk_norm=True)
-SPARSE = small(depth=8, heads=8, width=32, activation='swiglu', norm='layer', position=Learned(16),
-               experts=Experts(count=8, top=2, ff=16, balance=0.0))
+DENSE = Decoder(50, 8, 32, Layer(Attention(8, 8, qk_norm=RMSNorm()), MLP(0, Silu(), True)), head=Head(tied=False),
+                execution=Execution(vocab_chunks=4))
+SPARSE = Decoder(50, 8, 32, Layer(Attention(8, position=NoPE()), Experts(count=8, top_k=2, ff=16, balance=0.0),
+                                  norm=LayerNorm(bias=False)), embedding=Embedding(Learned(16)))
 name = '-'.join
 
 
@@ -37,7 +38,7 @@ def draw(rows=16, length=16, packed=False):
 
 
 def slope(model, key=None):
-    return jax.value_and_grad(lambda params, batch: model.loss(params, batch, key)[0])
+    return jax.value_and_grad(lambda params, batch: train.NextToken().loss(model, params, batch, key)[0])
 
 
 def over(model, sizes, batch, key=None):
@@ -73,20 +74,25 @@ def test_a_mesh_of_more_axes_is_one_device(sizes, alone):
     assert_equal(over(DENSE, sizes, draw()), alone[DENSE])
 
 
-@pytest.mark.parametrize('pipeline', [Pipeline(), Pipeline(batches=8), Pipeline(batches=4, circuits=2)],
+@pytest.mark.parametrize('pipeline', [Pipeline(), Pipeline(8), Pipeline(4, repeats=2)],
                          ids=['plain', 'more', 'circular'])
 def test_a_pipeline_is_its_layers_one_after_the_other(pipeline):
-    model = small(depth=8, windows=(3, 0), kv_heads=2, remat='full', pipeline=pipeline, dropout=0.1)
+    pattern = tuple(Layer(Attention(4, 2, window=window), dropout=0.1) for window in (3, 0))
+    model = Decoder(50, 8 * pipeline.repeats, 16, pattern=pattern, embedding=Embedding(dropout=0.1),
+                    execution=Execution(remat='full', pipeline=pipeline))
     batch, key = draw(packed=True), jax.random.key(1)
     expected = architectures.jit(slope(model, key))(parameters(model), batch)
     assert_equal(over(model, {'stage': 4, 'data': 2}, batch, key), expected)
 
 
-@pytest.mark.parametrize('activation, bias', [('swiglu', 'all'), ('gelu', 'none')])
-def test_hidden_units_in_parts_over_a_mesh_that_splits_them_are_the_whole(activation, bias):
-    model = small(heads=4, width=32, ff=128, activation=activation, bias=bias, tied=False)
+@pytest.mark.parametrize('layer', [
+    Layer(Attention(4, bias='all'), MLP(128, Silu(), gated=True, bias=True)), Layer(Attention(4), MLP(128, Gelu()))],
+    ids=['swiglu-bias', 'gelu'])
+def test_hidden_units_in_chunks_over_a_mesh_that_splits_them_are_the_whole(layer):
+    model = Decoder(50, 2, 32, layer, head=Head(tied=False))
     expected = architectures.jit(slope(model))(parameters(model), draw())
-    found = over(dataclasses.replace(model, remat='full'), {'fsdp': 2, 'tensor': 2, 'data': 2}, draw())
+    model = dataclasses.replace(model, execution=Execution(remat='full'))
+    found = over(model, {'fsdp': 2, 'tensor': 2, 'data': 2}, draw())
     assert_equal(found, expected)
 
 
@@ -96,13 +102,15 @@ def test_stages_hold_their_own_layers_only():
     assert places['blocks']['mlp']['up'].shard_shape((8, 32, 128)) == (1, 32, 128)
 
 
-@pytest.mark.parametrize('fields, rows, words', [
-    ({'depth': 6}, 16, ['depth=6', '4 stages', 'try depth=8']),
-    ({'depth': 8, 'pipeline': Pipeline(circuits=3)}, 16, ['depth=8', '3 circuits', 'try depth=12']),
-    ({'depth': 8, 'pipeline': Pipeline(batches=2)}, 16, ['pipeline.batches=2', '4 stages', 'try pipeline.batches=4']),
-    ({'depth': 8, 'pipeline': Pipeline(batches=8)}, 12, ['12 rows', 'pipeline.batches=8', 'try 16 rows']),
+@pytest.mark.parametrize('depth, period, pipeline, rows, words', [
+    (6, 1, Pipeline(), 16, ['depth=6', '4 stages', 'try model.depth=8']),
+    (8, 1, Pipeline(repeats=3), 16, ['depth=8', '3 repeats', 'try model.depth=12']),
+    (8, 1, Pipeline(2), 16, ['pipeline.microbatches=2', '4 stages', 'try model.execution.pipeline.microbatches=4']),
+    (8, 1, Pipeline(8), 12, ['12 rows', 'pipeline.microbatches=8', 'try 16 rows']),
+    (8, 2, Pipeline(repeats=2), 16, ['8 layers', 'mesh.stage=4', 'a pattern of 2']),
 ])
-def test_a_pipeline_that_does_not_divide_is_one_clear_line(fields, rows, words):
+def test_a_pipeline_that_does_not_divide_is_one_clear_line(depth, period, pipeline, rows, words):
+    model = Decoder(50, depth, 16, pattern=(Layer(Attention(4)),) * period, execution=Execution(pipeline=pipeline))
     with pytest.raises(config.Error) as caught:
-        over(small(**fields), {'stage': 4, 'data': 2}, draw(rows))
+        over(model, {'stage': 4, 'data': 2}, draw(rows))
     assert '\n' not in str(caught.value) and all(word in str(caught.value) for word in words)
