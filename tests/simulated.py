@@ -6,17 +6,18 @@ import numpy as np
 
 from lm import cli
 
-BETTER = {'model.position': {'type': 'lm.positions:Alibi'}}
+BETTER = {'model.layer.attention.position': {'type': 'lm.nn:Alibi'}}
 SAME = {'optimizer.weight_decay': 0.2}
 
 CONFIG = {
     'type': 'lm.train:Config',
-    'model': {'type': 'lm.models.decoder:Decoder', 'vocab': 258, 'depth': 2, 'width': 64, 'heads': 2,
-              'position': {'type': 'lm.positions:Rope', 'base': 10000.0}},
-    'data': {'type': 'lm.data.corpus:Corpus', 'train': {'type': 'lm.data.sources:Synthetic', 'count': 300},
-             'tokenizer': {'type': 'lm.data.tokenizers:Bytes'}, 'context': 64, 'batch': 16, 'seed': 0},
-    'optimizer': {'type': 'lm.optim.optimizers:AdamW', 'peak': 0.003, 'weight_decay': 0.1},
-    'steps': 1000, 'seed': 0, 'mesh': {'data': -1}, 'log_every': 50}
+    'model': {'type': 'lm.models:Decoder', 'vocab': 258, 'depth': 2, 'width': 64, 'layer': {
+        'type': 'lm.models:Layer', 'attention': {
+            'type': 'lm.nn:Attention', 'heads': 2, 'position': {'type': 'lm.nn:Rope', 'base': 10000.0}}}},
+    'data': {'type': 'lm.data:Corpus', 'train': {'type': 'lm.data:Synthetic', 'count': 300},
+             'tokenizer': {'type': 'lm.tokenizers:Bytes'}, 'context': 64, 'batch': 16, 'seed': 0},
+    'optimizer': {'type': 'lm.optim:AdamW', 'peak': 0.003, 'weight_decay': 0.1},
+    'steps': 1000, 'seed': 0, 'mesh': {'data': -1}, 'cadence': {'type': 'lm.train:Cadence', 'log': 50}}
 
 
 def changed(changes):
@@ -49,12 +50,13 @@ def _records(config, loss, generator, how):
     steps, until = config['steps'], how.get('until', config['steps'])
     curve = lambda step: loss + 3 * (1 / step ** 0.5 - 1 / steps ** 0.5)
     speed = how.get('speed', 10000.0)
-    for step in range(config['log_every'], until + 1, config['log_every']):
+    every = config['cadence']['log']
+    for step in range(every, until + 1, every):
         training = {'loss': curve(step) + 0.02 * generator.normal(), 'rate': 0.001}
         if how.get('bad') and step == until:
             yield {'step': step, **training, 'loss': None}
             return
-        yield {'step': step, **training, **({'tokens_per_second': speed} if step > config['log_every'] else {})}
+        yield {'step': step, **training, **({'tokens_per_second': speed} if step > every else {})}
         if step % 100 == 0:
             sources = {f'valid/loss/{name}': value for name, value in how.get('sources', {}).items()}
             yield {'step': step, 'valid/loss': curve(step), 'valid/bits_per_byte': curve(step) / np.log(2), **sources}

@@ -2,6 +2,7 @@
 import json
 
 import pytest
+import simulated
 
 from lm import config, data, optim, train
 from lm.config import legacy
@@ -23,6 +24,7 @@ from lm.nn import (
     Silu,
 )
 from lm.parallel.pipeline import Pipeline
+from lm.report import trials, variants
 
 DECODERS = {
     'defaults': ({'depth': 2}, Decoder(9, 2)),
@@ -55,18 +57,40 @@ DECODERS = {
     'execution': ({'dtype': 'bfloat16', 'quantized': 'int8', 'remat': 'full', 'unroll': 2, 'kernel': 'blocked',
                    'loss_parts': 4, 'pipeline': {'type': 'lm.pipeline:Pipeline', 'batches': 4, 'circuits': 2}},
                   Decoder(9, execution=Execution('bfloat16', 'int8', 'full', 2, 'blocked', 4, Pipeline(4, 2)))),
-    'base': ({'base': {'type': 'lm.models.decoder:Base', 'width': 64, 'heads': 2}, 'bias': 'none'},
+    'base': ({'base': {'type': 'lm.models.decoder:Base', 'width': 64, 'heads': 2}},
              Decoder(9, base=MupBase(width=64, heads=2))),
 }
 
 
+ROPE = {'type': 'lm.positions:Rope', 'base': 10000.0, 'factor': 1.0, 'original': 0, 'low': 1.0, 'high': 4.0,
+        'fraction': 1.0, 'local_base': 0.0}
+RECORD = {  # as a Decoder(9) was recorded, all of its fields
+    'type': 'lm.models.decoder:Decoder', 'vocab': 9, 'depth': 6, 'width': 384, 'heads': 6, 'kv_heads': 0, 'head_dim': 0,
+    'ff': 0, 'position': ROPE, 'windows': {'type': 'tuple', 'value': [0]}, 'norm': 'rms', 'norm_place': 'pre',
+    'norm_epsilon': 1e-5, 'activation': 'gelu', 'bias': 'none', 'qk_norm': False, 'parallel': False, 'experts': None,
+    'tied': True, 'scaled_embedding': False, 'attention_softcap': 0.0, 'logit_softcap': 0.0, 'dropout': 0.0,
+    'z_loss': 0.0, 'smoothing': 0.0, 'dtype': 'float32', 'quantized': 'none', 'loss_parts': 1, 'remat': 'none',
+    'unroll': 0, 'kernel': 'auto', 'pipeline': {'type': 'lm.pipeline:Pipeline', 'batches': 0, 'circuits': 1},
+    'base': {'type': 'lm.models.decoder:Base', 'width': 0, 'heads': 0, 'kv_heads': 0, 'head_dim': 0, 'ff': 0,
+             'expert_ff': 0}}
+
+
 def record(fields):
-    return {'type': 'lm.models.decoder:Decoder', 'vocab': 9, **fields}
+    return {**RECORD, **fields}
 
 
 @pytest.mark.parametrize('fields, model', DECODERS.values(), ids=DECODERS)
 def test_a_decoder_that_had_a_field_for_every_switch_is_built_as_values_of_layers(fields, model):
     assert config.build(json.loads(json.dumps(record(fields)))) == model
+    partial = {'type': 'lm.models.decoder:Decoder', 'vocab': 9, 'bias': 'none', **fields}
+    assert config.build(partial) == model
+
+
+def test_a_whole_record_becomes_what_is_recorded_now():
+    assert legacy.upgraded(RECORD) == config.dump(Decoder(9))
+    windows = {'windows': {'type': 'tuple', 'value': [3, 0]}}
+    pattern = tuple(Layer(Attention(window=window)) for window in (3, 0))
+    assert legacy.upgraded(record(windows)) == config.dump(Decoder(9, pattern=pattern))
 
 
 def test_upgrading_leaves_its_argument_and_what_is_new_as_they_are():
@@ -88,6 +112,23 @@ def test_a_config_that_had_its_cadence_and_objective_as_loose_fields_is_grouped(
     built = config.build(old)
     assert built.model == Decoder(9) and built.objective == train.NextToken(z_loss=0.1, smoothing=0.2)
     assert built.cadence == train.Cadence(log=3) and built.diagnosis == train.Diagnosis(spike=4.0)
+
+
+def test_a_run_of_an_older_version_is_of_the_same_variant_in_a_report(tmp_path):
+    simulated.sweep(tmp_path, {'a': ({}, 3.0), 'b': (simulated.BETTER, 2.9)}, seeds=2)
+    for name in ('a-0', 'a-1', 'b-0', 'b-1'):
+        file, position = tmp_path / name / 'config.json', Rope() if name.startswith('a') else Alibi()
+        run = json.loads(file.read_text())
+        if name.endswith('0'):
+            run['config']['objective'] = config.dump(train.NextToken())
+            run['config']['model'] = config.dump(Decoder(9, 2, layer=Layer(Attention(2, position=position))))
+        else:
+            del run['config']['cadence']
+            run['config'] |= {'log_every': 50, 'sample': '\n', 'baselines': False, 'model': record(
+                {'depth': 2, 'heads': 2, 'position': config.dump(position)})}
+        file.write_text(json.dumps(run))
+    groups = variants.gather(trials.read([tmp_path]), 'optimizer.peak')
+    assert sorted((group.name, len(group.trials)) for group in groups) == [('baseline', 2), ('position=Alibi', 2)]
 
 
 @pytest.mark.parametrize('old', [*legacy.DECODER, 'z_loss', 'smoothing'])

@@ -38,7 +38,7 @@ def test_another_baseline_turns_the_verdict_round(swept):
 
 
 def test_settings_that_only_say_how_to_run_make_no_variant(tmp_path):
-    simulated.sweep(tmp_path, {'a': ({}, 3.0), 'b': ({'eval_every': 7, 'zero': True}, 3.0)}, seeds=2)
+    simulated.sweep(tmp_path, {'a': ({}, 3.0), 'b': ({'cadence.eval': 7, 'zero': True}, 3.0)}, seeds=2)
     with pytest.raises(Error, match='have the same settings and seeds'):
         variants.gather(trials.read([tmp_path]), 'optimizer.peak')
 
@@ -58,7 +58,7 @@ def test_the_baseline_of_a_sweep_is_the_trial_that_changes_nothing(swept):
     (swept / 'sweep.json').write_text(json.dumps({**SWEEP, 'config': simulated.changed(BETTER), 'trials': listed}))
     found = study.read([swept])
     assert found.variants[0].trials[0].name == 'b-0'
-    assert 'the baseline has model.position=Alibi' in show.heading(found, found.families['tokens'])
+    assert 'the baseline has model.layer.attention.position=Alibi' in show.heading(found, found.families['tokens'])
     assert ('new', 'not begun') in found.left_out
 
 

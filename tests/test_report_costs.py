@@ -58,7 +58,8 @@ def test_flops_count_the_wider_model_less_far(tmp_path):
 
 
 def test_variants_that_cost_the_same_in_other_ways_have_no_table_of_flops(tmp_path):
-    simulated.sweep(tmp_path, {'a': ({}, 3.0), 'b': ({'model.tied': False}, 2.9)}, seeds=2)
+    untied = {'model.head': {'type': 'lm.models:Head', 'tied': False}}
+    simulated.sweep(tmp_path, {'a': ({}, 3.0), 'b': (untied, 2.9)}, seeds=2)
     found = study.read([tmp_path])
     assert len(found.table.flops) == 2
     assert found.families['flops'].why.startswith('all variants have the same FLOPs per token')

@@ -24,7 +24,7 @@ def test_a_page_holds_all_it_needs(swept, tmp_path):
     assert not re.findall(r'(?:src|href)=["\'](?!data:)', text)
     assert 'url(' not in text
     for said in ('Does it help?', 'position=Alibi', 'better', '0123456789', 'lm train experiments/x.py',
-                 'once &lt;/script&gt; upon', 'model.position'):
+                 'once &lt;/script&gt; upon', 'model.layer.attention.position'):
         assert said in text
     assert text.count('</script>') == 3
 

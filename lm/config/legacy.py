@@ -47,9 +47,15 @@ CONFIG = {
 OBJECTIVE = ('z_loss', 'smoothing')  # fields that a Decoder had and the objective has now
 PIPELINE = {'batches': 'microbatches', 'circuits': 'repeats'}
 EXPERTS = {'top': 'top_k', 'score': 'router', 'room': 'capacity_factor'}
-ACTIVATIONS = {'gelu': ('Gelu', False), 'relu': ('Relu', False), 'relu2': ('Relu2', False), 'swiglu': ('Silu', True),
-               'geglu': ('Gelu', True)}
+ACTIVATIONS = {'gelu': ('Gelu', {'exact': False}, False), 'relu': ('Relu', {}, False), 'relu2': ('Relu2', {}, False),
+               'swiglu': ('Silu', {}, True), 'geglu': ('Gelu', {'exact': False}, True)}
 NORMS = {'rms': ('RMSNorm', {}), 'layer': ('LayerNorm', {'bias': False}), 'layer_bias': ('LayerNorm', {'bias': True})}
+DEFAULTS = {'heads': 6, 'kv_heads': 0, 'head_dim': 0, 'ff': 0, 'windows': {'value': [0]}, 'norm': 'rms',
+            'norm_place': 'pre', 'norm_epsilon': 1e-5, 'activation': 'gelu', 'bias': 'none', 'qk_norm': False,
+            'parallel': False, 'experts': None, 'tied': True, 'scaled_embedding': False, 'attention_softcap': 0.0,
+            'logit_softcap': 0.0, 'dropout': 0.0, 'position': {
+                'type': 'lm.nn:Rope', 'base': 10000.0, 'factor': 1.0, 'original': 0, 'low': 1.0, 'high': 4.0,
+                'fraction': 1.0}}
 RESIDUALS = {'pre': 'PreNorm', 'post': 'OutputNorm', 'both': 'SandwichNorm'}
 
 
@@ -96,20 +102,21 @@ def _config(fields):
 
 
 def _decoder(fields):
-    """A Decoder that had a field for every switch, as values of layers."""
+    """A Decoder that had a field for every switch, as values of layers with all of their fields.
+
+    All, so that a report sees no difference between such a run and one of the present version.
+    """
     if not fields.keys() & {*DECODER, *OBJECTIVE}:
         return fields
-    old = {'heads': 6, 'kv_heads': 0, 'head_dim': 0, 'ff': 0, 'windows': {'value': [0]}, 'norm': 'rms',
-           'norm_place': 'pre', 'norm_epsilon': 1e-5, 'activation': 'gelu', 'bias': 'none', 'qk_norm': False,
-           'parallel': False, 'experts': None, 'tied': True, 'scaled_embedding': False, 'attention_softcap': 0.0,
-           'logit_softcap': 0.0, 'dropout': 0.0, 'position': {'type': 'lm.nn:Rope'}, **fields}
-    windows = old['windows']['value']
-    layers = [_layer(old, window) for window in windows]
+    old = {**DEFAULTS, **fields}
+    layers = [_layer(old, window) for window in old['windows']['value']]
+    single = len(layers) == 1
     execution = {new.partition('.')[2]: fields[name] for name, new in DECODER.items()
                  if new.startswith('execution.') and name in fields}
     absolute = renamed(old['position']['type']) in ('lm.nn:Learned', 'lm.nn:Sinusoidal')
     kept = {name: value for name, value in fields.items() if name not in DECODER and name not in OBJECTIVE}
-    return {**kept, **({'layer': layers[0]} if len(layers) == 1 else {'pattern': {'type': 'tuple', 'value': layers}}),
+    return {**kept, 'layer': layers[0] if single else _layer(DEFAULTS, 0),
+            'pattern': {'type': 'tuple', 'value': [] if single else layers},
             'embedding': {'type': 'lm.models:Embedding', 'position': old['position'] if absolute else None,
                           'scaled': old['scaled_embedding'], 'dropout': old['dropout']},
             'head': {'type': 'lm.models:Head', 'tied': old['tied'], 'softcap': old['logit_softcap']},
@@ -118,18 +125,19 @@ def _decoder(fields):
 
 def _layer(old, window):
     kind, norm_fields = NORMS[old['norm']]
-    activation, gated = ACTIVATIONS[old['activation']]
+    name, fields, gated = ACTIVATIONS[old['activation']]
+    activation = _component(name, **fields)
     qk_norm = _component('RMSNorm', epsilon=old['norm_epsilon']) if old['qk_norm'] else _component('NoNorm')
     attention = _component(
-        'Attention', heads=old['heads'], kv_heads=old['kv_heads'], head_dim=old['head_dim'], window=window,
-        position=_position(old['position'], window), softcap=old['attention_softcap'], qk_norm=qk_norm,
-        bias=old['bias'])
+        'Attention', heads=old['heads'], kv_heads=old['kv_heads'], head_dim=old['head_dim'], causal=True, window=window,
+        position=_position(old['position'], window), scale=None, softcap=old['attention_softcap'], qk_norm=qk_norm,
+        qk_norm_over='head', bias=old['bias'])
     if old['experts']:
-        mlp = {**old['experts'], 'activation': _component(activation), 'gated': gated}
+        mlp = {**old['experts'], 'activation': activation, 'gated': gated}
     else:
-        mlp = _component('MLP', ff=old['ff'], activation=_component(activation), gated=gated,
+        mlp = _component('MLP', ff=old['ff'], activation=activation, gated=gated,
                          bias=old['bias'] == 'all')
-    return {'type': 'lm.models:Layer', 'attention': attention, 'mlp': mlp,
+    return {'type': 'lm.models:Layer', 'attention': attention, 'mlp': mlp, 'cross': None,
             'norm': _component(kind, epsilon=old['norm_epsilon'], **norm_fields),
             'residual': {'type': f'lm.models:{RESIDUALS[old["norm_place"]]}'}, 'parallel': old['parallel'],
             'dropout': old['dropout']}
