@@ -8,10 +8,8 @@ import pytest
 
 from lm import bench, config, data, train
 from lm.data.cache import fit
-from lm.models import flops
-from lm.models.decoder import Decoder
-from lm.nn.experts import Experts
-from lm.nn.positions import Learned
+from lm.models import Decoder, Layer
+from lm.nn import MLP, Attention, Experts, Learned, Silu
 from lm.parallel import sharding
 from lm.sweep import trials
 from lm.train import loop
@@ -22,21 +20,26 @@ BASES = [file for file in FILES if 'def config' in file.read_text()]
 SWEEPS = [file for file in FILES if 'def sweep' in file.read_text()]
 
 
+def toy_layer(layer):
+    attention = dataclasses.replace(layer.attention, heads=2, kv_heads=min(layer.attention.kv_heads, 1), head_dim=0,
+                                    window=min(layer.attention.window, 4))
+    sizes = {'count': 4, 'top_k': 2, 'ff': 8} if isinstance(layer.mlp, Experts) else {'ff': 0}
+    return dataclasses.replace(layer, attention=attention, mlp=dataclasses.replace(layer.mlp, **sizes))
+
+
 def toy(settings, **changes):
     """Returns the settings with everything that costs time made small, and nothing else changed but model fields."""
-    windows = tuple(min(window, 4) for window in settings.model.windows)
-    small = {'depth': 2, 'heads': 2, 'width': 16, 'kv_heads': min(settings.model.kv_heads, 1), 'ff': 0, 'head_dim': 0,
-             'vocab': 258, 'windows': windows}
-    if settings.model.experts:
-        small['experts'] = dataclasses.replace(settings.model.experts, count=4, top=2, ff=8)
-    if isinstance(settings.model.position, Learned):
-        small['position'] = Learned(8)
+    model = settings.model
+    small = {'depth': 2, 'width': 16, 'vocab': 258, 'pattern': tuple(map(toy_layer, model.pattern)),
+             'layer': model.layer if model.pattern else toy_layer(model.layer)}
+    if isinstance(model.embedding.position, Learned):
+        small['embedding'] = dataclasses.replace(model.embedding, position=Learned(8))
     small |= changes
     corpus = dataclasses.replace(settings.data, context=8, batch=2 * settings.accumulate)
     schedule = settings.optimizer.schedule
     brief = {'warmup': 1} if hasattr(schedule, 'warmup') else {}
     optimizer = dataclasses.replace(settings.optimizer, schedule=dataclasses.replace(schedule, **brief))
-    return dataclasses.replace(settings, model=dataclasses.replace(settings.model, **small), data=corpus,
+    return dataclasses.replace(settings, model=dataclasses.replace(model, **small), data=corpus,
                                optimizer=optimizer, steps=2)
 
 
@@ -75,12 +78,13 @@ def test_every_experiment_whose_text_is_here_ends_with_code_0_and_a_sample(file,
     except config.Error as error:
         pytest.skip(str(error))
     corpus, size = abridged(loaded.config.data, tmp_path)
-    settings = toy(dataclasses.replace(loaded.config, data=corpus), vocab=size, position=loaded.config.model.position)
+    embedding = loaded.config.model.embedding
+    settings = toy(dataclasses.replace(loaded.config, data=corpus), vocab=size, embedding=embedding)
     monkeypatch.setattr(jax, 'devices', lambda: devices)
     monkeypatch.setattr(config, 'load', lambda *words: dataclasses.replace(loaded, config=settings))
     assert loop.main(str(file), workdir=str(tmp_path / 'run'), cache=str(tmp_path)) == 0
     assert 'is finished, without' not in capsys.readouterr().err
-    assert len((tmp_path / 'run' / 'sample.txt').read_text(encoding='utf-8')) > len(settings.sample)
+    assert len((tmp_path / 'run' / 'sample.txt').read_text(encoding='utf-8')) > len(settings.objective.sample)
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
@@ -106,7 +110,8 @@ def test_the_large_ones_have_their_size(name, count):
 @pytest.mark.long
 @pytest.mark.parametrize('name', ['gpt2_124m', 'llama_1b'])
 def test_the_large_ones_compile_at_full_size(name):
-    settings = config.load(ROOT / 'experiments' / f'{name}.py', ['model.unroll=1', 'mesh.data=2', 'mesh.fsdp=4']).config
+    overrides = ['model.execution.unroll=1', 'mesh.data=2', 'mesh.fsdp=4']
+    settings = config.load(ROOT / 'experiments' / f'{name}.py', overrides).config
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, batch=8 * settings.accumulate))
     program = train.program(settings)
     with jax.set_mesh(program.mesh):
@@ -117,17 +122,30 @@ def test_the_large_ones_compile_at_full_size(name):
 
 
 def test_flops_are_those_of_the_formula():
-    settings = config.load(ROOT / 'experiments' / 'shakespeare_char.py').config
-    shapes = jax.eval_shape(settings.model.init, jax.random.key(0))
-    assert flops.flops_per_token(settings.model, shapes, 64) == 6 * (4 * 12 * 128 ** 2 + 65 * 128) + 6 * 4 * 128 * 64
+    model = config.load(ROOT / 'experiments' / 'shakespeare_char.py').config.model
+    assert model.flops(64) == 6 * (4 * 12 * 128 ** 2 + 65 * 128) + 6 * 4 * 128 * 64
 
 
 def test_flops_of_experts_are_of_those_a_token_is_sent_to():
-    model = Decoder(vocab=128, depth=2, heads=2, width=16, activation='swiglu',
-                    experts=Experts(count=8, top=2, ff=12, shared=1))
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    model = Decoder(128, 2, 16, Layer(Attention(2), Experts(count=8, top_k=2, ff=12, shared=1)))
     layer = 4 * 16 * 16 + 16 * 8 + (2 + 1) * 3 * 16 * 12
-    assert flops.flops_per_token(model, shapes, 32) == 6 * (2 * layer + 128 * 16) + 6 * 2 * 16 * 32
+    assert model.flops(32) == 6 * (2 * layer + 128 * 16) + 6 * 2 * 16 * 32
+
+
+def test_flops_count_windows_grouped_heads_and_gates_of_each_layer_of_a_pattern():
+    pattern = tuple(Layer(Attention(4, 2, head_dim=6, window=window), MLP(20, Silu(), gated=True)) for window in (8, 0))
+    model = Decoder(100, 3, 16, pattern=pattern)
+    weights = 2 * 16 * 6 * (4 + 2) + 3 * 16 * 20
+    assert model.flops(32) == 6 * (3 * weights + 100 * 16) + 6 * 4 * 6 * (8 + 32 + 8)
+    assert model.flops(5) == 6 * (3 * weights + 100 * 16) + 6 * 4 * 6 * 3 * 5
+
+
+def test_flops_of_all_matrices_are_six_a_parameter_and_biases_are_none():
+    layer = Layer(Attention(4, 2, bias='all'), MLP(bias=True))
+    model = Decoder(128, 2, 16, layer)
+    matrices = [leaf for path, leaf in jax.tree.leaves_with_path(jax.eval_shape(model.init, jax.random.key(0)))
+                if not path[-1].key.endswith(('bias', 'scale'))]
+    assert model.flops(32) == 6 * sum(leaf.size for leaf in matrices) + 6 * 2 * 16 * 32
 
 
 def test_bench_measures_a_tiny_experiment():
