@@ -9,8 +9,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lm import config
 from lm.nn import memory
+from lm.nn.context import Context, Execution
+from lm.nn.dropout import dropout
 from lm.nn.experts import Experts
-from lm.nn.layers import MLP, Attention, Context, Execution, dropout
+from lm.nn.layers import MLP, Attention
 from lm.nn.norms import Norm, RMSNorm
 from lm.nn.taps import Tap
 from lm.nn.weights import Scope, normal, repeated
