@@ -6,16 +6,18 @@
 Hardware: 256 chips with 95 GB, by `lm plan`. Not yet trained.
 """
 from lm import data, optim, train
-from lm.models.decoder import Decoder
-from lm.nn.positions import Rope
+from lm.models import Decoder, Head, Layer
+from lm.nn import MLP, Attention, Execution, Rope, Silu
 
 
 def config():
     return train.Config(
-        model=Decoder(vocab=128256, depth=80, heads=64, kv_heads=8, width=8192, ff=28672, activation='swiglu',
-                      position=Rope(base=500_000.0, factor=8.0, original=8192), tied=False, dtype='bfloat16',
-                      remat='full', loss_parts=24),
-        data=data.Corpus(train=data.Files('data/web/train*.jsonl.zst'), valid=data.Files('data/web/valid*.jsonl.zst'),
-                         tokenizer=data.HuggingFace('data/llama3_tokenizer.json'), context=8192, batch=256),
+        model=Decoder(vocab=128256, depth=80, width=8192, head=Head(tied=False),
+                      layer=Layer(Attention(heads=64, kv_heads=8,
+                                            position=Rope(base=500_000.0, factor=8.0, original=8192)),
+                                  MLP(ff=28672, activation=Silu(), gated=True)),
+                      execution=Execution(dtype='bfloat16', remat='full', vocab_chunks=24)),
+        data=data.Corpus(train=data.Files('web/train*.jsonl.zst'), valid=data.Files('web/valid*.jsonl.zst'),
+                         tokenizer=data.HuggingFace('tokenizers/llama3_tokenizer.json'), context=8192, batch=256),
         optimizer=optim.AdamW(peak=1.5e-4, schedule=optim.Cosine(warmup=4000, end=0.1), b2=0.95, weight_decay=0.1),
-        mesh={'fsdp': -1}, steps=700_000, eval_every=2000, eval_batches=20, save_every=500)
+        mesh={'fsdp': -1}, steps=700_000, cadence=train.Cadence(eval=2000, eval_batches=20, save=500))

@@ -18,16 +18,18 @@ import dataclasses
 
 from experiments import shakespeare_char
 from lm import optim
-from lm.models.decoder import Decoder
+from lm.models import Decoder, Layer
+from lm.nn import Attention
 from lm.sweep import grid, zipped
 
 
 def config():
     base = shakespeare_char.config()
     return dataclasses.replace(
-        base, model=Decoder(vocab=65, depth=2, heads=2, width=32), data=dataclasses.replace(base.data, batch=16),
+        base, model=Decoder(vocab=65, depth=2, width=32, layer=Layer(Attention(heads=2))),
+        data=dataclasses.replace(base.data, batch=16),
         optimizer=optim.AdamW(peak=8e-3, schedule=optim.Cosine(warmup=20, end=0.1), b2=0.99, weight_decay=0.1),
-        steps=400, eval_every=0, save_every=0)
+        steps=400, cadence=dataclasses.replace(base.cadence, eval=0, save=0))
 
 
 def sweep():

@@ -8,13 +8,14 @@ import dataclasses
 
 from experiments import shakespeare_char
 from lm import optim, train
-from lm.models.decoder import Decoder
-from lm.nn.positions import Learned
+from lm.models import Decoder, Embedding, Layer
+from lm.nn import Attention, LayerNorm, Learned, NoPE
 
 
 def config():
     return train.Config(
-        model=Decoder(vocab=65, depth=6, heads=6, width=384, position=Learned(256), norm='layer', dropout=0.2),
+        model=Decoder(vocab=65, depth=6, width=384, embedding=Embedding(position=Learned(256), dropout=0.2),
+                      layer=Layer(Attention(heads=6, position=NoPE()), norm=LayerNorm(bias=False), dropout=0.2)),
         data=dataclasses.replace(shakespeare_char.config().data, context=256, batch=64),
         optimizer=optim.AdamW(peak=1e-3, schedule=optim.Cosine(warmup=100, end=0.1), b2=0.99, weight_decay=0.1),
-        steps=5000, eval_every=250, save_every=250, log_every=50)
+        steps=5000, cadence=train.Cadence(log=50, eval=250, save=250))

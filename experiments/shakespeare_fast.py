@@ -9,13 +9,15 @@ import dataclasses
 
 from experiments import shakespeare_char
 from lm import optim
-from lm.models.decoder import Decoder
-from lm.nn.positions import Rope
+from lm.models import Decoder, Layer
+from lm.nn import MLP, Attention, Relu2, RMSNorm
 
 
 def config():
+    base = shakespeare_char.config()
     return dataclasses.replace(
-        shakespeare_char.config(),
-        model=Decoder(vocab=65, depth=4, heads=4, width=128, position=Rope(), qk_norm=True, activation='relu2'),
+        base,
+        model=Decoder(vocab=65, depth=4, width=128,
+                      layer=Layer(Attention(heads=4, qk_norm=RMSNorm()), MLP(activation=Relu2()))),
         optimizer=optim.Muon(peak=1e-2, schedule=optim.Linear(warmup=20, end=0.0), weight_decay=0.1),
-        steps=1000, eval_every=500)
+        steps=1000, cadence=dataclasses.replace(base.cadence, eval=500))

@@ -19,24 +19,24 @@ the lower loss past width 64 in these 100 steps.
 import dataclasses
 
 from experiments import shakespeare_char
-from lm import data, optim
-from lm.models.decoder import Base, Decoder
+from lm import data, optim, records
+from lm.models import Decoder, Layer, MupBase
+from lm.nn import Attention
 from lm.sweep import grid, zipped
-from lm.train import metrics
 
-BASE = Base(width=64, heads=4)
+BASE = MupBase(width=64, heads=4)
 
 
 def config():
     chars = shakespeare_char.config()
     corpus = dataclasses.replace(chars.data, valid=data.Cut(shakespeare_char.TEXT, 0.9, 0.91), context=32, batch=8)
     return dataclasses.replace(
-        chars, model=Decoder(vocab=65, depth=2, width=64, heads=4, base=BASE), data=corpus,
+        chars, model=Decoder(vocab=65, depth=2, width=64, layer=Layer(Attention(heads=4)), base=BASE), data=corpus,
         optimizer=optim.AdamW(peak=2 ** -7, schedule=optim.Cosine(warmup=10), weight_decay=0.0),
-        steps=100, eval_every=0, save_every=0, log_every=10)
+        steps=100, cadence=dataclasses.replace(chars.cadence, log=10, eval=0, save=0))
 
 
 def sweep():
-    sizes = zipped({'model.width': [64, 128, 256, 512], 'model.heads': [4, 8, 16, 32]})
+    sizes = zipped({'model.width': [64, 128, 256, 512], 'model.layer.attention.heads': [4, 8, 16, 32]})
     rates = {'optimizer.peak': [2.0 ** -n for n in (10, 9, 8, 7, 6, 5)]}
-    return grid(sizes, {'model.base': [BASE, Base()]}, rates, zipped(dict.fromkeys(metrics.SEEDS, range(2))))
+    return grid(sizes, {'model.base': [BASE, MupBase()]}, rates, zipped(dict.fromkeys(records.SEEDS, range(2))))

@@ -9,10 +9,11 @@ import time
 import shell
 
 LOST = ('SUSPENDING', 'SUSPENDED', 'FAILED', 'PREEMPTED', 'TERMINATED', 'DELETING', 'STOPPED', 'STOPPING')
-# What gcloud and the services behind it say, and what helps.
-CURES = [
-    (r'active account selected|Reauthentication|invalid_grant|gcloud auth login|application-default login',
-     'gcloud is not logged in; run gcloud auth login, then this again.'),
+# Patterns of errors of gcloud and the services behind it, each with its remedy.
+LOGIN = (r'active account selected|Reauthentication|invalid_grant|gcloud auth login|application-default login',
+         'gcloud is not logged in; run gcloud auth login, then this again.')
+REMEDIES = [
+    LOGIN,
     (r'(property|attribute) \[(core/)?project\]|project property is set to the empty',
      'no Google Cloud project is chosen; add --project=NAME, or run gcloud config set project NAME.'),
     (r'SERVICE_DISABLED|has not been used in project|is disabled\. Enable it',
@@ -31,7 +32,7 @@ STOCKOUT = r'no more capacity|[Ss]tockout|STOCKOUT|[Ii]nsufficient capacity|ZONE
 
 
 class Gone(Exception):
-    """The slices were taken away, or could not be had; the reason is its text."""
+    """The slices were preempted, or there is no capacity for them; the reason is its text."""
 
 
 class Queued:
@@ -84,25 +85,25 @@ class Queued:
         return out.strip() if code == 0 else None
 
 
-def failure(what, err):
+def failure(what, err, remedies=REMEDIES):
     """Returns the exception for what gcloud wrote to standard error: Gone for a stockout, else a Fault."""
     lines = [line.strip() for line in err.splitlines() if line.strip()]
-    said = next((line for line in lines if line.startswith('ERROR')), lines[-1] if lines else 'it said nothing')
-    said = re.sub(r'^ERROR: (\([\w.-]+\) )?', '', said)
+    reason = next((line for line in lines if line.startswith('ERROR')), lines[-1] if lines else 'no error message')
+    reason = re.sub(r'^ERROR: (\([\w.-]+\) )?', '', reason)
     message = re.search(r'"message": "((?:[^"\\]|\\.)*)"', err)
-    said = re.sub(r'\\(.)', r'\1', message[1]) if message else said
+    reason = re.sub(r'\\(.)', r'\1', message[1]) if message else reason
     if re.search(STOCKOUT, err):
-        return Gone(f'no capacity: {said}')
-    helps = cure(err)
-    return shell.Fault(f'gcloud could not {what}: {said.rstrip(".")}: {helps}' if helps else
-                       f'gcloud could not {what}: {said}')
+        return Gone(f'no capacity: {reason}')
+    remedy = find_remedy(err, remedies)
+    return shell.Fault(f'gcloud could not {what}: {reason.rstrip(".")}: {remedy}' if remedy else
+                       f'gcloud could not {what}: {reason}')
 
 
-def cure(text):
-    """Returns what helps against an error that can be mended, or None."""
+def find_remedy(text, remedies=REMEDIES):
+    """Returns the remedy of an error that the user can mend, or None."""
     if re.search(STOCKOUT, text):
         return None
-    return next((helps for pattern, helps in CURES if re.search(pattern, text)), None)
+    return next((remedy for pattern, remedy in remedies if re.search(pattern, text)), None)
 
 
 def do(what, words, tries=1, pause=5):

@@ -5,10 +5,12 @@
     launch/gke.py h100-16 -- lm train experiments/llama_1b.py --workdir=gs://bucket/run
     launch/gke.py v6e-16 --xpk=CLUSTER -- lm train experiments/llama_1b.py --workdir=gs://bucket/run
 
-The code goes along; --image needs Python 3.11 or newer and bash, and `lm` is installed when it starts unless the image
-has it. A run that is preempted, or ends with code 75 (asked to stop, and saved), is started again. The output of
-worker 0 is shown; Ctrl-C stops watching and leaves the run alone. Nodes of GPUs talk over the pods' own network: where
-yours have GPUDirect, use an image and a cluster that set it up.
+The code is copied to the bucket of --workdir (or to --code), from which every pod fetches it, so --account must be
+allowed to read and write there. --image needs Python 3.11 or newer and bash, and `lm` is installed when it starts
+unless the image has it; with --code=image it holds the whole project, and the command runs in the image's own folder.
+A run that is preempted, or ends with code 75 (asked to stop, and saved), is started again. The output of worker 0 is
+shown; Ctrl-C stops watching and leaves the run alone. Nodes of GPUs talk over the pods' own network: where yours have
+GPUDirect, use an image and a cluster that set it up.
 """
 
 import hashlib
@@ -19,11 +21,13 @@ import sys
 import tempfile
 import time
 
+import archive
 import jobset
 import shell
 import slices
 
-CURES = [
+PLAIN = 'python:3.12'  # an image without the project
+REMEDIES = [
     ('connection refused|was refused|current-context is not set|no configuration has been provided',
      'kubectl knows no cluster; run gcloud container clusters get-credentials CLUSTER --location=ZONE.'),
     ('no matches for kind "JobSet"|the server doesn\'t have a resource type "jobset',
@@ -43,16 +47,22 @@ def main(arguments):
     name = options.name or default_name(options, command)
     if options.xpk:
         return through_xpk(options, name, kind, command)
-    manifest = json.dumps(jobset.objects(name, pool, options, command, packed()), indent=1)
+    code = None if options.code == archive.IN_IMAGE else archive.Archive(archive.folder(options.code, command))
+    manifest = jobset.manifest(name, pool, options, command, code)
     words = kubectl(options, 'apply', '--server-side', '-f', '-')
     if options.dry_run:
+        if code:
+            print(f'# the code: {code}\n{archive.packing()} >/tmp/lm.tgz\n{shell.shown(code.uploading("/tmp/lm.tgz"))}')
         print(f'{shell.shown(words)} <<"END"\n{manifest}\nEND')
         return 0
     shell.need('kubectl', 'run gcloud components install kubectl, or see https://kubernetes.io/docs/tasks/tools.')
     state = state_of(options, name)
-    if state in ('Completed', 'Failed'):
-        ask(options, 'delete', 'jobset', name)
     if state in (None, 'Completed', 'Failed'):
+        if code:
+            shell.say(f'copying the code ({code}) to {code.url}')
+            code.upload()
+        if state:
+            ask(options, 'delete', 'jobset', name)
         ask(options, 'apply', '--server-side', '-f', '-', text=manifest)
         shell.say(f'{name} is submitted; to stop it: {shell.shown(kubectl(options, "delete", "jobset", name))}')
     else:
@@ -71,7 +81,9 @@ def parser():
     made = shell.Parser(prog='gke.py', description=__doc__, usage='gke.py SLICE [options] -- command ...')
     made.add_argument('slice', help='e.g. v5e-16, v6e-256, tpu7x-128, h100-8, h200-16')
     made.add_argument('--slices', type=shell.count, default=1, metavar='N', help='TPU slices (%(default)s)')
-    made.add_argument('--image', default='python:3.12', help='image of the container (%(default)s)')
+    made.add_argument('--image', default=PLAIN, help='image of the container (%(default)s)')
+    made.add_argument('--code', metavar='WHERE', help='folder in a bucket for the archive of the code, gs://...; or '
+                      '"image" where the image holds it; by default lm-code in the bucket of --workdir')
     made.add_argument('--name', help='name of the run; by default made from the command')
     made.add_argument('--namespace', help='namespace; by default that of the context')
     made.add_argument('--account', help='Kubernetes service account, e.g. one that may write to your bucket')
@@ -96,8 +108,11 @@ def chosen(options):
     if options.name and not re.fullmatch('[a-z]([-a-z0-9]{0,38}[a-z0-9])?', options.name):
         raise shell.Fault(f'--name={options.name} is not a name there: lower-case letters, digits and -, beginning '
                           'with a letter, at most 40; try --name=run-1.')
-    found = re.fullmatch(r'(.+)-([1-9]\d*)', options.slice)
-    if not found or found[1] not in jobset.GPUS:
+    if options.code == archive.IN_IMAGE and options.image == PLAIN:
+        raise shell.Fault(f'--code={archive.IN_IMAGE}: the image {PLAIN} does not hold the project; name yours with '
+                          '--image=NAME.')
+    match = re.fullmatch(r'(.+)-([1-9]\d*)', options.slice)
+    if not match or match[1] not in jobset.GPUS:
         if options.slice.split('-')[0] in jobset.GPUS:
             raise shell.Fault(f'{options.slice!r} has no number of GPUs; try {options.slice.split("-")[0]}-8.')
         kind = slices.find(options.slice)
@@ -106,10 +121,10 @@ def chosen(options):
                               f'has one; try {slices.several(kind)}.')
         return kind, jobset.tpu_pool(kind, options.slices)
     if options.slices > 1:
-        raise shell.Fault(f'--slices={options.slices} is for TPUs; try {found[1]}-{int(found[2]) * options.slices}.')
+        raise shell.Fault(f'--slices={options.slices} is for TPUs; try {match[1]}-{int(match[2]) * options.slices}.')
     if options.xpk:
         raise shell.Fault(f'--xpk is for TPUs here; without it, launch/gke.py {options.slice} submits a JobSet itself.')
-    return None, jobset.gpu_pool(found[1], int(found[2]))
+    return None, jobset.gpu_pool(match[1], int(match[2]))
 
 
 def default_name(options, command):
@@ -117,21 +132,12 @@ def default_name(options, command):
     return f'lm-{options.slice}-{digest}'.replace('_', '-')
 
 
-def packed():
-    """Returns the files of the project as the bytes of a tar.gz."""
-    shell.need('git', 'install it; it names the files to copy.')
-    done = subprocess.run(['bash', '-o', 'pipefail', '-c', shell.packing('cz')], stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL, check=False)
-    if done.returncode:
-        raise shell.Fault(f'git cannot name the files of {shell.ROOT}; try git init there.')
-    return done.stdout
-
-
 def through_xpk(options, name, kind, command):
     with tempfile.TemporaryDirectory() as code:
-        line = shell.shown(['launch/local.sh', *command])
+        line = f'LM_EXTRAS=tpu {shell.shown(["launch/local.sh", *command])}'
+        shell.check_length(line, 'the command, quoted for xpk,')
         words = ['xpk', 'workload', 'create', f'--cluster={options.xpk}', f'--workload={name}',
-                 f'--tpu-type={kind.accelerator}', f'--num-slices={options.slices}', f'--command=LM_EXTRAS=tpu {line}',
+                 f'--tpu-type={kind.accelerator}', f'--num-slices={options.slices}', f'--command={line}',
                  f'--base-docker-image={options.image}', f'--script-dir={code}',
                  f'--restart-on-exit-codes={shell.STOPPED}', f'--max-restarts={options.restarts}',
                  *(['--spot'] if options.spot else []), *options.xpk_option]
@@ -150,13 +156,13 @@ def kubectl(options, *words):
 
 
 def ask(options, *words, text=None):
-    """Returns the output of kubectl; raises a Fault that says what helps."""
+    """Returns the output of kubectl; raises a Fault with the remedy."""
     code, out, err = shell.ask(kubectl(options, *words), text)
     if code:
         lines = [line.strip() for line in err.splitlines() if line.strip()] or [f'code {code}']
-        helps = next((cure for pattern, cure in CURES if re.search(pattern, err)), None)
-        said = re.sub(r'^(error|Error from server[^:]*): ', '', lines[-1]).rstrip('.')
-        raise shell.Fault(f'kubectl could not {words[0]}: {said}{": " + helps if helps else ""}')
+        remedy = next((remedy for pattern, remedy in REMEDIES if re.search(pattern, err)), None)
+        reason = re.sub(r'^(error|Error from server[^:]*): ', '', lines[-1]).rstrip('.')
+        raise shell.Fault(f'kubectl could not {words[0]}: {reason}{": " + remedy if remedy else ""}')
     return out
 
 
@@ -180,7 +186,8 @@ def follow(options, name):
                 shell.say(f'worker 0 is {phase.lower()}')
             if phase != 'Pending' and uid not in seen:
                 seen.add(uid)
-                subprocess.run(kubectl(options, 'logs', '--follow', pod['metadata']['name']), check=False)
+                words = kubectl(options, 'logs', '--follow', '--container=lm', pod['metadata']['name'])
+                subprocess.run(words, check=False)
         if state is None:
             raise shell.Fault(f'{name} was deleted; run the same line again to start anew.')
         if state:
@@ -192,11 +199,13 @@ def explain(options, name):
     """Shows the end of the output of a pod that failed; returns its exit code."""
     pods = json.loads(ask(options, 'get', 'pods', f'--selector=jobset.sigs.k8s.io/jobset-name={name}', '-o', 'json'))
     for pod in pods['items']:
-        for status in pod['status'].get('containerStatuses', []):
+        for status in [*pod['status'].get('initContainerStatuses', []), *pod['status'].get('containerStatuses', [])]:
             ended = status.get('state', {}).get('terminated')
             if ended and ended['exitCode']:
-                shell.say(f'{pod["metadata"]["name"]} ended with code {ended["exitCode"]}. The end of its output:')
-                print(ask(options, 'logs', '--tail=30', pod['metadata']['name']), end='', file=sys.stderr)
+                worker, step = pod['metadata']['name'], ' (fetching the code)' if status['name'] == 'code' else ''
+                shell.say(f'{worker}{step} ended with code {ended["exitCode"]}. The end of its output:')
+                print(ask(options, 'logs', '--tail=30', f'--container={status["name"]}', worker), end='',
+                      file=sys.stderr)
                 return ended['exitCode']
     shell.say(f'{name} has failed; {shell.shown(kubectl(options, "describe", "jobset", name))} tells more')
     return 1

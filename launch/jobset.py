@@ -1,11 +1,11 @@
-"""The Kubernetes objects of a run in GKE: a ConfigMap with the code, and a JobSet that runs a command beside it.
+"""The Kubernetes object of a run in GKE: a JobSet whose pods fetch the code from a bucket and run a command in it.
 
 The fields are those of jobset.x-k8s.io/v1alpha2 (https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2/); labels
 of nodes: https://cloud.google.com/kubernetes-engine/docs/how-to/tpu-multislice and .../how-to/gpus; locked memory, in
 which a TPU's driver moves what goes to and from the host: .../how-to/tpus#privileged-mode.
 """
 
-import base64
+import json
 from collections import namedtuple
 
 import shell
@@ -16,12 +16,18 @@ Pool = namedtuple('Pool', 'labels resource amount pods jobs')
 GPUS = {'a100-40g': 'nvidia-tesla-a100', 'a100': 'nvidia-a100-80gb', 'h100': 'nvidia-h100-80gb',
         'h100-mega': 'nvidia-h100-mega-80gb', 'h200': 'nvidia-h200-141gb', 'b200': 'nvidia-b200'}
 NODE = 8  # GPUs of a node
-# Unpacks the code and becomes the command, so that a request to stop reaches it. GKE mounts the NVIDIA driver.
+LONGEST = 2 ** 20  # bytes of an object; etcd keeps 1.5 MiB, of which Kubernetes needs some
+FETCHER = 'google/cloud-sdk:slim'  # image of the init container
+# Scripts of bash -c, which take the URL and the sha256 of the code, and the words of the command, as arguments.
+FETCH = '''gcloud storage cp "$0" /tmp/code.tgz && echo "$1  /tmp/code.tgz" | sha256sum --check --quiet &&
+tar xzf /tmp/code.tgz -C /lm'''
 LOCKED = 'ulimit -l 68719476736\n'
-SCRIPT = '''mkdir -p /lm && tar xzf /code/code.tgz -C /lm && cd /lm
-export PATH=$PATH:/usr/local/nvidia/bin LD_LIBRARY_PATH=/usr/local/nvidia/lib64:${{LD_LIBRARY_PATH:-}} PYTHONPATH=/lm
-command -v {program} >/dev/null || exec launch/local.sh {command}
-exec {command}'''
+NVIDIA = '''export PATH=$PATH:/usr/local/nvidia/bin LD_LIBRARY_PATH=/usr/local/nvidia/lib64:${LD_LIBRARY_PATH:-}
+'''  # where GKE mounts the driver
+INSTALL = '''cd /lm && export PYTHONPATH=/lm
+command -v "$0" >/dev/null || exec launch/local.sh "$0" "$@"
+'''
+RUN = 'exec "$0" "$@"'  # becomes the command, so that a request to stop reaches it
 
 
 def tpu_pool(kind, count):
@@ -41,17 +47,16 @@ def gpu_pool(kind, count):
                 max(count // NODE, 1), 1)
 
 
-def objects(name, pool, options, command, code):
-    """Returns the List of the ConfigMap and the JobSet; `code` is the project as the bytes of a tar.gz."""
-    if len(code) > 2 ** 20:
-        raise shell.Fault(f'the code takes {len(code) / 2 ** 20:.1f} MiB packed, and a ConfigMap holds 1 MiB; leave '
-                          'large files out of the repository, or name them in .gitignore, and read data from a bucket.')
-    held = {'apiVersion': 'v1', 'kind': 'ConfigMap', 'metadata': {'name': f'{name}-code'},
-            'binaryData': {'code.tgz': base64.b64encode(code).decode()}}
-    return {'apiVersion': 'v1', 'kind': 'List', 'items': [held, jobset(name, pool, options, command)]}
+def manifest(name, pool, options, command, code):
+    """Returns the JobSet as JSON; `code` is the archive.Archive that its pods fetch, None where the image holds it."""
+    text = json.dumps(jobset(name, pool, options, command, code), indent=1)
+    if len(text) > LONGEST:
+        raise shell.Fault(f'the JobSet with the command takes {len(text):,} bytes, and Kubernetes takes {LONGEST:,}; '
+                          'move settings from the command into the experiment file.')
+    return text
 
 
-def jobset(name, pool, options, command):
+def jobset(name, pool, options, command, code):
     metadata = {'name': name}
     if pool.resource == 'google.com/tpu' and pool.pods > 1:  # a slice of several hosts is a node pool of its own
         metadata['annotations'] = {'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'}
@@ -65,38 +70,47 @@ def jobset(name, pool, options, command):
                 {'name': 'stoppedAndSaved', 'action': 'RestartJobSetAndIgnoreMaxRestarts',
                  'onJobFailureReasons': ['PodFailurePolicy']}]},
             'replicatedJobs': [{'name': 'worker', 'replicas': pool.jobs,
-                                'template': {'spec': job(name, pool, options, command)}}]}}
+                                'template': {'spec': job(name, pool, options, command, code)}}]}}
 
 
-def job(name, pool, options, command):
+def job(name, pool, options, command, code):
     """Returns the job of one slice, which fails with PodFailurePolicy where running it again goes on."""
     return {
         'parallelism': pool.pods, 'completions': pool.pods, 'completionMode': 'Indexed', 'backoffLimit': 0,
         'podFailurePolicy': {'rules': [
             {'action': 'FailJob', 'onExitCodes': {'containerName': 'lm', 'operator': 'In', 'values': [shell.STOPPED]}},
             {'action': 'FailJob', 'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}]}]},
-        'template': {'spec': pod(name, pool, options, command)}}
+        'template': {'spec': pod(name, pool, options, command, code)}}
 
 
-def pod(name, pool, options, command):
+def pod(name, pool, options, command, code):
     spot = {'cloud.google.com/gke-spot': 'true'} if options.spot else {}
     tolerated = [pool.resource, *spot]
     tpu = pool.resource == 'google.com/tpu'
-    script = SCRIPT.format(program=shell.shown(command[:1]), command=shell.shown(command))
+    script = (LOCKED if tpu else '') + NVIDIA + (INSTALL if code else '') + RUN
+    memory, files = {'name': 'memory', 'mountPath': '/dev/shm'}, {'name': 'code', 'mountPath': '/lm'}
     spec = {
         'restartPolicy': 'Never', 'terminationGracePeriodSeconds': 120, 'nodeSelector': {**pool.labels, **spot},
         'tolerations': [{'key': key, 'operator': 'Exists'} for key in tolerated],
-        'volumes': [{'name': 'code', 'configMap': {'name': f'{name}-code'}},
-                    {'name': 'memory', 'emptyDir': {'medium': 'Memory'}}],
+        'volumes': [{'name': 'memory', 'emptyDir': {'medium': 'Memory'}}],
         'containers': [{
             'name': 'lm', 'image': options.image, 'env': environment(name, pool),
-            'command': ['bash', '-c', LOCKED + script if tpu else script],
+            'command': literal('bash', '-c', script, *command),
             **({'securityContext': {'capabilities': {'add': ['SYS_RESOURCE']}}} if tpu else {}),
             'resources': {'limits': {pool.resource: pool.amount}},
-            'volumeMounts': [{'name': 'code', 'mountPath': '/code'}, {'name': 'memory', 'mountPath': '/dev/shm'}]}]}
+            'volumeMounts': [memory, *([files] if code else [])]}]}
+    if code:
+        spec['volumes'].append({'name': 'code', 'emptyDir': {}})
+        spec['initContainers'] = [{'name': 'code', 'image': FETCHER, 'volumeMounts': [files],
+                                   'command': literal('bash', '-c', FETCH, code.url, code.digest)}]
     if options.account:
         spec['serviceAccountName'] = options.account
     return spec
+
+
+def literal(*words):
+    """Returns words of a container's command as Kubernetes leaves them alone: it replaces $(NAME), and $$ by $."""
+    return [word.replace('$', '$$') for word in words]
 
 
 def environment(name, pool):

@@ -13,6 +13,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 venv=$(cd "$root" && realpath -m -- "${LM_VENV:-.venv}")
 stamp=$venv/installed
+marker=$venv/created-by-local.sh
 log=$venv.log
 
 say() { printf 'local.sh: %s\n' "$*" >&2; }
@@ -73,9 +74,26 @@ extras() {
     if [[ $found == none ]]; then printf 'test'; else printf 'test,%s' "$found"; fi
 }
 
+# An environment that this script has created: nothing else is ever changed or removed.
+ours() { [[ -f $venv/pyvenv.cfg ]] && { [[ -f $marker ]] || grep -qs '^root /' "$stamp"; }; }
+
+# Whether the folder may become an environment: it does not exist, is empty, or was marked just before the first file.
+vacant() { [[ -f $marker || ! -e $venv ]] || [[ -d $venv && -z $(shopt -s nullglob dotglob; printf '%s' "$venv"/*) ]]; }
+
+mark() { { mkdir -p "$venv" && printf '%s\n' "$root" >"$marker"; } || die "could not write to $venv."; }
+
+# Removes all but the two files that make the environment ours, so that an interrupted removal can be taken up again.
+empty() {
+    local path
+    for path in "$venv"/* "$venv"/.[!.]*; do
+        [[ $path == "$marker" || $path == "$venv/pyvenv.cfg" ]] || rm -rf -- "$path"
+    done
+}
+
 create() {
     local python=$1
-    rm -rf "$venv"
+    mark
+    ! ours || empty
     if "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         "$python" -m venv "$venv" || die "could not create $venv with $python."
         return
@@ -109,6 +127,7 @@ install() {
         [[ -z ${LM_PYTHON:-} || $old == "$(version_of "$LM_PYTHON")" ]] || old=
         grep -qxF "root $root" "$stamp" && grep -qxF "python $old" "$stamp" || old=
     fi
+    ! ours || mark
     rm -f "$stamp"
     if [[ -z $old ]]; then
         local base
@@ -133,6 +152,7 @@ if (($# == 0)); then
     exit 2
 fi
 if ! up_to_date; then
+    ours || vacant || die "$venv exists and was not created by local.sh; set LM_VENV to another folder, or remove it."
     (
         flock -n 9 || { say "another run is installing; waiting for it"; flock 9; }
         up_to_date || install 9>&-

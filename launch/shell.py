@@ -1,6 +1,7 @@
 """What the launchers share: their command lines, one-line errors, commands and log folders."""
 
 import argparse
+import errno
 import os
 import pathlib
 import re
@@ -13,6 +14,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STOPPED = 75  # EX_TEMPFAIL: the command was asked to stop and has saved; the same line again goes on
 LOST = 76  # EX_PROTOCOL: the command ended because it had waited long enough for another of its processes
+LONGEST = 120 * 2 ** 10  # bytes of one argument: Linux takes 128 KiB, some of which ssh and xpk need for their own
 
 
 class Fault(Exception):
@@ -44,6 +46,12 @@ def run(main):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except OSError as error:
+        if error.errno != errno.E2BIG:
+            raise
+        print(f'{program}: the command and the environment are longer than this system takes; move settings from the '
+              'command into the experiment file.', file=sys.stderr)
+        code = 2
     sys.exit(code)
 
 
@@ -83,13 +91,21 @@ def shown(words):
     return ' '.join(shlex.quote(str(word)) for word in words)
 
 
-def packing(how):
+def check_length(text, what):
+    """Raises a Fault where a text is too long to be one argument of a command, here or on the machine it is sent to."""
+    size = len(os.fsencode(text))
+    if size > LONGEST:
+        raise Fault(f'{what} takes {size:,} bytes as one argument, and at most {LONGEST:,} get through; move settings '
+                    'from the command into the experiment file.')
+
+
+def packing(how, *options):
     """Returns the shell command that gives the project's files to tar, `how` being its letters, e.g. czf FILE.
 
     The files are those that git does not ignore, without pictures and pages of results.
     """
     return (f'cd {shown([ROOT])} && git ls-files -z --cached --others --exclude-standard -- . ":!*.png" '
-            f'":!experiments/*.html" | tar --null --ignore-failed-read -{how} -T -')
+            f'":!experiments/*.html" | tar --null --ignore-failed-read {" ".join([*options, f"-{how}"])} -T -')
 
 
 def wrapped(command):

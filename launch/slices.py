@@ -24,11 +24,11 @@ Slice = namedtuple('Slice', 'accelerator chips hosts topology generation')
 
 def find(name):
     """Returns the Slice that a name such as v5e-16 or v5litepod-16 means; raises a Fault with the nearest names."""
-    found = re.fullmatch(r'(.+)-(\d+)', name)
-    kind = found and ALIASES.get(found[1], found[1])
-    if not found or kind not in GENERATIONS:
+    match = re.fullmatch(r'(.+)-(\d+)', name)
+    kind = match and ALIASES.get(match[1], match[1])
+    if not match or kind not in GENERATIONS:
         raise shell.Fault(f'{name!r} is no TPU slice; try one of {", ".join(f"{kind}-16" for kind in GENERATIONS)}.')
-    generation, size = GENERATIONS[kind], int(found[2])
+    generation, size = GENERATIONS[kind], int(match[2])
     sizes = sorted(chips * generation.cores for chips in chips_of(generation))
     if size not in sizes:
         near = sorted(sorted(sizes, key=lambda other: abs(other - size))[:2])

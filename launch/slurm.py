@@ -17,6 +17,7 @@ import time
 
 import shell
 
+LONGEST = 2 ** 20  # bytes of a batch script: Slurm refuses a longer line of srun (max_submit_line_size)
 ENDED = {'COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT', 'NODE_FAIL', 'OUT_OF_MEMORY', 'BOOT_FAIL', 'DEADLINE',
          'PREEMPTED'}
 BODY = r'''
@@ -82,7 +83,7 @@ def parser():
 
 
 def check(options, command):
-    """Raises a Fault for what Slurm would take, but not as it is meant."""
+    """Raises a Fault for options that Slurm accepts, but that do not do what is meant."""
     indexed = any('%a' in word for word in command)
     if options.array and not indexed:
         raise shell.Fault(f'--array={options.array} would run the same line several times at once; put %a where they '
@@ -105,10 +106,15 @@ def script(options, command, logs):
              '#SBATCH --requeue', *(f'#SBATCH {option}' for option in options.sbatch)]
     words = shell.wrapped(command)
     prepare = '' if words == command else f'{shell.shown([words[0], "true"])} || exit  # installs once, for all tasks\n'
-    return '\n'.join(lines) + BODY.format(
+    text = '\n'.join(lines) + BODY.format(
         place=shell.shown([os.getcwd()]), prepare=prepare, output=shell.shown([logs / f'{job}.%t.log']),
         command=' '.join('"$SLURM_ARRAY_TASK_ID"'.join(shlex.quote(part) if part else '' for part in word.split('%a'))
                          or "''" for word in words), stopped=shell.STOPPED, requeues=options.requeues)
+    size = len(os.fsencode(text))
+    if size > LONGEST:
+        raise shell.Fault(f'the batch script takes {size:,} bytes, and Slurm takes {LONGEST:,}; move settings from the '
+                          'command into the experiment file.')
+    return text
 
 
 def submit(words):
@@ -180,9 +186,9 @@ def show(path, shown, prefix):
 def explain(name, logs):
     """Shows the end of the log of the first task that failed, or of the job itself."""
     path = logs / f'{name}.out'
-    said = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
-    failed = [found for found in re.finditer(r'srun: error: (\S+): tasks? (\d+)\S*: (.*)', said)
-              if f'exit code {shell.STOPPED}' not in found[3]]
+    output = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
+    failed = [match for match in re.finditer(r'srun: error: (\S+): tasks? (\d+)\S*: (.*)', output)
+              if f'exit code {shell.STOPPED}' not in match[3]]
     place = f', task {failed[0][2]} on {failed[0][1]}: {failed[0][3]}' if failed else ''
     log = logs / f'{name}.{failed[0][2]}.log' if failed else path
     shell.say(f'job {name}{place}. The end of {log}:')

@@ -46,6 +46,7 @@ def main(arguments):
                           f'{options.slice}.')
     check(options, command)
     job = Job(options, kind, command)
+    shell.check_length(job.start(time.time_ns()), 'the command, quoted for the workers,')
     shell.say(slices.cost(kind, options.slices, options))
     if options.dry_run:
         for words in job.steps():
@@ -105,10 +106,10 @@ class Job:
         self.file = f'/tmp/{self.queued.name}-{os.getpid()}.tgz'
 
     def create(self):
-        given = self.options
-        extra = [f'--runtime-version={given.runtime or self.kind.generation.runtime}', *given.gcloud,
-                 *(['--spot'] if given.spot else []), *(['--reserved'] if given.reserved else [])]
-        return self.queued.create(self.kind, given.slices, extra)
+        options = self.options
+        extra = [f'--runtime-version={options.runtime or self.kind.generation.runtime}', *options.gcloud,
+                 *(['--spot'] if options.spot else []), *(['--reserved'] if options.reserved else [])]
+        return self.queued.create(self.kind, options.slices, extra)
 
     def pack(self):
         return shell.packing(f'czf {shell.shown([self.file])}')
@@ -137,25 +138,25 @@ class Job:
         try:
             for attempt in range(self.options.retries + 1):
                 try:
-                    self.have()
+                    self.acquire()
                     return self.attempt()
                 except gcloud.Gone as gone:
                     shell.say(f'{gone}; {self.options.retries - attempt} tries left')
-                    self.give_back()
+                    self.delete()
             raise shell.Fault(f'no luck in {self.options.retries + 1} tries; try another --zone, or without --spot.')
         finally:
             if self.options.keep and self.asked:
                 shell.say(f'{self.queued.name} is kept and goes on costing; to delete it: '
                           f'{shell.shown(self.queued.delete())}')
             elif self.asked:
-                self.give_back()
+                self.delete()
 
-    def have(self):
+    def acquire(self):
         """Returns once the slices are there; creates the request unless a lost launcher has left it."""
         state, last = self.queued.state(), None
         self.asked = True
         if state in gcloud.LOST:
-            self.give_back()
+            self.delete()
             state = None
         if state is None:
             gcloud.do('create the slice', self.create())
@@ -172,16 +173,16 @@ class Job:
 
     def refusal(self, state, why):
         """Returns a Fault for what would fail the same way again, and Gone otherwise."""
-        helps = gcloud.cure(why)
-        if helps:
-            return shell.Fault(f'Google Cloud refuses the slice: {why.rstrip(".")}: {helps}')
+        remedy = gcloud.find_remedy(why)
+        if remedy:
+            return shell.Fault(f'Google Cloud refuses the slice: {why.rstrip(".")}: {remedy}')
         return gcloud.Gone(f'the request is {(state or "gone").lower()}{why and ": "}{why}')
 
-    def give_back(self):
+    def delete(self):
         """Deletes the request and its slices, whatever signals come meanwhile."""
-        heeded = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
         code, _, err = shell.ask(self.queued.delete())
-        for number, handler in heeded.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
         if code == 0:
             shell.say(f'deleted {self.queued.name}')
@@ -209,7 +210,7 @@ class Job:
             if code == shell.STOPPED and not stopped:
                 shell.say('the command was stopped and has saved; running it again')
         if code not in (0, shell.STOPPED):
-            self.still_there()
+            self.check_alive()
         if code != shell.STOPPED:
             others, out, _ = shell.ask(self.queued.on_all(CHECK))
             print(out, end='')
@@ -228,10 +229,11 @@ class Job:
         try:
             gcloud.do(what, words, tries=3, pause=self.options.poll / 4)
         except shell.Fault:
-            self.still_there()
+            self.check_alive()
             raise
 
-    def still_there(self):
+    def check_alive(self):
+        """Raises Gone if the slices were preempted or deleted."""
         state = self.queued.state()
         node = self.queued.node_state(self.options.slices) if state == 'ACTIVE' else state
         if state is None or node in gcloud.LOST:
@@ -249,7 +251,7 @@ class Job:
                 if code is not None:
                     return code, stopped
                 drops = 1 if log.seen > before else drops + 1
-                self.still_there()
+                self.check_alive()
                 if drops > 10:
                     raise shell.Fault(f'{self.queued.name} is there but does not answer; look at it with '
                                       f'{shell.shown(self.queued.on_first("tail ~/lm.run/log"))}')

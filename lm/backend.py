@@ -1,27 +1,28 @@
-"""The environment of XLA: compiler flags and the platform; set before JAX is imported."""
+"""Environment variables of XLA and JAX, to be set before JAX is imported: compiler flags, platform, GPU memory."""
 import os
 
 from lm.hardware import GPU_SHARE
 
+# CPU: vectors of 512 bits, faster than XLA's default of 256 where there is AVX-512. TPU: lets libtpu change the layout
+# of gradients in groups of any size, without which reductions over few devices are all-reduces, not reduce-scatters.
 FLAGS = {'XLA_FLAGS': '--xla_cpu_prefer_vector_width=512',
          'LIBTPU_INIT_ARGS': '--xla_tpu_relayout_group_size_threshold_for_reduce_scatter=1'}
 
 
 def tune(environ=os.environ):
-    """Adds FLAGS to what the compilers are told, and gives JAX GPU_SHARE of a GPU; what is set stays.
+    """Adds FLAGS to the environment, and JAX's share of a GPU's memory; what the user has set stays.
 
-    512-bit vectors make a CPU faster. TPUs turn gradients so that a sum of them over few devices can be scattered too.
-    A device on each core would be faster still for small models, but with as few threads as cores XLA's in-process
-    all-reduce was seen to starve and abort a run, so that a machine counts as one device unless XLA_FLAGS says more.
+    A CPU counts as one device. With one per core small models train faster, but XLA's in-process all-reduce was seen to
+    starve, with as few threads as cores, and to abort the run.
     """
     for name, flag in FLAGS.items():
-        given = environ.get(name, '')
-        if flag.partition('=')[0] not in given:
-            environ[name] = f'{given} {flag}'.strip()
+        present = environ.get(name, '')
+        if flag.partition('=')[0] not in present:
+            environ[name] = f'{present} {flag}'.strip()
     environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', str(GPU_SHARE))
 
 
 def hide_accelerators(environ=os.environ):
-    """Sets what lets JAX compile for chips that are not here; must come before JAX is imported."""
+    """Hides this machine's accelerators from JAX and lets it compile for absent ones."""
     environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'JAX_SKIP_CUDA_CONSTRAINTS_CHECK': '1',
                 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}

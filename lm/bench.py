@@ -1,6 +1,5 @@
-"""How fast an experiment trains here: compile and step seconds, FLOP/s, memory, the loader alone; and `lm bench`."""
+"""How fast an experiment trains here: compile and step seconds, FLOP/s, memory, and the loader alone."""
 import dataclasses
-import math
 import resource
 import tempfile
 import time
@@ -12,52 +11,25 @@ from lm import data, hardware, train, trees
 from lm.data import loader
 from lm.parallel import sharding
 from lm.plan import analytic, costs, roofline
-
-
-def flops_per_token(model, params, context):
-    """Returns the model FLOPs of training on one token, forward and backward, without recomputation.
-
-    6 for every weight of a matrix product that works on a token: of experts those that it is sent to; the output
-    projection whether or not it is tied; not the embedding's gather and added positions. Causal attention adds
-    6 * depth * heads * head_dim * context: half of the full square of scores, forward and backward (Chowdhery et al.
-    2022, appendix B).
-    """
-    used = model.experts.top / model.experts.count if model.experts else 1
-    weights = sum(math.prod(x.shape) * (used if name.startswith('blocks/experts/') and len(x.shape) == 4 else 1)
-                  for name, x in trees.flatten(params).items() if name.startswith('blocks/') and len(x.shape) > 2)
-    seen = sum(min(window or context, context) for window in
-               (model.windows[i % len(model.windows)] for i in range(model.depth)))
-    return 6 * (weights + model.vocab * model.width) + 6 * seen * model.heads * model.size
-
-
-def compiled(program, batch):
-    """Returns (the compiled step, state, seconds that compiling took)."""
-    with jax.set_mesh(program.mesh):
-        begun = time.perf_counter()
-        step = program.step.lower(program.abstract, batch).compile()
-        seconds = time.perf_counter() - begun
-        return step, program.init(), seconds
+from lm.plan.shape import shape_of
 
 
 def measure(settings, steps, warmup=3):
-    """Returns {name: number} of `steps` timed steps on one batch of random tokens."""
+    """Returns {name: number} of `steps` timed steps of a train.Config on one batch of random tokens."""
     program = train.program(settings)
-    example = settings.data.example()
+    batch = settings.data.example()
     generator = np.random.default_rng(0)
-    example |= {name: generator.integers(settings.model.vocab, size=example[name].shape, dtype=np.int32)
-                for name in ('inputs', 'targets')}
-    batch = sharding.put(example, program.mesh)
-    step, state, compile_seconds = compiled(program, batch)
-    times = []
-    for _ in range(warmup + steps):
+    batch |= {name: generator.integers(settings.model.vocab, size=batch[name].shape, dtype=np.int32)
+              for name in ('inputs', 'targets')}
+    tokens, batch = batch['inputs'].size, sharding.put(batch, program.mesh)
+    with jax.set_mesh(program.mesh):
         begun = time.perf_counter()
-        state, measured = step(state, batch)
-        float(measured['loss'])
-        times.append(time.perf_counter() - begun)
-    times = np.array(times[warmup:])
+        step = program.step.lower(program.abstract, batch).compile()
+        compile_seconds = time.perf_counter() - begun
+        state = program.init()
+    times = _times(step, state, batch, warmup + steps)[warmup:]
     seconds = float(np.median(times))
-    tokens = example['inputs'].size
-    rate = flops_per_token(settings.model, program.abstract.params, settings.data.context) * tokens / seconds
+    rate = settings.model.flops(settings.data.context) * tokens / seconds
     return {'parameters': trees.count(program.abstract.params), 'tokens_per_step': tokens,
             'compile_seconds': round(compile_seconds, 3), 'step_seconds': round(seconds, 6),
             'step_seconds_spread': [round(float(q), 6) for q in np.quantile(times, [0.1, 0.9])],
@@ -65,41 +37,49 @@ def measure(settings, steps, warmup=3):
             **_utilisation(settings, program.mesh, rate), **_prediction(settings, program.mesh, step), **_memory(step)}
 
 
+def _times(step, state, batch, count):
+    """Returns the seconds [count] of successive steps, each until its loss is on the host."""
+    times = []
+    for _ in range(count):
+        begun = time.perf_counter()
+        state, metrics = step(state, batch)
+        float(metrics['loss'])
+        times.append(time.perf_counter() - begun)
+    return times
+
+
 def _utilisation(settings, mesh, rate):
-    """Returns the share of the devices' peak FLOP/s: the data sheet's, or on a CPU what a large product reaches."""
-    device, dtype = mesh.devices.flat[0], settings.model.dtype
+    """Returns MFU and what it is of: the peak of the data sheet, or on a CPU what a large matrix product reaches."""
+    device, dtype = mesh.devices.flat[0], shape_of(settings.model).dtype
     chip = hardware.find(device.device_kind)
-    if chip:
-        peak = chip.flops[dtype] * mesh.size
-    else:
-        peak = hardware.measure_gemm(dtype)
+    peak = chip.flops[dtype] * mesh.size if chip else hardware.measure_gemm(dtype)
     return {'device': device.device_kind, 'devices': mesh.size, 'peak_tflops_per_second': round(peak / 1e12, 4),
             'peak_from': 'data sheet' if chip else 'measured matrix product', 'mfu': round(rate / peak, 4)}
 
 
 def _prediction(settings, mesh, step):
-    """Returns the seconds a step should take by its compiled text and the data sheet: all overlapping, and no link."""
+    """Returns the roofline of the compiled step in seconds: with full overlap of collectives, and with none."""
     cluster = hardware.here(mesh.devices.flat[0].device_kind, mesh.size)
     if cluster is None:
         return {}
-    measured = costs.measure(step.as_text(), dict(mesh.shape), analytic.seen_share(settings))
-    roof = roofline.roofline(cluster, dict(mesh.shape), settings.model.dtype, measured)
+    attended = analytic.attended_share(settings.model, settings.data.context)
+    cost = costs.measure(step.as_text(), dict(mesh.shape), attended)
+    roof = roofline.roofline(cluster, dict(mesh.shape), shape_of(settings.model).dtype, cost)
     return {'predicted_step_seconds': [round(roof.least, 6), round(roof.most, 6)], 'predicted_bound': roof.bound}
 
 
 def _memory(step):
-    """Returns the peak memory: of the process, and of a device by its own count or the compiler's."""
-    found = {'host_peak_gb': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20, 3)}
-    counted = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
-    if counted:
-        return {**found, 'device_peak_gb': round(counted / 2 ** 30, 3)}
-    planned = step.memory_analysis()
-    planned = planned.argument_size_in_bytes + planned.temp_size_in_bytes
-    return {**found, 'device_planned_gb': round(planned / 2 ** 30, 3)}
+    """Returns the peak memory in GiB: of this process, and of a device by its allocator or else by the compiler."""
+    host = {'host_peak_gb': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20, 3)}
+    peak = (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+    if peak:
+        return {**host, 'device_peak_gb': round(peak / 2 ** 30, 3)}
+    stats = step.memory_analysis()
+    return {**host, 'device_planned_gb': round((stats.argument_size_in_bytes + stats.temp_size_in_bytes) / 2 ** 30, 3)}
 
 
 def measure_loader(corpus, steps):
-    """Returns the tokens per second of the loader alone, on synthetic text cut as `corpus` cuts its own."""
+    """Returns the tokens per second of the loader alone, on synthetic text packed as `corpus` packs its own."""
     rows = max(1000, 4 * corpus.batch)
     text = data.Synthetic(count=rows, length=max(2 * corpus.context, 20_000_000 // rows))
     with tempfile.TemporaryDirectory() as root:

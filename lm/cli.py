@@ -1,7 +1,7 @@
-"""The command `lm <verb>`: each verb is the function `main` of a file in lm/commands, read without importing it.
+"""The command `lm VERB`: each verb is the function `main` of a file in lm/commands, whose help is read from its source.
 
-A command's file may set three flags: JAX = False starts no device, PROCESSES = True is run by several processes as one,
-ACCELERATORS = False hides those of this machine.
+A command's file may set three flags: JAX = False for a verb that needs none, PROCESSES = True for one that several
+processes run together, ACCELERATORS = False for one that must leave this machine's free.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import ast
 import contextlib
 import dataclasses
 import importlib
+import io
 import os
 import pathlib
 import select
@@ -25,7 +26,7 @@ TYPES = {'int': int, 'float': float, 'str': str}
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One parameter of a verb as its source declares it; `default` is None where a value must be given."""
+    """One parameter of a verb as its source declares it; `default` is None where a value is required."""
 
     name: str
     annotation: str
@@ -37,6 +38,8 @@ class Parameter:
 def main(argv=None):
     """Returns the exit code of the command line `argv`: 2 for a mistake in it, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='replace')  # text of a model shows as ? where the terminal's encoding lacks it
     try:
         code = _run(argv)
         sys.stdout.flush()
@@ -70,7 +73,10 @@ def _run(argv):
         backend.tune()
     if not flags.get('ACCELERATORS', True):
         backend.hide_accelerators()
-    with _joined() if flags.get('PROCESSES') else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if flags.get('PROCESSES'):
+            from lm.parallel import processes
+            stack.enter_context(processes.joined())
         code = importlib.import_module(f'lm.commands.{_file(verb).stem}').main(*positionals, **options)
     return code if isinstance(code, int) else 0
 
@@ -90,18 +96,13 @@ def _parsed(verb):
 
 
 def _flags(verb):
-    """Returns {name: constant} of the assignments on the ground of a command's file."""
+    """Returns {name: constant} of the top-level assignments of a command's file."""
     return {node.targets[0].id: node.value.value for node in _parsed(verb).body
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)}
 
 
-def _joined():
-    from lm.parallel import processes
-    return processes.joined()
-
-
 def _reader_is_gone():
-    """Returns whether nothing reads standard output any more, after which nothing more can be written there."""
+    """Returns whether the reader of standard output has closed it; then also discards what is still to be written."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     gone = any(events & select.POLLERR for _, events in poll.poll(0))
@@ -112,7 +113,7 @@ def _reader_is_gone():
 
 def _overview():
     lines = [f'  {verb:<13}{_description(signature(verb)[1]).partition(chr(10))[0]}' for verb in verbs()]
-    return '\n'.join(['usage: lm VERB ...', '', *lines, '', '`lm VERB --help` shows what a verb takes.'])
+    return '\n'.join(['usage: lm VERB ...', '', *lines, '', '`lm VERB --help` shows the arguments of a verb.'])
 
 
 def signature(verb):
@@ -129,7 +130,7 @@ def signature(verb):
 
 
 def _helps(docstring):
-    """Returns {parameter: text} of the lines `name: text` under `Args:`, further lines of a text indented more."""
+    """Returns {parameter: text} of the lines `name: text` under `Args:`; continuation lines are indented more."""
     helps, name, depth = {}, None, 0
     for line in docstring.partition('Args:\n')[2].splitlines():
         indent = len(line) - len(line.lstrip())
@@ -153,23 +154,23 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(verb, argv):
-    """Returns (positional values, {option: value}) for `main`; options that are not given keep its own defaults."""
+    """Returns (positional values, {option: value}) for `main`; the defaults of absent options are left to it."""
     parameters, docstring = signature(verb)
     parser = _Parser(f'lm {verb}', description=_description(docstring), allow_abbrev=False,
                      formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
     for parameter in parameters:
         _add(parser, parameter)
-    given, unknown = parser.parse_known_intermixed_args(argv)
+    values, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         raise Error(_unknown(unknown[0], parser))
     positionals = []
     for parameter in parameters:
         if parameter.repeated:
-            positionals += getattr(given, parameter.name)
+            positionals += getattr(values, parameter.name)
         elif parameter.default is None:
-            positionals.append(getattr(given, parameter.name))
+            positionals.append(getattr(values, parameter.name))
     names = {p.name for p in parameters if p.default is not None}
-    return positionals, {name: value for name, value in vars(given).items() if name in names}
+    return positionals, {name: value for name, value in vars(values).items() if name in names}
 
 
 def _add(parser, parameter):
@@ -190,7 +191,7 @@ def _add(parser, parameter):
 
 
 def _type(parameter):
-    """Returns the type that reads an option: the first of int, float and str that its annotation names."""
+    """Returns the type of an option: the first of int, float and str in its annotation."""
     words = parameter.annotation.replace('[', ' ').replace(']', ' ').replace(',', ' ').split()
     return next((TYPES[word] for word in words if word in TYPES), str)
 
@@ -198,9 +199,9 @@ def _type(parameter):
 def _unknown(argument, parser):
     name, _, value = argument.partition('=')
     if not name.startswith('-'):
-        return f'{argument!r} is one argument too many; see {parser.prog} --help.'
+        return f'unexpected argument {argument!r}; see {parser.prog} --help.'
     if '.' in name and value:
-        return f'no option {name!r}; an override has no dashes: {name.lstrip("-")}={value}'
+        return f'no option {name!r}; overrides have no dashes: {name.lstrip("-")}={value}'
     flags = [flag for flag in parser._option_string_actions if flag.startswith('--')]
     return f'no option {name!r}; {_suggestion(name, flags)}'
 

@@ -12,6 +12,7 @@ from lm import config
 from lm.parallel import sharding
 
 CHUNK = 16
+LENGTH = 200  # tokens of a continuation where no length is asked for
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,15 @@ class Decoding(NamedTuple):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def begin(model, slots, params, prompts, key):
-    """Returns the Decoding after `prompts`, (tokens [B T], lengths [B] from 1 on), with room for `slots` tokens a row.
+    """Returns the Decoding after `prompts`, with room for `slots` tokens a row.
 
+    `prompts` are (tokens [B T], lengths [B] from 1 on, how many tokens at the beginning do not count as seen).
     Each row has a key of its own, so that what it draws does not depend on the rows beside it.
     """
-    tokens, lengths = prompts
+    tokens, lengths, unseen = prompts
     logits, cache = model.prefill(params, tokens, lengths, slots)
     rows, width = tokens.shape
-    real = jnp.arange(width) < lengths[:, None]
+    real = (jnp.arange(width) >= unseen) & (jnp.arange(width) < lengths[:, None])
     seen = jnp.zeros(logits.shape, bool).at[jnp.arange(rows)[:, None], tokens].max(real)
     return Decoding(logits, cache, jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(rows)), seen)
 
@@ -108,43 +110,54 @@ def extend(model, sampler, count, params, decoding):
 
 
 class Sample(NamedTuple):
-    """A continuation: its text, its tokens, and the log-probability of each in nats."""
+    """A continuation: its text, to be read right behind the prompt, its tokens, and their log-probabilities in nats."""
 
     text: str
     tokens: list
     logprobs: list
 
 
-def generate(model, params, encoder, prompts, *, length=200, sampler=None, seed=0, stop=()):
+def generate(model, params, encoder, prompts, *, prefix=(), length=None, sampler=None, seed=0, stop=()):
     """Yields, after every few tokens, the list of Samples so far, one for each of `prompts`; the last list is whole.
 
-    A row ends at the end-of-text token, before the first of the `stop` strings, or after `length` tokens; until then
-    its text lacks what more tokens may still change, so that each text begins with the one before it.
+    A row ends at the end-of-text token, before the first of the `stop` strings, or after `length` tokens (by default
+    200, or as many as learned positions leave after the longest prompt); until then its text lacks what more tokens
+    may still change, so that each text begins with the one before it. `prefix` are the ids that stand before each
+    prompt, see Corpus.prefix; they are no part of a text, nor counted by a penalty on repetition.
     """
     sampler, stop = sampler or Sampler(), (stop,) if isinstance(stop, str) else stop
-    encoded = [_encode(encoder, prompt) for prompt in prompts]
-    width, slots = _room(model, max(map(len, encoded)), length)
+    encoded = [_encode(encoder, prompt, prefix) for prompt in prompts]
+    longest = max(map(len, encoded))
+    length = _fitting(model, longest) if length is None else length
+    width, slots = _room(model, longest, length)
     padded = np.zeros((len(encoded), width), np.int32)
     for row, tokens in zip(padded, encoded, strict=True):
         row[:len(tokens)] = tokens
     lengths = np.array([len(tokens) for tokens in encoded], np.int32)
-    decoding = begin(model, slots, params, (padded, lengths), jax.random.key(seed))
+    decoding = begin(model, slots, params, (padded, lengths, np.int32(len(prefix))), jax.random.key(seed))
     tokens, logprobs = np.zeros((len(encoded), 0), np.int32), np.zeros((len(encoded), 0), np.float32)
     while tokens.shape[1] < length:
         decoding, *more = extend(model, sampler, CHUNK, params, decoding)
         tokens, logprobs = (np.concatenate(pair, 1)[:, :length] for pair in zip((tokens, logprobs), more, strict=True))
-        ends = [_finish(encoder, *row, stop) for row in zip(tokens, logprobs, strict=True)]
+        ends = [_finish(partial(_continuation, encoder, prompt), encoder.eos, *row, stop)
+                for prompt, *row in zip(prompts, tokens, logprobs, strict=True)]
         if all(ended for ended, _ in ends) or tokens.shape[1] == length:
             yield [sample for _, sample in ends]
             return
         yield [sample if ended else sample._replace(text=_settled(sample.text, stop)) for ended, sample in ends]
 
 
+def _fitting(model, prompt):
+    """Returns how many tokens to draw after a prompt of `prompt` tokens where nobody says: 200, or what fits."""
+    limit = model.limit
+    return min(LENGTH, max(limit + 1 - prompt, 1)) if limit else LENGTH
+
+
 def _room(model, prompt, length):
     """Returns (width, slots), in few different sizes, for prompts of up to `prompt` tokens and `length` more."""
     if length < 1:
         raise config.Error(f'length={length} is not positive; try length=1 or more.')
-    limit = model.position.limit
+    limit = model.limit
     if limit and prompt + length > limit + 1:
         raise config.Error(f'a prompt of {prompt} tokens and length={length} do not fit position.length={limit}; '
                            f'try {f"length={limit + 1 - prompt}" if prompt <= limit else "a shorter prompt"}.')
@@ -152,25 +165,35 @@ def _room(model, prompt, length):
     return min(width, limit or width), slots
 
 
-def _encode(encoder, prompt):
-    start = [] if encoder.bos is None else [encoder.bos]
-    tokens = [*start, *encoder.encode(prompt)]
+def _encode(encoder, prompt, prefix):
+    tokens = [*prefix, *encoder.encode(prompt)]
     if not tokens:
-        raise config.Error('the prompt is empty and the tokenizer has no start token; give at least one character.')
+        raise config.Error('the prompt is empty and no token stood before a document in training; '
+                           'give at least one character.')
     return tokens
 
 
-def _finish(encoder, tokens, logprobs, stop):
-    """Returns (whether the row has ended, its Sample) of the tokens drawn so far."""
+def _continuation(encoder, prompt, tokens):
+    """Returns the text of tokens that follow a prompt: alone, many tokenizers would decode them without a first space.
+    """
+    ids = encoder.encode(prompt).tolist()
+    before, whole = encoder.decode(ids), encoder.decode([*ids, *tokens.tolist()])
+    text = whole[next((at for at, (a, b) in enumerate(zip(before, whole)) if a != b), len(before)):]
+    spaced = prompt[-1:].isspace() and not before[-1:].isspace()  # WordPiece and Words drop the end of 'Once '
+    return text.removeprefix(' ') if spaced else text
+
+
+def _finish(decode, eos, tokens, logprobs, stop):
+    """Returns (whether the row has ended, its Sample) of the tokens drawn so far, whose text decode(tokens) gives."""
     end = len(tokens)
-    ended = encoder.eos is not None and encoder.eos in tokens
+    ended = eos is not None and eos in tokens
     if ended:
-        end = int(np.argmax(tokens == encoder.eos))
-    text = encoder.decode(tokens[:end])
+        end = int(np.argmax(tokens == eos))
+    text = decode(tokens[:end])
     cuts = [text.index(word) for word in stop if word in text]
     if cuts:
         text, ended = text[:min(cuts)], True
-        end = next(n for n in range(end + 1) if encoder.decode(tokens[:n]).startswith(text))
+        end = next(n for n in range(end + 1) if decode(tokens[:n]).startswith(text))
     return ended, Sample(text, tokens[:end].tolist(), logprobs[:end].tolist())
 
 

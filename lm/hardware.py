@@ -1,4 +1,4 @@
-"""What chips can do and how they are joined: FLOP/s, memory, bandwidth, links, price; and slices of them by name."""
+"""Data sheets of chips: FLOP/s, memory, bandwidth, interconnect, price; and clusters of them by name."""
 import math
 import re
 import time
@@ -8,19 +8,19 @@ from lm import config
 from lm.config.annotations import close
 
 TERA, GIGA, GIB = 1e12, 1e9, 2 ** 30
-GPU_SHARE = 0.92  # of a GPU's memory for arrays; the rest is for the driver, the libraries and NCCL
+GPU_SHARE = 0.92  # of a GPU's memory for arrays; the rest is for the driver, libraries and NCCL
 PRICED = 'autumn 2026'
 
 
 @dataclass(frozen=True)
 class Chip:
-    """What one device, as JAX counts them, can do at most; dense, no sparsity, from its vendor's data sheet.
+    """Peak rates of one device as JAX counts them, dense, from the vendor's data sheet.
 
-    flops: FLOP/s by dtype of a matrix product's inputs. memory: the bytes a program can have, which is less than the
-    chip is sold with. bandwidth: of memory, bytes/s. link: bytes/s of one link in one direction. torus: the dimensions
-    of the network of links, each with a link to both sides; 0 for GPUs, joined by a switch within a node. network:
-    bytes/s of a device's share of the network between slices or nodes. price: dollars for an hour of a chip, on
-    demand. cores: devices that one chip counts as. named_by_core: whether a slice's name counts cores, two a chip.
+    flops: FLOP/s by dtype of a matrix product's inputs. memory: bytes that a program can allocate, less than the chip
+    is sold with. bandwidth: HBM, bytes/s. link: bytes/s of one link in one direction. torus: dimensions of the torus,
+    each with a link to both sides; 0 for GPUs, joined by a switch within a node. network: bytes/s of a device's share
+    of the network between slices or nodes (DCN). price: dollars for an hour of a chip, on demand. cores: devices of one
+    chip. named_by_core: whether a slice's name counts cores, two a chip.
     """
 
     name: str
@@ -41,13 +41,13 @@ class Chip:
 
 
 def _tpu(name, bfloat16, gib, bandwidth, **rest):
-    """float32 products run as one bfloat16 pass by default. `gib` is what libtpu 0.0.52 says that it has available."""
+    """Returns (name, Chip); `gib`: memory by libtpu 0.0.52. float32 products are one bfloat16 pass by default."""
     flops = {'bfloat16': bfloat16 * TERA, 'float32': bfloat16 * TERA}
     return name, Chip(name, flops, gib * GIB, bandwidth * GIGA, **rest)
 
 
 def _gpu(name, bfloat16, size, bandwidth, **rest):
-    """float32 products run as TF32 by default, at half the rate. `size` is in bytes, as the driver reports it."""
+    """Returns (name, Chip); `size`: bytes as the driver reports. float32 products are TF32 by default, half as fast."""
     flops = {'bfloat16': bfloat16 * TERA, 'float32': bfloat16 / 2 * TERA}
     return name, Chip(name, flops, size * GPU_SHARE, bandwidth * GIGA, **rest)
 
@@ -72,21 +72,21 @@ CHIPS = dict([
     _gpu('rtx3090', 71, 24e9, 936, link=32e9, network=12.5e9),
 ])
 
-# Words found in the device kind that JAX reports -> the chip. The first row whose words all occur is taken, so longer
-# names stand before those they contain.
+# Words in the device kind that JAX reports -> the chip. The first row whose words all occur counts, so longer names
+# stand before those they contain.
 KINDS = {
     ('TPU', 'v7'): 'v7x', ('TPU', '7x'): 'v7x', ('TPU', 'v6'): 'v6e', ('TPU', 'v5', 'lite'): 'v5e',
     ('TPU', 'v5e'): 'v5e', ('TPU', 'v5'): 'v5p', ('TPU', 'v4'): 'v4',
     ('B200',): 'b200', ('H200',): 'h200', ('H100',): 'h100', ('A100', '80GB'): 'a100', ('A100',): 'a100-40g',
     ('L4',): 'l4', ('4090',): 'rtx4090', ('3090',): 'rtx3090',
 }
-NODE = 8  # GPUs that one switch joins
+NODE = 8  # GPUs of a node, joined by one switch
 LARGEST = {'v4': 4096, 'v5e': 256, 'v5p': 4096, 'v6e': 256, 'v7x': 8192}  # power of two of chips in one slice
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """`count` slices of chips, or nodes of GPUs: shape (16, 16) is a torus, (8,) a node. Between them is a network."""
+    """`count` slices of TPUs or nodes of GPUs, each of a shape: (16, 16) is a torus, (8,) a node."""
 
     name: str
     chip: Chip
@@ -115,25 +115,24 @@ def cluster(name):
 
     The number in a v4, v5p or v7x slice's name counts cores, two a chip, as Google's does. Raises config.Error.
     """
-    found = re.fullmatch(r'(?:(\d+)x)?(a100-40g|[a-z0-9]+?)(?:-(\d+)|:([\dx]+))?', name.lower())
-    if not found or (found[2] not in CHIPS):
-        word = found[2] if found else name
-        near = close(word, CHIPS) or list(CHIPS)
-        raise config.Error(f'{name!r} names no chip that is known; try {", ".join(near)}, as in v5e-256 or 8xh100.')
-    chip, count = CHIPS[found[2]], int(found[1] or 1)
+    match = re.fullmatch(r'(?:(\d+)x)?(a100-40g|[a-z0-9]+?)(?:-(\d+)|:([\dx]+))?', name.lower())
+    if not match or (match[2] not in CHIPS):
+        near = close(match[2] if match else name, CHIPS) or list(CHIPS)
+        raise config.Error(f'{name!r} is no known chip; try {", ".join(near)}, as in v5e-256 or 8xh100.')
+    chip, count = CHIPS[match[2]], int(match[1] or 1)
     if not chip.torus:
         return _nodes(name, chip, count)
-    if found[4]:
-        shape = tuple(int(side or 0) for side in found[4].split('x'))
+    if match[4]:
+        shape = tuple(int(side or 0) for side in match[4].split('x'))
         if len(shape) != chip.torus or min(shape) < 1:
             cube = 'x'.join('4' * chip.torus)
-            raise config.Error(f'{name!r} is no torus of {chip.torus} sides; try {chip.name}:{cube}.')
+            raise config.Error(f'{name!r} is no torus of {chip.torus} dimensions; try {chip.name}:{cube}.')
         return Cluster(name, chip, shape, max(1, count))
-    return Cluster(name, chip, _torus(name, chip, int(found[3] or 0)), max(1, count))
+    return Cluster(name, chip, _torus(name, chip, int(match[3] or 0)), max(1, count))
 
 
 def here(kind, devices):
-    """Returns the Cluster that so many devices of a JAX device kind make, or None where the kind is not known."""
+    """Returns the Cluster of so many devices of a JAX device kind, or None for an unknown kind."""
     chip = find(kind)
     if chip is None:
         return None
@@ -151,7 +150,7 @@ def _nodes(name, chip, count):
 
 
 def _torus(name, chip, number):
-    """Returns the sides of the slice of that number; raises config.Error where there is none."""
+    """Returns the sides of the slice with this number in its name; raises config.Error where there is none."""
     per_chip = 2 if chip.named_by_core else 1
     chips, most = number // per_chip, LARGEST[chip.name]
     if chips < 1 or chips & (chips - 1) or number % per_chip or chips > most:
@@ -165,7 +164,7 @@ def _torus(name, chip, number):
 
 
 def _sides(chips, dimensions):
-    """Returns the sides of a torus of 2 ** n chips, as even as powers of two can be, the longer ones last."""
+    """Returns the sides of a torus of 2 ** n chips, powers of two as equal as possible, the longer ones last."""
     if dimensions == 3 and chips <= 4:
         return {1: (1, 1, 1), 2: (1, 2, 1), 4: (2, 2, 1)}[chips]
     power = chips.bit_length() - 1
@@ -173,7 +172,7 @@ def _sides(chips, dimensions):
 
 
 def measure_gemm(dtype, size=1024, seconds=0.5):
-    """Returns the FLOP/s that square matrix products of this size reach on the first local device, the best of many."""
+    """Returns the most FLOP/s that a square matrix product of this size reaches on the first local device."""
     import jax
     import jax.numpy as jnp
     multiply = jax.jit(lambda a, b: a @ b)

@@ -7,10 +7,16 @@ from pathlib import Path
 from lm.config import files
 
 RECORD = 'metrics.jsonl'
-# Fields of an experiment that change neither what is computed nor its order: a run may go on with other values.
-FREE = ('mesh', 'zero', 'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep', 'sample', 'baselines',
-        'spike', 'noise_scale')
+# Dotted keys of an experiment that affect no result, with all inside them: a resumed run may change them. The last line
+# is as older runs have it on record.
+FREE = ('mesh', 'zero', 'cadence', 'diagnosis', 'objective.sample', 'objective.baselines', 'data.max_rejected',
+        'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep', 'sample', 'baselines', 'spike', 'noise_scale')
 SEEDS = ('seed', 'data.seed')  # what two runs of one variant differ in
+
+
+def free(key):
+    """Returns whether the value at a dotted key of an experiment affects no result."""
+    return any(f'{key}.'.startswith(f'{other}.') for other in FREE)
 
 
 def read(directory):

@@ -1,58 +1,32 @@
-"""Functions over parameter trees: leaf names and their order, masks by regex, parts, counts, norms and checksums.
+"""Functions over parameter trees: leaf names, masks by regex, parts, counts, norms and checksums.
 
-A parameter tree is a nested dict of arrays. The name of a leaf is its keys joined by slashes, as in
-'blocks/attention/query'. A regex matches a name where `re.search` finds it anywhere in the name: 'norm' matches every
-norm, '^embed/' one branch and '/scale$' one kind of leaf.
+A parameter tree is a pytree of arrays: dicts, and any other nodes that JAX knows, such as a NamedTuple in place of a
+plain weight. The name of a leaf is the keys of its path joined by slashes, as in 'blocks/attention/query' or
+'blocks/attention/query/scale'. A regex matches a name where `re.search` finds it anywhere in the name: 'norm' matches
+every norm, '^embed/' one branch and '/scale$' one kind of leaf.
 """
 import difflib
 import math
 import re
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 
 from lm import config
 
 
-def names(tree):
-    """Returns the same tree with each leaf replaced by its name, e.g. 'blocks/attention/query'."""
+def names(tree, is_leaf=None):
+    """Returns the same tree with each leaf replaced by its name, e.g. 'blocks/attention/query'.
+
+    `is_leaf` tells of a node whether it counts as one leaf, as in `jax.tree.map`.
+    """
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: jax.tree_util.keystr(path, simple=True, separator='/'), tree)
+        lambda path, _: jax.tree_util.keystr(path, simple=True, separator='/'), tree, is_leaf=is_leaf)
 
 
-def flatten(tree):
-    """Returns {name: leaf} in the order of the tree's leaves."""
-    return dict(zip(jax.tree.leaves(names(tree)), jax.tree.leaves(tree), strict=True))
-
-
-def by_use(function, params, *given):
-    """Returns the names of the leaves of params in the order in which function(params, *given) first reads them.
-
-    Leaves that are read inside a scan, a jit or the like come in its own order; those that are never read come last.
-    """
-    jaxpr = jax.make_jaxpr(function)(params, *given).jaxpr
-    known = dict(zip(jaxpr.invars, flatten(params)))
-    return list(dict.fromkeys([*_reads(jaxpr, known), *flatten(params)]))
-
-
-def _reads(jaxpr, known):
-    """Yields the names of the variables in `known`, {variable: name}, in the order of the equations that read them.
-
-    One that has nothing else for an operand, as a transpose, only makes ready what another reads; so does a call in
-    which nothing is read.
-    """
-    for equation in jaxpr.eqns:
-        named = [known.get(v) if isinstance(v, jax.extend.core.Var) else None for v in equation.invars]
-        inner = [found for value in equation.params.values()
-                 if len(getattr(found := getattr(value, 'jaxpr', value), 'invars', ())) == len(named) and any(named)]
-        read = [found for each in inner
-                for found in _reads(each, {v: name for v, name in zip(each.invars, named) if name})]
-        if len(named) == 1 and not read:
-            known = {**known, equation.outvars[0]: named[0]}
-        else:
-            yield from read
-            yield from filter(None, named)
+def flatten(tree, is_leaf=None):
+    """Returns {name: leaf} in the order of the tree's leaves; `is_leaf` as in `names`."""
+    return dict(zip(jax.tree.leaves(names(tree, is_leaf)), jax.tree.leaves(tree, is_leaf), strict=True))
 
 
 def pattern(regex):
@@ -69,12 +43,12 @@ def mask(tree, regex):
     Raises config.Error, with the nearest names, when no leaf matches.
     """
     search = pattern(regex).search
-    found = jax.tree.map(lambda name: search(name) is not None, names(tree))
-    if not any(jax.tree.leaves(found)):
+    matches = jax.tree.map(lambda name: search(name) is not None, names(tree))
+    if not any(jax.tree.leaves(matches)):
         known = list(flatten(tree))
         raise config.Error(f'regex {regex!r} matches none of the {len(known)} parameters; '
                            f'try {", ".join(_nearest(regex, known))}.')
-    return found
+    return matches
 
 
 def _nearest(regex, known):
@@ -85,21 +59,37 @@ def _nearest(regex, known):
 
 
 def select(tree, chosen):
-    """Returns the leaves of a nested dict where `chosen`, a tree of bools, is true, without empty branches."""
-    part = {key: select(branch, chosen[key]) if isinstance(branch, dict) else branch
-            for key, branch in tree.items() if isinstance(branch, dict) or chosen[key]}
-    return {key: branch for key, branch in part.items() if not (isinstance(branch, dict) and not branch)}
+    """Returns the leaves where `chosen`, a tree of bools, is true, as nested dicts by the keys of their paths.
+
+    Branches without a chosen leaf are left out. Any other node becomes a dict too, since it cannot lack a field:
+    of Int8(values, scale) the scale alone is {'scale': ...}. Names stay as they are.
+    """
+    part = {}
+    for (path, leaf), wanted in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(chosen), strict=True):
+        if wanted:
+            *branches, last = map(_key, path)
+            branch = part
+            for key in branches:
+                branch = branch.setdefault(key, {})
+            branch[last] = leaf
+    return part
+
+
+def _key(entry):
+    """Returns the key of one entry of a path: of a dict, a field's name, or a number in a sequence."""
+    return getattr(entry, 'key', getattr(entry, 'name', getattr(entry, 'idx', None)))
 
 
 def merge(tree, part):
-    """Returns `tree` with the leaves that `part`, a tree of some of its leaves, has in place of its own."""
-    return {key: branch if key not in part else merge(branch, part[key]) if isinstance(branch, dict) else part[key]
-            for key, branch in tree.items()}
+    """Returns `tree` with the leaves that `part`, some of its leaves by the same names, has in place of its own."""
+    replaced = flatten(part)
+    return jax.tree.map(lambda name, leaf: replaced.get(name, leaf), names(tree), tree)
 
 
 def restrict(tree, part):
-    """Returns the leaves of `tree` that `part`, a tree of some of its leaves, has too."""
-    return {key: restrict(tree[key], branch) if isinstance(branch, dict) else tree[key] for key, branch in part.items()}
+    """Returns `part`, some leaves of `tree` by the same names, with the values that they have in `tree`."""
+    known = flatten(tree)
+    return jax.tree.map(known.__getitem__, names(part))
 
 
 def copy(tree):
@@ -138,6 +128,6 @@ def checksums(tree):
     return jax.tree.map(checksum, tree)
 
 
-def off(number):
-    """Returns whether a field's number is known to be zero; one that differs between trials in one program never is."""
+def statically_zero(number):
+    """Returns whether a number is known to be zero; a traced one, such as a field of trials under vmap, never is."""
     return not isinstance(number, jax.core.Tracer) and not number

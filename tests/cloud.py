@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""Stands in for `gcloud`: writes down how it is called, runs what is sent to workers in folders of this machine, and
-fails as the real one does where $FAKE/faults says so (a JSON list of [part of the command, fault]).
+"""Stands in for `gcloud`: writes down how it is called, runs what is sent to workers in folders of this machine, keeps
+buckets under $FAKE/buckets, and fails as the real one does where $FAKE/faults says so (a JSON list of [part of the
+command, fault]).
 """
 import contextlib
 import json
@@ -31,6 +32,12 @@ ERRORS = {
     'preempt': 'ERROR: (gcloud.compute.tpus.queued-resources.ssh) This TPU has terminal state "PREEMPTED", so it '
                'cannot be used anymore.',
     'missing': 'ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource not found.',
+    'bucket': 'ERROR: (gcloud.storage.cp) gs://bucket not found: 404.',
+    'denied': 'ERROR: (gcloud.storage.cp) [me@example.com] does not have permission to access b instance [bucket] (or '
+              'it may not exist): me@example.com does not have storage.objects.create access to the Google Cloud '
+              'Storage object.',
+    'login': 'ERROR: (gcloud.storage.cp) You do not currently have an active account selected.\nPlease run:\n\n  '
+             '$ gcloud auth login\n\nto obtain new credentials.',
 }
 
 
@@ -116,10 +123,25 @@ def scp(places):
         shutil.copy(source, worker / target.split(':')[1])
 
 
+def storage(words):
+    """Copies between the files of this machine and the buckets."""
+    source, target = (FAKE / 'buckets' / word[5:] if word.startswith('gs://') else pathlib.Path(word)
+                      for word in words if not word.startswith('--'))
+    if not source.exists():
+        fail('bucket')
+    if not (target.exists() and '--no-clobber' in words):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+
+
 def main():
     words = sys.argv[1:]
     with open(FAKE / 'calls', 'a', encoding='utf-8') as calls:
         calls.write(json.dumps(words) + '\n')
+    if words[:2] == ['storage', 'cp']:
+        name = fault(words)
+        fail(name) if name else storage(words[2:])
+        return
     verb, options = words[3], dict(word[2:].split('=', 1) for word in words if '=' in word and word.startswith('--'))
     if verb == 'ssh':
         ssh(options, words)

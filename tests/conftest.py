@@ -9,6 +9,11 @@ import pytest
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The folder of data sets (docs/data.md): LM_DATA, or the one beside the project where there is one.
+BESIDE = pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data'
+if BESIDE.is_dir():
+    os.environ.setdefault('LM_DATA', str(BESIDE))
+
 # Read by JAX when it is first imported, here and in the processes that tests start.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['PJRT_NPROC'] = '16'  # threads for 8 devices: on fewer, their all-reduces can starve
@@ -19,11 +24,16 @@ os.environ['XLA_FLAGS'] = (f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_
 
 @pytest.fixture
 def shared():
-    """Returns the folder of real data sets beside the project, or skips where it is absent."""
-    folder = pathlib.Path(__file__).resolve().parents[2] / 'shared' / 'data'
-    if not folder.is_dir():
-        pytest.skip('the data sets of ../shared/data are not here')
-    return folder
+    """Returns what `/` a data set's name, or that of one of its files, gives the path of; skips where it is absent."""
+    return DataSets()
+
+
+class DataSets:
+    def __truediv__(self, name):
+        path = pathlib.Path(os.environ.get('LM_DATA') or 'data').expanduser().absolute() / name
+        if not path.exists():
+            pytest.skip(f'{path} is absent; docs/data.md says where it is had, LM_DATA where it is looked for')
+        return path
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from lm import data, losses, optim, positions, train
+from lm import data, optim, train
+from lm.models.decoder import Auxiliary
+from lm.nn import losses, positions
 
 TEXT = data.Synthetic(count=20, length=400)
 
@@ -28,18 +30,15 @@ class Bigram:
     def axes(self):
         return {'table': ('vocab', 'embed')}
 
-    def token_losses(self, params, batch):
-        return losses.cross_entropy(params['table'][batch['inputs']], batch['targets'], self.vocab)
+    def token_losses(self, params, batch, key=None, smoothing=0.0):
+        logits = params['table'][batch['inputs']]
+        return *losses.cross_entropy(logits, batch['targets'], self.vocab, smoothing), Auxiliary(0.0, {})
 
-    def loss(self, params, batch, key=None):
-        loss = jnp.mean(self.token_losses(params, batch)[0])
-        return loss, {'loss': loss, 'weight': jnp.float32(batch['inputs'].size)}
-
-    def tuned(self):
+    def base_shapes(self):
         return None
 
-    def adjusted(self, params, measured):
-        return params, measured
+    def post_update(self, params, metrics):
+        return params, metrics
 
     def prefill(self, params, tokens, lengths, slots):
         return params['table'][tokens[jnp.arange(len(tokens)), lengths - 1]], {'length': lengths}
@@ -54,7 +53,8 @@ def config():
         data=data.Corpus(train=data.Pick(TEXT, 0, 0.8), valid=data.Pick(TEXT, 0.8, 1), tokenizer=data.Bytes(),
                          context=16, batch=8),
         optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2)),
-        steps=6, log_every=1, save_every=2, eval_every=2, eval_batches=2, sample='A')
+        steps=6, objective=train.NextToken(sample='A'),
+        cadence=train.Cadence(log=1, save=2, eval=2, eval_batches=2))
 '''
 TEXT = data.Synthetic(count=20, length=400)
 SETTINGS = train.Config(
@@ -62,7 +62,7 @@ SETTINGS = train.Config(
     data=data.Corpus(train=data.Pick(TEXT, 0, 0.8), valid=data.Pick(TEXT, 0.8, 1), tokenizer=data.Bytes(), context=16,
                      batch=8),
     optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2), ema=0.9),
-    steps=8, log_every=2, save_every=3, eval_every=4, eval_batches=2, sample='A')
+    steps=8, objective=train.NextToken(sample='A'), cadence=train.Cadence(log=2, save=3, eval=4, eval_batches=2))
 
 
 @pytest.fixture(scope='module', autouse=True)

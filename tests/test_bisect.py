@@ -13,6 +13,7 @@ from lm.commands import bisect as command
 from lm.models.decoder import Decoder
 from lm.parallel import sharding
 from lm.train import checkpoint, loop, runs, spikes
+from lm.train.monitor import Monitor
 
 FILE = pathlib.Path(__file__)
 SETTINGS = train.Config(
@@ -20,20 +21,17 @@ SETTINGS = train.Config(
     data=data.Corpus(train=data.Synthetic(count=20, length=400), valid=None, tokenizer=data.Bytes(), context=16,
                      batch=8),
     optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2)),
-    steps=6, mesh={'data': 1}, log_every=1, save_every=2, keep=9)
+    steps=6, mesh={'data': 1}, cadence=train.Cadence(log=1, save=2, keep=9))
 
 
 @dataclasses.dataclass(frozen=True)
-class Bent(Decoder):
-    """A decoder with the same loss, but another gradient of one layer's weights from some step of the data on."""
+class Bent(train.NextToken):
+    """The same loss, but another gradient of one layer's weights."""
 
-    def loss(self, params, batch, key=None):
-        loss, measured = super().loss(params, batch, key)
+    def loss(self, model, params, batch, key=None):
+        loss, metrics = super().loss(model, params, batch, key)
         extra = 1e-3 * jnp.sum(params['blocks']['mlp']['up'][1])
-        return loss + extra - jax.lax.stop_gradient(extra), measured
-
-
-BENT = Bent(**{field.name: getattr(SETTINGS.model, field.name) for field in dataclasses.fields(Decoder)})
+        return loss + extra - jax.lax.stop_gradient(extra), metrics
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +45,7 @@ def trained(tmp_path_factory, cache):
     run = runs.Run(directory, config.Experiment(SETTINGS, {}, FILE))
     try:
         built = train.program(SETTINGS, sharding.make_mesh(SETTINGS.mesh, jax.devices()[:1]))
-        loop.fit(SETTINGS, built, (SETTINGS.data.open(cache, 'train'), None), run)
+        loop.fit(built, [Monitor(SETTINGS, run, SETTINGS.data.open(cache, 'train'))])
     finally:
         run.close()
     about = json.loads((directory / 'config.json').read_text())
@@ -81,9 +79,9 @@ def test_equal_runs_are_equal(trained, tmp_path, cache, capsys):
 
 
 def test_what_is_logged_more_rarely_is_still_equal(trained, tmp_path, cache, capsys):
-    other = twin(trained, tmp_path / 'b', log_every=3)
+    other = twin(trained, tmp_path / 'b', cadence=dataclasses.replace(SETTINGS.cadence, log=3))
     code, out = told(capsys, trained, other, cache)
-    assert code == 0 and 'should change no result but rounding: log_every (1 in A, 3 in B)' in out
+    assert code == 0 and 'should change no result but rounding: cadence.log (1 in A, 3 in B)' in out
 
 
 @pytest.mark.parametrize('changes, first', [
@@ -94,7 +92,7 @@ def test_what_is_logged_more_rarely_is_still_equal(trained, tmp_path, cache, cap
                  'step 1, the batch: inputs: of shape [8, 16] in A, of shape', marks=pytest.mark.long),
     pytest.param({'model': dataclasses.replace(SETTINGS.model, width=32)},
                  'before step 1, the initial tokens: of shape', marks=pytest.mark.long),
-    ({'model': BENT}, 'step 1, gradient blocks/mlp/up, layer 1: 1,024 of 1,024 values differ, by at most 0.001'),
+    ({'objective': Bent()}, 'step 1, gradient blocks/mlp/up, layer 1: 1,024 of 1,024 values differ, by at most 0.001'),
     pytest.param({'optimizer': dataclasses.replace(SETTINGS.optimizer, b1=0.8)},
                  'step 1, optimizer state direction/mu/tokens: ', marks=pytest.mark.long),
     pytest.param({'optimizer': dataclasses.replace(SETTINGS.optimizer, weight_decay=0.2)},
@@ -109,8 +107,9 @@ def test_the_search_starts_at_the_last_checkpoint_that_is_equal(trained, tmp_pat
     code, out = told(capsys, trained, twin(trained, tmp_path / 'b', 6), cache)
     assert code == 1 and 'the first that differs is step 6: loss' in out
     assert 'computing both again from checkpoint 4 to step 6' in out
-    assert 'A is computed again to the last bit, at all 2 steps on record from 5 on.' in out
-    assert 'B does not come out as it was: loss of step 6 is' in out and 'lm train ... --replay=5`' in out
+    assert 'A is computed again bit for bit, at all 2 steps on record from 5 on.' in out
+    assert 'B does not come out as it was: loss of step 6 is' in out
+    assert 'run `lm replay` on each of the two there, with --step=5' in out
 
 
 @pytest.mark.long

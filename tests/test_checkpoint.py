@@ -24,13 +24,6 @@ def test_what_is_being_saved_is_restored(store):
     assert meta == {'offset': 0}
 
 
-def test_a_regex_chooses_what_is_restored(store):
-    fresh = jax.tree.map(jnp.zeros_like, SAVED)
-    found = checkpoint.restore_some(store, fresh, '^blocks/')
-    jax.tree.map(np.testing.assert_array_equal, found['blocks'], SAVED['blocks'])
-    np.testing.assert_array_equal(found['tokens'], 0)
-
-
 def test_a_step_that_is_not_there_is_refused(store):
     with pytest.raises(config.Error, match='checkpoint 5 .* cannot be read'):
         store.restore({'params': SAVED}, 5)

@@ -1,4 +1,5 @@
 import importlib
+import io
 import pathlib
 import re
 import subprocess
@@ -79,7 +80,7 @@ def test_arguments_become_those_of_main(verbs):
     (['draw', 'r', '--wrokdir=w'], "lm: no option '--wrokdir'; did you mean '--workdir'?"),
     (['draw', 'r', '--stop_at=w'], "lm: no option '--stop_at'; did you mean '--stop-at'?"),
     (['draw', 'r', '--work=w'], "lm: no option '--work'; did you mean '--workdir'?"),
-    (['draw', 'r', '--model.depth=3'], "lm: no option '--model.depth'; an override has no dashes: model.depth=3"),
+    (['draw', 'r', '--model.depth=3'], "lm: no option '--model.depth'; overrides have no dashes: model.depth=3"),
     (['draw', 'r', '--count=x'], "lm: argument --count: invalid int value: 'x'; see lm draw --help."),
     (['draw'], 'lm: the following arguments are required: run; see lm draw --help.'),
     (['echo', 'mistake'], 'lm: a=1 is odd; try a=2.'),
@@ -99,6 +100,13 @@ def test_exit_codes(verbs, capsys):
     assert left.value.code == 75
     with pytest.raises(ValueError, match='inside'):
         cli.main(['echo', 'crash'])
+
+
+def test_text_that_standard_output_cannot_spell_shows_as_question_marks(verbs, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding='latin-1', newline='\n')
+    monkeypatch.setattr('sys.stdout', out)
+    assert cli.main(['echo', 'é', '€']) == 0
+    assert out.buffer.getvalue() == b'\xe9 ?\n'
 
 
 def test_help_is_read_from_the_source_alone(verbs, capsys):

@@ -104,6 +104,12 @@ def test_an_epoch_serves_every_row_once_and_each_its_own_order(packing):
     assert not np.array_equal(first, second)
 
 
+@pytest.mark.parametrize('share', [-0.1, 1.1, float('nan')])
+def test_a_share_of_rejects_outside_the_unit_interval_is_refused(share):
+    with pytest.raises(config.Error, match=f'^max_rejected={share} is not a share'):
+        made(max_rejected=share)
+
+
 def test_windows_are_runs_of_their_source():
     batch = stream().batch_at(3)
     assert np.array_equal(batch['targets'], batch['inputs'] + 1)
@@ -216,9 +222,9 @@ def test_an_opened_packing_lies_beside_its_cache(tmp_path):
 
 
 def test_gathering_over_sources_keeps_the_order_of_rows():
-    layouts = stream().layouts
+    cuts = stream().cuts
     source, index = np.array([1, 0, 1, 0, 0]), np.array([4, 2, 0, 1, 30])
-    together = corpora._gather(layouts, source, index)
+    together = corpora._gather(cuts, source, index)
     for row in range(5):
-        alone = layouts[source[row]].gather(index[row:row + 1])
+        alone = cuts[source[row]].gather(index[row:row + 1])
         assert np.array_equal(together['inputs'][row], alone['inputs'][0])

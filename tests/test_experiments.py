@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from lm import bench, config, data, train
+from lm.data.cache import fit
+from lm.models import flops
 from lm.models.decoder import Decoder
 from lm.nn.experts import Experts
 from lm.nn.positions import Learned
 from lm.parallel import sharding
 from lm.sweep import trials
+from lm.train import loop
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / 'experiments').rglob('*.py'))
@@ -19,8 +22,8 @@ BASES = [file for file in FILES if 'def config' in file.read_text()]
 SWEEPS = [file for file in FILES if 'def sweep' in file.read_text()]
 
 
-def toy(settings):
-    """Returns the settings with everything that costs time made small, and nothing else changed."""
+def toy(settings, **changes):
+    """Returns the settings with everything that costs time made small, and nothing else changed but model fields."""
     windows = tuple(min(window, 4) for window in settings.model.windows)
     small = {'depth': 2, 'heads': 2, 'width': 16, 'kv_heads': min(settings.model.kv_heads, 1), 'ff': 0, 'head_dim': 0,
              'vocab': 258, 'windows': windows}
@@ -28,6 +31,7 @@ def toy(settings):
         small['experts'] = dataclasses.replace(settings.model.experts, count=4, top=2, ff=8)
     if isinstance(settings.model.position, Learned):
         small['position'] = Learned(8)
+    small |= changes
     corpus = dataclasses.replace(settings.data, context=8, batch=2 * settings.accumulate)
     schedule = settings.optimizer.schedule
     brief = {'warmup': 1} if hasattr(schedule, 'warmup') else {}
@@ -48,6 +52,35 @@ def test_every_experiment_runs_two_steps_at_toy_size(file):
             state, measured = program.step(state, batch)
             assert np.isfinite(float(measured['grad_norm'])) and int(measured['bad']) == 0
     assert int(state.step) == 2
+
+
+def abridged(corpus, cache):
+    """Returns (a corpus that costs little to encode and to score, how many tokens it has)."""
+    if isinstance(corpus.tokenizer, data.SentencePiece):
+        tokenizer = dataclasses.replace(corpus.tokenizer, size=512, sample=100_000)
+        corpus = dataclasses.replace(corpus, tokenizer=tokenizer, train=data.Cut(corpus.train, 0.0, 0.02))
+    corpus = dataclasses.replace(corpus, valid=data.Cut(corpus.valid, 0.0, 0.02))
+    return corpus, fit(corpus.train, corpus.tokenizer, cache).size
+
+
+@pytest.mark.parametrize('file', [pytest.param(file, marks=pytest.mark.long if 'ablations' in file.parts else ())
+                                  for file in BASES], ids=lambda file: file.stem)
+def test_every_experiment_whose_text_is_here_ends_with_code_0_and_a_sample(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    loaded, devices = config.load(file), jax.devices()[:1]
+    if isinstance(loaded.config.data.train, data.Tfds):
+        pytest.skip('the text would have to be downloaded')
+    try:
+        loaded.config.data.train.fingerprint()
+    except config.Error as error:
+        pytest.skip(str(error))
+    corpus, size = abridged(loaded.config.data, tmp_path)
+    settings = toy(dataclasses.replace(loaded.config, data=corpus), vocab=size, position=loaded.config.model.position)
+    monkeypatch.setattr(jax, 'devices', lambda: devices)
+    monkeypatch.setattr(config, 'load', lambda *words: dataclasses.replace(loaded, config=settings))
+    assert loop.main(str(file), workdir=str(tmp_path / 'run'), cache=str(tmp_path)) == 0
+    assert 'is finished, without' not in capsys.readouterr().err
+    assert len((tmp_path / 'run' / 'sample.txt').read_text(encoding='utf-8')) > len(settings.sample)
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
@@ -86,7 +119,7 @@ def test_the_large_ones_compile_at_full_size(name):
 def test_flops_are_those_of_the_formula():
     settings = config.load(ROOT / 'experiments' / 'shakespeare_char.py').config
     shapes = jax.eval_shape(settings.model.init, jax.random.key(0))
-    assert bench.flops_per_token(settings.model, shapes, 64) == 6 * (4 * 12 * 128 ** 2 + 65 * 128) + 6 * 4 * 128 * 64
+    assert flops.flops_per_token(settings.model, shapes, 64) == 6 * (4 * 12 * 128 ** 2 + 65 * 128) + 6 * 4 * 128 * 64
 
 
 def test_flops_of_experts_are_of_those_a_token_is_sent_to():
@@ -94,7 +127,7 @@ def test_flops_of_experts_are_of_those_a_token_is_sent_to():
                     experts=Experts(count=8, top=2, ff=12, shared=1))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     layer = 4 * 16 * 16 + 16 * 8 + (2 + 1) * 3 * 16 * 12
-    assert bench.flops_per_token(model, shapes, 32) == 6 * (2 * layer + 128 * 16) + 6 * 2 * 16 * 32
+    assert flops.flops_per_token(model, shapes, 32) == 6 * (2 * layer + 128 * 16) + 6 * 2 * 16 * 32
 
 
 def test_bench_measures_a_tiny_experiment():
@@ -107,13 +140,25 @@ def test_bench_measures_a_tiny_experiment():
 
 
 def test_shakespeare_is_nanogpts_split(shared, tmp_path):
-    settings = config.load(ROOT / 'experiments' / 'shakespeare_char.py', {
-        'data.train.source.pattern': str(shared / 'tinyshakespeare/input.txt'),
-        'data.valid.source.pattern': str(shared / 'tinyshakespeare/input.txt')}).config
+    assert (shared / 'tinyshakespeare/input.txt').stat().st_size == 1_115_394
+    settings = config.load(ROOT / 'experiments' / 'shakespeare_char.py').config
     stream, valid = (settings.data.open(tmp_path, split) for split in ('train', 'valid'))
     assert stream.encoder.size == 65
     assert sum(part.tokens.size for part in stream.caches) == 1_003_854
     assert sum(part.tokens.size for part in valid.caches) == 111_540
+
+
+def test_wikitext2_finds_its_files(shared):
+    wanted = [str(shared / f'wikitext2/{name}.txt.gz') for name in ('train', 'test')]
+    corpus = config.load(ROOT / 'experiments' / 'wikitext2.py').config.data
+    assert [file.path for source in (corpus.train, corpus.valid) for file in source.files()] == wanted
+
+
+def test_no_experiment_names_a_folder_of_one_machine():
+    paths = [value for file in BASES for key, value in config.flatten(config.load(file).config).items()
+             if key.rpartition('.')[2] in ('pattern', 'file', 'model', 'data_dir') and isinstance(value, str) and value]
+    assert len(paths) > 10
+    assert not [path for path in paths if path.startswith(('/', '~', '.', 'data/'))]
 
 
 def test_a_source_of_its_own_lives_in_the_experiment_file(tmp_path):

@@ -151,7 +151,7 @@ def test_the_bias_moves_against_the_load_by_its_rate_and_evens_it_out():
     params = parameters(model)
     tokens = np.random.default_rng(0).integers(0, 50, (8, 12))
     state = train.State(jnp.int32(0), params, tx.init(params), jnp.int32(0))
-    step = jax.jit(train.make_step(model.loss, tx, adjusted=model.adjusted))
+    step = jax.jit(train.make_step(model.loss, tx, post_update=model.post_update))
     loads = []
     for _ in range(60):
         state, measured = step(state, {'inputs': tokens, 'targets': tokens})

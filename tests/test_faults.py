@@ -13,7 +13,8 @@ import pytest
 from lm import records
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RUN = ('model.depth=1', 'model.width=32', 'steps=150', 'log_every=1', 'save_every=3', 'data.batch=4', 'data.context=32')
+RUN = ('model.depth=1', 'model.width=32', 'steps=150', 'cadence.log=1', 'cadence.save=3',
+       'data.batch=4', 'data.context=32')
 
 
 @pytest.fixture(scope='module')
@@ -84,7 +85,7 @@ def test_sigterm_saves_and_exits_with_its_own_code(place, straight):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     out, _ = finish(process, code=75)
-    assert 'the same line resumes it' in out
+    assert 'run the same command to resume' in out
     stopped = max(losses(workdir))
     assert (workdir / 'checkpoints' / str(stopped)).is_dir()
     finish(start(place, workdir))

@@ -54,12 +54,12 @@ def test_every_format_reads_the_same_plain_and_compressed(tmp_path, suffix, pack
     assert texts(data.Files(str(tmp_path / f'a.md{suffix}'))) == [wanted[1]]
 
 
-def test_globs_are_sorted_deduplicated_and_relative_to_the_current_directory(tmp_path, monkeypatch):
+def test_globs_are_sorted_and_deduplicated(tmp_path, monkeypatch):
     for name in ('b/2.txt', 'a/1.txt', 'a/c/3.txt'):
         write(tmp_path / 'text' / name, name)
     monkeypatch.chdir(tmp_path)
-    assert texts(data.Files('text/**/*.txt')) == ['a/1.txt', 'a/c/3.txt', 'b/2.txt']
-    assert texts(data.Files(('text/b/*', 'text/**/*.txt'))) == ['b/2.txt', 'a/1.txt', 'a/c/3.txt']
+    assert texts(data.Files('./text/**/*.txt')) == ['a/1.txt', 'a/c/3.txt', 'b/2.txt']
+    assert texts(data.Files(('./text/b/*', './text/**/*.txt'))) == ['b/2.txt', 'a/1.txt', 'a/c/3.txt']
     monkeypatch.setenv('HOME', str(tmp_path))
     assert texts(data.Files('~/text/b/*')) == ['b/2.txt']
 
@@ -124,6 +124,71 @@ def test_bad_records_of_jsonl_are_counted_by_reason_and_the_rest_is_used(tmp_pat
         ('int instead of text', 'a.jsonl:5'), ('not valid UTF-8', 'a.jsonl:6'), ('NUL character', 'a.jsonl:7'),
         ('lone surrogate', 'a.jsonl:8'), ('line of more than 200 bytes', 'a.jsonl:10'),
         ('empty document', 'a.jsonl:12')]
+
+
+JSON = {
+    'lines': lambda values: '\n'.join(map(json.dumps, values)),
+    'lines with blanks around them': lambda values: '\ufeff' + '\r\n \n'.join(map(json.dumps, values)) + '\n\n',
+    'a list on one line': json.dumps,
+    'a list on many lines': lambda values: '\n\n' + json.dumps(values, indent=2) + '\n',
+}
+
+
+@pytest.mark.parametrize('suffix, pack', [('', bytes), ('.gz', gzip.compress), ('.zst', zstd)])
+@pytest.mark.parametrize('form', JSON)
+def test_json_is_read_by_its_content(tmp_path, form, suffix, pack):
+    """C4 and Dolma publish JSON lines as .json.gz."""
+    values = [{'text': 'eins\n{', 'url': 'x'}, {'text': 'zwei'}, {'body': 'x'}, 5, {'text': 'drei', 'deep': [{}]}]
+    source = data.Files(write(tmp_path / f'c4.00000-of-01024.json{suffix}', pack(JSON[form](values).encode())))
+    assert texts(source) == ['eins\n{', 'zwei', 'drei']
+    assert [reason for reason, _ in rejects(source)] == ["no field 'text'", 'no JSON object']
+    assert all(record.size > 0 for record in source.records() if isinstance(record, data.Reject))
+
+
+@pytest.mark.parametrize('indent', [None, 2])
+def test_one_json_object_is_one_document(tmp_path, indent):
+    source = data.Files(write(tmp_path / 'a.json', json.dumps({'id': {'a': 1}, 'text': 'all of it'}, indent=indent)))
+    assert texts(source) == ['all of it'] and rejects(source) == []
+
+
+def test_json_lines_whose_first_is_broken_keep_the_others(tmp_path):
+    source = data.Files(write(tmp_path / 'a.json', '{"text": "cut o\n{"text": "one"}\n{"text": "two"}\n'))
+    assert texts(source) == ['one', 'two'] and rejects(source) == [('broken JSON', 'a.json:1')]
+
+
+@pytest.mark.parametrize('content, found', [
+    (b'', []), (b' \n', []), (b'{', [('broken JSON', 'a.json:1')]),
+    (b'[{"text": "a"},\n', [('broken JSON', 'a.json:2')]),
+    (b'{\n"text": 1,\n', [('broken JSON', 'a.json:1'), ('broken JSON', 'a.json:2')]),
+    (b'["a"]\n["b"]\n', [('broken JSON', 'a.json:2')]), (b'[{"text": "\xff"}]', [('broken JSON', 'a.json:1')]),
+    (b'["a"]', [('no JSON object', 'a.json:1')]), (b'[' * 100_000, [('broken JSON', 'a.json:1')])])
+def test_json_that_holds_no_document(tmp_path, content, found):
+    source = data.Files(write(tmp_path / 'a.json', content))
+    assert texts(source) == [] and rejects(source) == found
+
+
+@pytest.mark.parametrize('content, first', [('Once upon', 'O'), ('"text"', '"'), ('\x1f\x8b', '\x1f'), ('17', '1')])
+def test_a_json_file_that_is_none_is_refused_in_one_line(tmp_path, content, first):
+    path = write(tmp_path / 'a.json', content)
+    with pytest.raises(config.Error) as error:
+        texts(data.Files(path))
+    assert str(error.value) == (f'{path} holds no JSON objects: it begins with {first!r}; leave it out of the pattern, '
+                                'or rename it to end in .txt to read it as text.')
+
+
+def test_a_broken_stream_of_json_is_reported(tmp_path):
+    lines = '\n'.join(json.dumps({'text': f'{number ** 9}'}) for number in range(20_000))
+    packed = gzip.compress(lines.encode())
+    source = data.Files(write(tmp_path / 'a.json.gz', packed[:len(packed) // 2]))
+    assert 1000 < len(texts(source)) < 20_000 and 'broken gz stream' in [reason for reason, _ in rejects(source)]
+
+
+def test_the_fingerprint_of_json_is_not_that_of_the_text_it_was_once_read_as(tmp_path):
+    """A token cache is named by it; that of no other file has changed."""
+    for suffix in ('json', 'jsonl', 'txt'):
+        source = data.Files(write(tmp_path / f'a.{suffix}', '{"text": "a"}'))
+        before = config.fingerprint(['files', 'text', 2 ** 25, readers.digest(source.files())])
+        assert (source.fingerprint() == before) == (suffix != 'json')
 
 
 def test_a_line_of_50_megabytes_is_rejected_by_default(tmp_path):

@@ -33,12 +33,12 @@ def forward(model, params, tokens):
 
 def run(prompts, encoder=NO_END, **options):
     """Returns the last list of Samples."""
-    return list(generate.generate(MODEL, PARAMS, encoder, prompts, **options))[-1]
+    return list(generate.generate(MODEL, PARAMS, encoder, prompts, prefix=[257], **options))[-1]
 
 
 def scored(prompt, tokens):
     """Returns the log-probabilities [n V] that the full forward pass gives at each of `tokens` after a prompt."""
-    whole = [256, *prompt.encode(), *tokens]
+    whole = [257, *prompt.encode(), *tokens]
     row = np.zeros((1, LENGTH + 16), np.int32)
     row[0, :len(whole)] = whole
     return np.asarray(forward(MODEL, PARAMS, row))[0, len(whole) - len(tokens) - 1:len(whole) - 1]
@@ -136,8 +136,16 @@ def test_a_row_does_not_depend_on_the_rows_beside_it_or_the_length():
 
 def test_repetition_counts_the_prompt_and_what_was_drawn():
     """A penalty without bound never takes a token twice, nor one of the prompt."""
-    tokens = [256, *b'ab', *run(['ab'], length=24, sampler=Sampler(0.0, repetition=1e6))[0].tokens]
+    tokens = [*b'ab', *run(['ab'], length=24, sampler=Sampler(0.0, repetition=1e6))[0].tokens]
     assert len(set(tokens)) == len(tokens)
+
+
+@pytest.mark.parametrize('prefix, counted', [([257], False), ([], True)])
+def test_repetition_does_not_count_what_stands_before_the_prompt(prefix, counted):
+    """Else a penalty would keep the end-of-text token, which training shows before a document, from ending it."""
+    tokens = np.int32([[257, *b'ab', 0]])
+    decoding = generate.begin(MODEL, 64, PARAMS, (tokens, np.int32([3]), np.int32(len(prefix))), jax.random.key(0))
+    assert np.flatnonzero(decoding.seen[0]).tolist() == [*b'ab', *[257] * counted]
 
 
 def test_the_end_of_text_token_ends_a_row_and_is_not_in_it(greedy):
@@ -240,19 +248,33 @@ def test_a_length_below_one_is_one_clear_line(length):
         run(['ab', 'ab'], length=length)
 
 
-def test_an_empty_prompt_without_a_start_token_is_one_clear_line():
-    with pytest.raises(config.Error, match='^the prompt is empty and the tokenizer has no start token'):
-        run([''], dataclasses.replace(NO_END, bos=None), length=4)
+def test_an_empty_prompt_with_nothing_before_it_is_one_clear_line():
+    with pytest.raises(config.Error, match='^the prompt is empty and no token stood before a document in training'):
+        list(generate.generate(MODEL, PARAMS, NO_END, [''], length=4))
 
 
-def test_an_empty_prompt_starts_at_the_start_token():
-    assert len(run([''], length=4)[0].tokens) == 4
+def test_an_empty_prompt_starts_at_what_stands_before_a_document():
+    sample = run([''], length=4, sampler=GREEDY)[0]
+    assert sample.tokens[0] == scored('', [0])[-1].argmax() and len(sample.tokens) == 4
 
 
 def test_learned_positions_generate_up_to_their_length_and_say_so_beyond():
     model = small(vocab=258, depth=1, position=Learned(12))
-    draw = partial(generate.generate, model, parameters(model), NO_END, ['ab'], sampler=GREEDY)
+    draw = partial(generate.generate, model, parameters(model), NO_END, ['ab'], prefix=[257],
+                   sampler=GREEDY)
     assert len(list(draw(length=9))[-1][0].tokens) == 9
     with pytest.raises(config.Error, match=r'position\.length=12; try') as caught:
         list(draw(length=11))
     assert 'length=11' in str(caught.value) or '14 tokens' in str(caught.value)
+
+
+def test_without_a_length_a_row_is_as_long_as_its_learned_positions_allow():
+    model = small(vocab=258, depth=1, position=Learned(12))
+    draw = partial(generate.generate, model, parameters(model), NO_END, sampler=GREEDY)
+    assert [len(sample.tokens) for sample in list(draw(['ab', 'abcd']))[-1]] == [13 - 4] * 2
+    with pytest.raises(config.Error, match=r'a prompt of 13 tokens .* try a shorter prompt'):
+        list(draw(['abcdefghijklm']))
+
+
+def test_without_a_length_or_a_limit_a_row_has_200_tokens():
+    assert len(run(['ab', 'ab'], sampler=GREEDY)[0].tokens) == 200

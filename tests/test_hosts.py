@@ -48,8 +48,9 @@ INITIAL = """
 import hashlib, sys
 import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from lm import config, hosts, train
-with hosts.joined():
+from lm import config, train
+from lm.parallel import processes
+with processes.joined():
     built = train.program(config.load('experiments/tiny.py', sys.argv[1:]).config)
     with jax.set_mesh(built.mesh):
         params = built.init().params
@@ -84,11 +85,11 @@ def test_stopped_on_four_resumes_on_two_and_on_one(place, longer):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_saves_on_both_at_one_step(place, number):
     workdir = place / f'signal-{number}'
-    started = train(place, workdir, 'steps=2000', 'save_every=0')
+    started = train(place, workdir, 'steps=2000', 'cadence.save=0')
     wait_for(workdir, 3, started)
     started[1].send_signal(number)
     said = finish(started, 75)
-    assert 'the same line resumes it' in said[0][0]
+    assert 'run the same command to resume' in said[0][0]
     saved = [int(path.name) for path in (workdir / 'checkpoints').iterdir() if path.name.isdigit()]
     assert saved == [max(losses(workdir))]
 
@@ -127,8 +128,8 @@ def test_hosts_read_the_rows_that_their_devices_hold_in_any_order(place):
     code = """
 import jax, numpy as np
 from jax.sharding import Mesh
-from lm import hosts, sharding
-with hosts.joined():
+from lm.parallel import processes, sharding
+with processes.joined():
     mesh = Mesh(np.array(jax.devices())[[0, 2, 1, 3]], ('data',))
     rows = sharding.rows(8, mesh)
     assert rows == ((0, 1, 4, 5), (2, 3, 6, 7))[jax.process_index()], rows

@@ -1,4 +1,4 @@
-"""What a process knows of the others before it speaks to any: the environment, clocks, speeds."""
+"""One process: the environment it reads, its messages, clock skew, stragglers, and how it ends when a peer is lost."""
 import http.server
 import pathlib
 import socket
@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
      {'cluster_detection_method': 'slurm'}),
 ])
 def test_the_environment_says_which_process_this_is(environ, found):
-    assert processes.settings({'JAX_PLATFORMS': 'cpu', **environ}) == found
+    assert processes.initialize_arguments({'JAX_PLATFORMS': 'cpu', **environ}) == found
 
 
 @pytest.mark.parametrize('environ, words', [
@@ -39,7 +39,7 @@ def test_the_environment_says_which_process_this_is(environ, found):
 ])
 def test_an_environment_that_says_half_is_refused(environ, words):
     with pytest.raises(config.Error, match=words):
-        processes.settings(environ)
+        processes.initialize_arguments(environ)
 
 
 def test_a_port_that_another_program_has_is_refused():
@@ -47,21 +47,22 @@ def test_a_port_that_another_program_has_is_refused():
         other.bind(('', 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(config.Error, match=f'port {port} .*try LM_COORDINATOR=here:{port + 1}'):
+        with pytest.raises(config.Error, match=f'port {port} .*try LM_COORDINATOR=here:{port + 1} on all hosts'):
             processes.check_port(f'here:{port}')
     processes.check_port(f'here:{port}')
 
 
-@pytest.mark.parametrize('address, said', [
+@pytest.mark.parametrize('address, message', [
     ('localhost:1234', 'p 1 waits for the others at localhost:1234, for 5 minutes at most.'),
-    ('no-such-host.invalid:1234', 'at no-such-host.invalid:1234, which names no host known here, for'),
+    ('no-such-host.invalid:1234', 'at no-such-host.invalid:1234, a host name that does not resolve here, for'),
     ('', 'p 1 waits for the others, for 5 minutes at most.')])
-def test_a_process_that_waits_says_for_whom(address, said):
-    assert said in processes.waiting('p 1', address)
+def test_a_process_that_waits_says_for_whom(address, message):
+    assert message in processes.waiting_message('p 1', address)
 
 
 def test_who_found_no_others_says_so_where_jax_aborts():
-    text = 'import os\nfrom lm import hosts\nwith hosts._waiting("p 1", "a:1"):\n    os.abort()'
+    text = ('import os\nfrom lm.parallel import processes\n'
+            'with processes.startup_messages("p 1", "a:1"):\n    os.abort()')
     done = subprocess.run([sys.executable, '-c', text], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith('lm: p 1 found no others at a:1; start all')
 
@@ -85,18 +86,18 @@ def test_a_tpu_slice_of_several_workers_is_told_by_its_environment_or_metadata(e
     with http.server.HTTPServer(('127.0.0.1', 0), Metadata) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         place = f'127.0.0.1:{server.server_address[1]}'
-        found = processes.settings({'GCE_METADATA_IP': place, **environ})
+        found = processes.initialize_arguments({'GCE_METADATA_IP': place, **environ})
         server.shutdown()
     assert found == ({} if workers > 1 else None)
 
 
 def test_clocks_apart_and_a_slow_host_are_named():
-    assert processes.skewed(['a', 'b', 'c'], [100.0, 100.5, 99.0]) == []
-    assert processes.skewed(['a', 'b', 'c'], [100.0, 107.5, 100.1]) == [
+    assert processes.clock_warnings(['a', 'b', 'c'], [100.0, 100.5, 99.0]) == []
+    assert processes.clock_warnings(['a', 'b', 'c'], [100.0, 107.5, 100.1]) == [
         'the clock of host 1 (b) is 7.4 s ahead; set it by NTP.']
-    assert heartbeat.slowest({0: 0.1, 1: 0.7, 2: 0.2}, 1.0) == 1
-    assert heartbeat.slowest({0: 0.1, 1: 0.4, 2: 0.2}, 1.0) is None
-    assert heartbeat.slowest({0: 0.6, 1: 0.7, 2: 0.6}, 1.0) is None
+    assert heartbeat.straggler({0: 0.1, 1: 0.7, 2: 0.2}, 1.0) == 1
+    assert heartbeat.straggler({0: 0.1, 1: 0.4, 2: 0.2}, 1.0) is None
+    assert heartbeat.straggler({0: 0.6, 1: 0.7, 2: 0.6}, 1.0) is None
 
 
 def test_alone_everything_is_its_own_answer():
@@ -113,15 +114,15 @@ def test_a_fault_waits_to_hear_whether_another_is_lost(dead, monkeypatch):
         def key_value_dir_get(self, room):
             return list(self.items())
     ends, lives = [], dead == 60
-    for name, value in {'PERIOD': 0.05, 'DEAD': dead, 'end': lambda *said: ends.append(said),
-                        'name_the_lost_coordinator': lambda *_: None}.items():
+    for name, value in {'PERIOD': 0.05, 'DEAD': dead, 'exit_now': lambda *exit: ends.append(exit),
+                        'on_coordinator_loss': lambda *_: None}.items():
         monkeypatch.setattr(heartbeat, name, value)
-    told = Told({f'{heartbeat.ROOM}/1': '{"count": 7}'})  # written before the fault, whenever it is heard
-    guard = heartbeat.Guard(told, 0, ['a', 'b'], 'a:1')
-    later = threading.Timer(0.3, told.update, [{f'{heartbeat.ROOM}/1': '{"count": 8}'}])
+    told = Told({f'{heartbeat.PREFIX}/1': '{"count": 7}'})  # written before the fault, whenever it is heard
+    beat = heartbeat.Heartbeat(told, 0, ['a', 'b'], 'a:1')
+    later = threading.Timer(0.3, told.update, [{f'{heartbeat.PREFIX}/1': '{"count": 8}'}])
     if lives:
         later.start()
-    guard.clear(known=True)
-    guard.stop()
-    assert told[f'{heartbeat.ROOM}/1'] == f'{{"count": {8 if lives else 7}}}'
+    beat.wait_for_peers(known=True)
+    beat.stop()
+    assert told[f'{heartbeat.PREFIX}/1'] == f'{{"count": {8 if lives else 7}}}'
     assert not ends if lives else ends[0][1] == heartbeat.LOST and 'host 1 (b) is lost' in ends[0][0]

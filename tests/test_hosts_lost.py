@@ -1,4 +1,4 @@
-"""What befalls one of several processes is told by all: killed, frozen, slow, failing, set up otherwise."""
+"""Faults of one of several processes that the others name: killed, frozen, slow, failing, with other settings."""
 import signal
 import socket
 import time
@@ -30,7 +30,7 @@ def test_a_process_killed_or_frozen_ends_the_other_by_name_within_a_minute_and_t
     started[lost].kill()
     said = finish(started, *(-9 if i == lost else heartbeat.LOST for i in range(2)))
     assert f'lm: host {lost} ({socket.gethostname()}) is lost' in said[1 - lost][1]
-    assert 'the same command on all hosts resumes it' in said[1 - lost][1]
+    assert 'to resume it, run the same command on all hosts' in said[1 - lost][1]
     reached = max(losses(workdir))
     again = train(place, workdir, 'steps=400')
     wait_for(workdir, reached + 1, again)
@@ -40,12 +40,13 @@ def test_a_process_killed_or_frozen_ends_the_other_by_name_within_a_minute_and_t
 
 SLOW = """
 import os, sys, time
-from lm import cli, loop
-serve = loop.serve
+from lm import cli
+from lm.train import feed
+serve = feed.serve
 def slow(*args):
     time.sleep(0.4 * int(os.environ['LM_PROCESS']))
     return serve(*args)
-loop.serve = slow
+feed.serve = slow
 sys.exit(cli.main(['train', 'experiments/tiny.py', *sys.argv[1:]]))
 """
 
@@ -61,9 +62,9 @@ def test_a_slow_host_is_named(place):
 FRAGILE = """
 import sys
 import jax.numpy as jnp
-from lm import cli, loop
-from lm.models.decoder import Decoder
-serve, loss = loop.serve, Decoder.loss
+from lm import cli
+from lm.train import NextToken, feed
+serve, loss = feed.serve, NextToken.loss
 class Marked:
     def __init__(self, stream):
         self.stream, self.batch = stream, stream.batch
@@ -71,12 +72,12 @@ class Marked:
         batch = self.stream.batch_at(step, rows)
         batch['inputs'][:] = -1 if 9 <= step < 14 else batch['inputs']
         return batch
-def fragile(self, params, batch, key=None):
-    value, measured = loss(self, params, batch, key)
+def fragile(self, model, params, batch, key=None):
+    value, measured = loss(self, model, params, batch, key)
     bad = jnp.where(jnp.min(batch['inputs']) < 0, jnp.nan, 1.0)
     return value * bad, {**measured, 'loss': measured['loss'] * bad}
-Decoder.loss = fragile
-loop.serve = lambda stream, *rest: serve(Marked(stream), *rest)
+NextToken.loss = fragile
+feed.serve = lambda stream, *rest: serve(Marked(stream), *rest)
 sys.exit(cli.main(['train', 'experiments/tiny.py', *sys.argv[1:]]))
 """
 
@@ -101,11 +102,12 @@ def test_hosts_that_differ_are_told_in_what(place):
 def test_one_that_fails_ends_the_other_with_its_reason(place):
     code = """
 import os
-from lm import config, hosts
-with hosts.joined():
-    if hosts.first():
+from lm import config
+from lm.parallel import processes
+with processes.joined():
+    if processes.first():
         raise config.Error('the disk is full; free some.')
-    hosts.gather(None)
+    processes.gather(None)
 """
     (_, first), (_, second) = finish(start(place, ['-c', code]), 2, heartbeat.LOST)
     assert 'lm: the disk is full; free some.' in first

@@ -19,7 +19,8 @@ case "$*" in
     *ensurepip*) [[ -z ${FAKE_NO_VENV:-} ]] ;;
     *virtualenv*) exit 1 ;;
     *%d.%d*) echo 3.12 ;;
-    '-m venv'*) echo venv >>"$FAKE_LOG"; mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+    '-m venv'*) echo venv >>"$FAKE_LOG"; mkdir -p "$3/bin"; sleep "${FAKE_VENV_SLEEP:-0}"
+        cp "$0" "$3/bin/python"; : >"$3/pyvenv.cfg" ;;
     '-m pip'*)
         echo "pip ${*: -1}" >>"$FAKE_LOG"
         sleep "${FAKE_SLEEP:-0}"
@@ -142,6 +143,57 @@ def test_an_installation_killed_halfway_starts_over(machine):
     process.communicate()
     assert machine.run('show')[0] == 0
     assert machine.installs().count('venv') == 2
+
+
+def test_an_environment_killed_before_its_first_file_is_created_again(machine):
+    process = machine.start('show', FAKE_VENV_SLEEP='30')
+    while machine.installs() != ['venv']:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (machine.root / '.venv' / 'pyvenv.cfg').exists()
+    assert machine.run('show')[:2] == (0, f'{machine.root} \n')
+    assert machine.installs().count('venv') == 2
+
+
+@pytest.mark.parametrize('name, files', [
+    ('../precious', ['thesis.tex']), ('../precious', ['.hidden']), ('../precious', ['installed', 'thesis.tex']),
+    ('../precious', ['pyvenv.cfg', 'bin/python']), ('../precious', ['pyvenv.cfg', 'installed', 'bin/python']),
+    ('.', []), ('launch', []), ('setup.py', []),
+])
+def test_a_folder_that_is_no_environment_of_the_launcher_is_left_alone(machine, name, files):
+    for file in files:
+        path = machine.root / name / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('dear')
+    before = sorted((path, path.is_file() and path.read_bytes()) for path in machine.root.parent.rglob('*'))
+    code, out, err = machine.run('show', LM_VENV=name)
+    venv = (machine.root / name).resolve()
+    assert (code, out) == (1, '')
+    assert err == (f'local.sh: {venv} exists and was not created by local.sh; set LM_VENV to another folder, '
+                   'or remove it.\n')
+    assert before == sorted((path, path.is_file() and path.read_bytes()) for path in machine.root.parent.rglob('*'))
+    assert machine.installs() == []
+
+
+def test_an_empty_folder_becomes_the_environment(machine, tmp_path):
+    (tmp_path / 'empty').mkdir()
+    assert machine.run('show', LM_VENV='../empty')[0] == 0
+    assert (tmp_path / 'empty' / 'installed').exists()
+
+
+def test_an_environment_without_a_marker_is_known_by_its_stamp(machine):
+    """Those that earlier versions of the launcher created have no marker."""
+    machine.run('show')
+    (machine.root / '.venv' / 'created-by-local.sh').unlink()
+    leftovers = [machine.root / '.venv' / name for name in ('lib/old.py', '.cache')]
+    for path in leftovers:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('')
+    assert machine.run('show', FAKE_VERSION='3.13.0')[0] == 0
+    assert machine.installs().count('venv') == 2
+    assert not any(path.exists() for path in leftovers)
 
 
 def test_two_first_runs_at_once_install_once(machine):

@@ -82,6 +82,16 @@ def test_one_that_another_has_waited_for_in_vain_is_killed_soon(tmp_path):
     assert time.monotonic() - began < 30
 
 
+def test_a_command_that_is_too_long_for_the_system_is_one_line():
+    text = 'import shell, subprocess; shell.run(lambda words: subprocess.run(["true", "x" * int(words[0])]).returncode)'
+    environ = {**os.environ, 'PYTHONPATH': ROOT / 'launch'}
+    for size, code in ((2 ** 17 - 1, 0), (2 ** 17, 2)):
+        done = subprocess.run([sys.executable, '-c', text, str(size)], env=environ, capture_output=True, text=True,
+                              check=False)
+        assert done.returncode == code
+    assert 'are longer than this system takes; move settings' in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_signals_reach_all_and_a_saved_stop_is_75(tmp_path, number):
     text = 'trap "echo saved; exit 75" INT TERM; echo ready; while :; do sleep 0.05; done'

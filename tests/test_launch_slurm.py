@@ -136,6 +136,19 @@ def test_without_slurm_it_says_where_to_run(tmp_path):
     assert code == 2 and "no command 'sbatch' on PATH; run this where Slurm is installed" in err
 
 
+def test_a_batch_script_is_submitted_up_to_the_size_that_slurm_takes(tmp_path, tools):
+    parts = ['x' * 100_000] * 10
+    words = ['--detach', '--logs=logs', '--', 'true', *parts]
+    _, printed, _ = launch('--dry-run', *words, '', cwd=tmp_path, **tools)
+    empty = len(re.search('<<"END"\n(.*)END\n', printed, re.DOTALL)[1]) - len("''")
+    assert launch(*words, 'x' * (2 ** 20 - empty), cwd=tmp_path, **tools)[:2] == (0, '42\n')
+    assert (tmp_path / 'logs' / 'job.sh').stat().st_size == 2 ** 20
+    (tmp_path / 'calls').unlink()
+    code, out, err = launch(*words, 'x' * (2 ** 20 - empty + 1), cwd=tmp_path, **tools)
+    assert (code, out) == (2, '') and len(err.splitlines()) == 1 and not (tmp_path / 'calls').exists()
+    assert 'the batch script takes 1,048,577 bytes, and Slurm takes 1,048,576; move settings' in err
+
+
 def lacking():
     """Returns what this machine lacks to start a Slurm of its own, or None."""
     programs = f'{os.environ["PATH"]}:/usr/sbin'
@@ -164,7 +177,7 @@ def control(settings, *words):
 
 def train(folder, name):
     return [sys.executable, '-m', 'lm', 'train', str(ROOT / 'experiments' / 'tiny.py'), f'--workdir={folder / name}',
-            'model.depth=1', 'model.width=32', 'steps=120', 'log_every=1', 'save_every=60', 'data.batch=4',
+            'model.depth=1', 'model.width=32', 'steps=120', 'cadence.log=1', 'cadence.save=60', 'data.batch=4',
             'data.context=32']
 
 

@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -200,6 +201,20 @@ def test_keep_keeps_and_says_how_to_delete(cloud):
 def test_a_mistake_is_one_line(cloud, words, message):
     code, out, err = cloud.run(*words, '--', 'true')
     assert (code, out) == (2, '') and message in err and len(err.splitlines()) == 1 and not cloud.calls()
+
+
+def test_a_command_reaches_the_workers_up_to_the_size_of_one_argument(cloud):
+    printed = shlex.split(cloud.run('v5e-16', '--dry-run', '--', 'echo', 'x')[1].replace(';', ' '))
+    start = next(word for word in printed if word.startswith('--command=') and 'setsid' in word)
+    room = 122_880 - (len(start) - len('--command=') + 2 * 18) + 1  # a dry run's token has 1 digit, and a real one 19
+    code, out, err = cloud.run('v5e-16', '--', 'echo', 'x' * room)
+    assert (code, out) == (0, 'x' * room + '\n'), err
+    sent = next(word for words in cloud.calls() for word in words if 'setsid' in word)
+    assert len(sent) == 122_880 + len('--command=')
+    (cloud.folder / 'calls').unlink()
+    code, out, err = cloud.run('v5e-16', '--', 'echo', 'x' * (room + 1))
+    assert (code, out) == (2, '') and len(err.splitlines()) == 1 and not cloud.calls()
+    assert 'the command, quoted for the workers, takes 122,881 bytes as one argument, and at most 122,880' in err
 
 
 def test_without_gcloud_it_says_where_to_get_it(cloud):

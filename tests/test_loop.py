@@ -1,8 +1,10 @@
 """Runs as a user has them: stopped, killed, resumed, moved to another mesh, on broken checkpoints and bad numbers."""
 import dataclasses
+import io
 import json
 import math
 import pathlib
+import re
 import shutil
 
 import jax
@@ -13,8 +15,11 @@ import pytest
 from lm import config, data, optim, records, train
 from lm.debug import replay
 from lm.models.decoder import Decoder
+from lm.nn.positions import Learned
 from lm.parallel import sharding
-from lm.train import loop, metrics, runs
+from lm.sweep import trials
+from lm.train import loop, metrics, runs, session
+from lm.train.monitor import Monitor
 
 FILE = pathlib.Path(__file__)
 TEXT = data.Synthetic(count=20, length=400)
@@ -23,7 +28,8 @@ SETTINGS = train.Config(
     data=data.Corpus(train=data.Pick(TEXT, 0, 0.8), valid=data.Pick(TEXT, 0.8, 1), tokenizer=data.Bytes(), context=16,
                      batch=8),
     optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2), ema=0.9),
-    steps=12, mesh={'data': 1}, log_every=1, save_every=3, eval_every=6, sample='A')
+    steps=12, mesh={'data': 1}, objective=train.NextToken(sample='A'),
+    cadence=train.Cadence(log=1, save=3, eval=6))
 
 
 @pytest.fixture(scope='module')
@@ -47,8 +53,8 @@ def go(directory, cache, settings=SETTINGS, stop_after=None):
             write(step, values)
         run.writer.write = stopping
     try:
-        loop.train_in(settings, run, cache, mesh(settings))
-    except loop.Stopped:
+        session.train(settings, run, cache, mesh(settings))
+    except loop.Preempted:
         assert stop_after
     finally:
         run.close()
@@ -84,9 +90,75 @@ def test_resumed_on_another_mesh_is_the_same_within_rounding(straight, tmp_path,
     np.testing.assert_allclose(list(moved.values()), list(straight[1].values()), rtol=2e-5)
 
 
+def finish(directory, cache, capsys, **changes):
+    """Returns (standard output, warnings) of a run of two steps, which must end as one without a fault does."""
+    go(directory, cache, dataclasses.replace(SETTINGS, steps=2, **changes))
+    out, err = capsys.readouterr()
+    assert out.endswith(f'run: {directory}\n')
+    return out, [line for line in err.splitlines() if line.startswith('lm: ')]
+
+
+def test_a_sample_that_cannot_be_drawn_is_a_warning_of_one_line(tmp_path, cache, capsys):
+    corpus = dataclasses.replace(SETTINGS.data, tokenizer=data.Chars(), valid=SETTINGS.data.train)
+    size = len({letter for document in corpus.train.documents() for letter in document.text})
+    model = dataclasses.replace(SETTINGS.model, vocab=size)
+    _, warnings = finish(tmp_path, cache, capsys, data=corpus, model=model, sample='a€')
+    assert warnings == [f"lm: {tmp_path} is finished, without its sample: '€' (U+20AC) is not among the {size} "
+                        'characters of the training text; remove it, or use data.Bytes() as tokenizer.']
+    assert not (tmp_path / 'sample.txt').exists()
+
+
+def test_a_sample_fits_learned_positions(tmp_path, cache, capsys):
+    model = dataclasses.replace(SETTINGS.model, position=Learned(16))
+    assert finish(tmp_path, cache, capsys, model=model, sample='abc')[1] == []
+    assert (tmp_path / 'sample.txt').read_text().startswith('abc')
+
+
+def test_baselines_that_fail_are_a_warning_of_one_line(tmp_path, cache, capsys, monkeypatch):
+    def fail(train, held):
+        raise MemoryError('no room for the n-grams\nof this text')
+    monkeypatch.setattr(loop.baselines, 'bits_per_byte', fail)
+    out, warnings = finish(tmp_path, cache, capsys, baselines=True)
+    assert warnings == [f'lm: {tmp_path} is finished, without its baselines: no room for the n-grams']
+    assert 'bits per byte  this model' in out and (tmp_path / 'sample.txt').exists()
+
+
+def test_a_sample_that_standard_output_cannot_spell_is_kept(tmp_path, cache, monkeypatch, capsys):
+    out = io.TextIOWrapper(io.BytesIO(), encoding='ascii', newline='\n')
+    with monkeypatch.context() as patch:
+        patch.setattr('sys.stdout', out)
+        go(tmp_path, cache, dataclasses.replace(SETTINGS, steps=2, sample='é'))
+        out.flush()
+    assert f'lm: {tmp_path} is finished, without its sample: ' in capsys.readouterr().err
+    assert out.buffer.getvalue().endswith(f'run: {tmp_path}\n'.encode())
+    assert (tmp_path / 'sample.txt').read_text(encoding='utf-8').startswith('é')
+
+
 def test_finished_says_so(straight, cache, capsys):
     go(straight[0], cache)
     assert 'is finished: 12 steps' in capsys.readouterr().out
+
+
+def test_a_run_begins_with_its_documents_bytes_and_rejects(straight, tmp_path, cache, capsys):
+    (tmp_path / 'a.jsonl').write_text('{"text": "abcdefghijklmnopqrstuvwxyz"}\n' * 20 + 'broken\n')
+    corpus = dataclasses.replace(SETTINGS.data, train=data.Files(str(tmp_path / 'a.jsonl')))
+    go(tmp_path / 'run', cache, dataclasses.replace(SETTINGS, steps=2, data=corpus))
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == 'train: 20 documents, 520 bytes, rejected: 1 x broken JSON (`lm data` shows where)'
+    assert re.fullmatch(r'valid: \d documents, [\d,]+ bytes, none rejected', out[1])
+
+
+def test_more_than_a_tenth_rejected_is_refused_unless_allowed(tmp_path, cache):
+    (tmp_path / 'a.jsonl').write_text('{"text": "abcdefghijklmnopqrstuvwxyz"}\n' * 20 + 'broken\n' * 10)
+    corpus = dataclasses.replace(SETTINGS.data, train=data.Files(str(tmp_path / 'a.jsonl')))
+    settings = dataclasses.replace(SETTINGS, steps=2, data=corpus)
+    with pytest.raises(config.Error, match=r'^10\.3% of a \(train\) is rejected: 10 x broken JSON, first at .*a\.jsonl'
+                                           r':21; mend the files, or allow it by data\.max_rejected=0\.11\.$'):
+        go(tmp_path / 'run', cache, settings)
+    allowed = dataclasses.replace(settings, data=dataclasses.replace(corpus, max_rejected=0.11))
+    assert len(go(tmp_path / 'run', cache, allowed)) == 2
+    assert trials.identity(allowed) == trials.identity(settings)
+    assert corpus.open(cache).fingerprint == allowed.data.open(cache).fingerprint
 
 
 def test_another_experiment_is_refused_by_name(straight, cache):
@@ -120,7 +192,7 @@ def test_a_broken_newest_checkpoint_falls_back_to_the_one_before(straight, tmp_p
 
 
 def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path, cache):
-    settings = dataclasses.replace(SETTINGS, save_every=1, eval_every=1, keep=2)
+    settings = dataclasses.replace(SETTINGS, cadence=train.Cadence(log=1, save=1, eval=1, keep=2))
     go(tmp_path, cache, settings)
     scored = [record for record in records.read(tmp_path) if 'valid/loss' in record]
     best = min(scored, key=lambda record: record['valid/loss'])['step']
@@ -129,11 +201,11 @@ def test_only_the_last_checkpoints_and_the_best_are_kept(tmp_path, cache):
 
 
 @dataclasses.dataclass(frozen=True)
-class Fragile(Decoder):
-    """A decoder whose loss is not finite at steps 4 to 6 of the data's order, told by a mark in the batch."""
+class Fragile(train.NextToken):
+    """A loss that is not finite for batches with a mark."""
 
-    def loss(self, params, batch, key=None):
-        loss, measured = super().loss(params, batch, key)
+    def loss(self, model, params, batch, key=None):
+        loss, measured = super().loss(model, params, batch, key)
         bad = jnp.where(batch['inputs'][0, 0] < 0, jnp.nan, 1.0)
         return loss * bad, {**measured, 'loss': measured['loss'] * bad}
 
@@ -153,12 +225,12 @@ def mark(stream, steps):
 
 
 def go_fragile(directory, cache, steps):
-    fields = {field.name: getattr(SETTINGS.model, field.name) for field in dataclasses.fields(Decoder)}
-    settings = dataclasses.replace(SETTINGS, model=Fragile(**fields), patience=3, eval_every=0, keep=9)
+    settings = dataclasses.replace(SETTINGS, objective=Fragile(), patience=3,
+                                   cadence=train.Cadence(log=1, save=3, keep=9))
     run = runs.Run(directory, config.Experiment(settings, {}, FILE))
     stream = mark(settings.data.open(cache, 'train'), steps)
     try:
-        state = loop.fit(settings, train.program(settings, mesh(settings)), (stream, None), run)
+        state = loop.fit(train.program(settings, mesh(settings)), [Monitor(settings, run, stream)])
         return state, run.store.restore(train.program(settings, mesh(settings)).abstract)[1]
     finally:
         run.close()
@@ -181,7 +253,7 @@ def test_a_run_of_bad_batches_goes_back_and_steps_past_them(tmp_path, cache):
 def test_a_step_after_bad_batches_is_computed_again_to_the_last_bit(tmp_path, cache):
     go_fragile(tmp_path, cache, {4, 5, 6})
     settings = runs.read(tmp_path)
-    past = replay.Past(tmp_path, settings, cache, mesh(settings))
+    past = replay.Trajectory(tmp_path, settings, cache, mesh(settings))
     assert past.starts(8) == [6, 3, 0] and past.number(3) == 2 and past.number(4) == 7
     losses = {record['step']: record['loss'] for record in past.records if 'loss' in record}
     for start in (3, 0):
@@ -189,7 +261,7 @@ def test_a_step_after_bad_batches_is_computed_again_to_the_last_bit(tmp_path, ca
         for step in range(start + 1, 9):
             state, values = past.step(state, step)
             assert values['loss'] == losses[step]
-    past.follow(0)
+    past.before_rollback(0)
     assert past.starts(8) == [3, 0] and past.number(4) == 3
 
 

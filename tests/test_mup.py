@@ -27,7 +27,7 @@ def settings(model, optimizer):
 
 def ran(settings, seed=0):
     """Returns the State and the losses after two steps on tokens drawn at random."""
-    init, step = train.functions(settings)
+    *_, init, step = train.parts(settings)
     tokens = np.random.default_rng(seed).integers(50, size=(2, 4, 9), dtype=np.int32)
 
     def run():
@@ -61,7 +61,7 @@ def factors(optimizer, model):
     """Returns {name: (factor of the rate, factor of rate times decay)} of a model's parameters."""
     params = jax.eval_shape(model.init, jax.random.key(0))
     optimizer = dataclasses.replace(optimizer, weight_decay=1.0, decay='.')
-    plan = transforms.plan(optimizer, params, model.axes(), model.tuned())
+    plan = transforms.plan(optimizer, params, model.axes(), model.base_shapes())
     rates, decays = trees.flatten(plan.multipliers), trees.flatten(plan.decays)
     return {name.removeprefix('blocks/'): (rates[name], rates[name] * decays[name]) for name in rates}
 
@@ -134,7 +134,7 @@ def test_trials_of_one_program_have_their_own_rates_at_any_width():
     wide = settings(small(width=32, heads=8, depth=1, base=Base(width=16, heads=4)), optim.AdamW(weight_decay=0.1))
 
     def one(peak):
-        return ran(vectors.planted(wide, {'optimizer.peak': peak, 'optimizer.weight_decay': 10 * peak}))
+        return ran(vectors.with_traced_fields(wide, {'optimizer.peak': peak, 'optimizer.weight_decay': 10 * peak}))
     together = jax.vmap(one)(np.float32([1e-3, 1e-2]))
     alone = ran(config.override(wide, {'optimizer.peak': 1e-2, 'optimizer.weight_decay': 0.1}))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x[1], y, rtol=2e-4, atol=1e-5), together, alone)

@@ -41,7 +41,7 @@ def steps(count, parts, ragged=False):
 def test_the_scale_of_a_quadratic_is_its_own(parts, ragged):
     measured = steps(20_000, parts, ragged)
     scale = noise_scale.Scale(parts)
-    scale.KEPT = 0.9998
+    scale.DECAY = 0.9998
     for square, norm, tokens in zip(measured['grad_square'], measured['grad_norm'], measured['weight'], strict=True):
         scale.take(float(square), float(norm) ** 2, float(tokens))
     np.testing.assert_allclose(scale.value()['noise_scale'], TRUE, rtol=0.05)
@@ -49,7 +49,7 @@ def test_the_scale_of_a_quadratic_is_its_own(parts, ragged):
 
 def test_both_estimates_are_unbiased():
     measured, scale = steps(20_000, 4), noise_scale.Scale(4)
-    scale.KEPT = 0.0
+    scale.DECAY = 0.0
     found = []
     for square, norm in zip(measured['grad_square'], measured['grad_norm'], strict=True):
         scale.take(float(square), float(norm) ** 2, 32.0)
@@ -65,12 +65,12 @@ def test_one_batch_a_step_tells_nothing():
 
 @pytest.mark.parametrize('asked', [False, True])
 def test_a_run_measures_it_where_asked_to(asked):
-    settings = config.load(TINY, ['accumulate=2', f'noise_scale={asked}'.lower()]).config
-    init, step = train.functions(settings)
+    settings = config.load(TINY, ['accumulate=2', f'diagnosis.noise_scale={asked}'.lower()]).config
+    *_, init, step = train.parts(settings)
     measured = jax.eval_shape(lambda: step(init(), settings.data.example())[1])
     assert ('grad_square' in measured) == asked
 
 
 def test_it_needs_micro_batches():
     with pytest.raises(config.Error, match='accumulate=1 makes one; try accumulate=2'):
-        config.load(TINY, ['noise_scale=true'])
+        config.load(TINY, ['diagnosis.noise_scale=true'])

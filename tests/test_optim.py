@@ -1,5 +1,8 @@
 """Optimizers against numpy in float64, and the laws that all of them keep."""
 import dataclasses
+import pathlib
+import re
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ import pytest
 import stacks
 
 from lm import config, optim, trees
+from lm.optim import matrices
 
 ALL = (optim.SGD(nesterov=True), optim.AdamW(ema=0.9), optim.AdaGrad(), optim.Adafactor(), optim.Lion(), optim.Muon(),
        optim.ScheduleFree())
@@ -204,6 +208,70 @@ def test_clip_sees_the_parameters_that_train_only():
     grads['embed']['tokens'] *= 1e6
     moves = stacks.one(stacks.compiled(optimizer), stacks.draw(0), grads)
     np.testing.assert_allclose(trees.norm(moves), 0.5, rtol=1e-5)
+
+
+class LoRA(NamedTuple):
+    """A weight of the parameter tree that is itself a node: `base` is frozen, an int8 array here."""
+
+    base: Any
+    a: Any
+    b: Any
+
+
+@pytest.mark.parametrize('optimizer', ALL, ids=stacks.named)
+def test_a_weight_that_is_a_node_trains_like_the_same_arrays_in_a_dict(optimizer):
+    optimizer = dataclasses.replace(optimizer, frozen='/base$', rates=(('w/b', 0.5),), decay='w/a', moments='bfloat16')
+    draw = np.random.default_rng(0).standard_normal
+
+    def made(a, b, base):
+        return {'w': LoRA(base, a, b), 'norm': a[:, 0]}
+
+    def plain(tree):
+        return {'w': tree['w']._asdict(), 'norm': tree['norm']}
+    params, *gradients = (made(draw((4, 2)).astype(np.float32), draw((2, 3)).astype(np.float32), np.int8([[1, 2]]))
+                          for _ in range(4))
+    tx = stacks.jitted(optimizer.make(5, {'w': ('embed', 'ff'), 'norm': ('norm',)}))
+    after, state = stacks.run(tx, params, gradients)
+    expected, _ = stacks.run(tx, plain(params), map(plain, gradients))
+    assert isinstance(after['w'], LoRA)
+    stacks.close(plain(after), expected, rtol=0)
+    stacks.close(plain(optimizer.averaged(state, after))['w']['base'], params['w'].base, rtol=0)
+    assert after['w'].base.dtype == np.int8 and np.array_equal(after['w'].base, params['w'].base)
+    assert not np.allclose(after['w'].a, params['w'].a) and not np.allclose(after['w'].b, params['w'].b)
+    held = [name for name in trees.flatten(state) if 'w/' in name]
+    assert {name[-3:] for name in held} == {'w/a', 'w/b'}
+
+
+def test_an_optimizer_is_added_in_an_experiment_as_the_guide_shows(tmp_path):
+    guide = (pathlib.Path(__file__).parents[1] / 'docs/optimizers.md').read_text(encoding='utf-8')
+    file = tmp_path / 'signs.py'
+    file.write_text(re.search(r'```python\n(.*?)```', guide, re.DOTALL)[1] + '''
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    optimizer: optim.Optimizer = optim.AdamW()
+
+
+def config():
+    return Run()
+''')
+    found = config.load(file, ['optimizer=Signum(peak=0.5)', 'optimizer.momentum=0.8', 'optimizer.clip=0']).config
+    assert config.diff(config.build(config.dump(found), file), found) == {}
+    grads = [{'w': np.float32([[3, -2, 0]])}, {'w': np.float32([[-1, -2, 0]])}]
+    after, _ = stacks.run(found.optimizer.make(9), {'w': np.zeros((1, 3), np.float32)}, grads)
+    rates = [found.optimizer.rate(9)(step) for step in range(2)]
+    np.testing.assert_allclose(after['w'], [[-sum(rates), sum(rates), 0]], rtol=1e-6)
+    with pytest.raises(config.Error, match=r'momentum=1\.5 is not in \[0, 1\)'):
+        config.override(found, {'optimizer.momentum': 1.5})
+
+
+def test_axes_of_a_node_go_by_name():
+    axes = {'w': {'a': ('layers', 'embed', 'rank')}, 'table': ('vocab', 'embed')}
+    params = {'w': LoRA(*(jnp.ones((2, 4, 3)),) * 3), 'table': jnp.ones((5, 4))}
+    views = trees.flatten(matrices.of(params, axes, {'table': jnp.ones((5, 2))}))
+    assert (views['w/a'].inner, views['w/a'].outer) == ((1,), (2,))
+    assert (views['w/b'].names, views['w/b'].inner) == (None, (0, 1))
+    assert [views[name].width_ratio(lambda fan_in, fan_out: fan_out) for name in ('table', 'w/a')] == [2, 1]
 
 
 STEPS = 100

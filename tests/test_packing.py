@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.data import packing
+from lm.data.packing import bestfit
+from lm.data.packing.windows import Windows, count
 
 documents = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 contexts = st.integers(1, 17)
@@ -20,11 +22,11 @@ def bounds(lengths):
 def packed(lengths, context):
     """Returns Packed rows of documents whose tokens are their own addresses, counted from 1."""
     offsets = bounds(lengths)
-    return packing.Packed(np.arange(1, offsets[-1] + 1, dtype=np.uint32), packing.pack(offsets, context), context)
+    return bestfit.Packed(np.arange(1, offsets[-1] + 1, dtype=np.uint32), bestfit.pack(offsets, context), context)
 
 
 def test_windows_share_one_token():
-    batch = packing.Windows(np.array([8, 3, 5, 1, 4, 9], np.uint16), 2).gather(np.array([0, 1]))
+    batch = Windows(np.array([8, 3, 5, 1, 4, 9], np.uint16), 2).gather(np.array([0, 1]))
     assert batch['inputs'].tolist() == [[8, 3], [5, 1]]
     assert batch['targets'].tolist() == [[3, 5], [1, 4]]
     assert batch['inputs'].dtype == batch['targets'].dtype == np.int32
@@ -33,8 +35,8 @@ def test_windows_share_one_token():
 @settings(deadline=None)
 @given(st.integers(0, 200), contexts, st.sampled_from([np.uint16, np.uint32]))
 def test_windows_predict_every_token_but_the_first_once(tokens, context, dtype):
-    windows = packing.Windows(np.arange(tokens, dtype=dtype), context)
-    assert windows.rows == packing.windows(tokens, context)
+    windows = Windows(np.arange(tokens, dtype=dtype), context)
+    assert windows.rows == count(tokens, context)
     assert (windows.rows + 1) * context >= tokens - 1
     if windows.rows:
         targets = windows.gather(np.arange(windows.rows))['targets']
@@ -42,12 +44,12 @@ def test_windows_predict_every_token_but_the_first_once(tokens, context, dtype):
 
 
 def test_windows_hold_ids_beyond_int16():
-    batch = packing.Windows(np.array([65535, 40000, 2], np.uint16), 2).gather(np.array([0]))
+    batch = Windows(np.array([65535, 40000, 2], np.uint16), 2).gather(np.array([0]))
     assert batch['inputs'].tolist() == [[65535, 40000]]
 
 
 def test_split_shares_a_token_between_pieces():
-    starts, lengths = packing.split([0, 5, 6, 10], 3)
+    starts, lengths = bestfit.split([0, 5, 6, 10], 3)
     assert starts.tolist() == [0, 3, 6]
     assert lengths.tolist() == [3, 1, 3]
 
@@ -88,7 +90,7 @@ def test_a_segment_is_a_run_of_one_document(lengths, context):
 
 def test_packed_rows_are_as_documented():
     tokens, offsets = np.array([8, 3, 5, 1, 4, 2], np.uint16), [0, 4, 6]
-    batch = packing.Packed(tokens, packing.pack(offsets, 6), 6).gather(np.array([0]))
+    batch = bestfit.Packed(tokens, bestfit.pack(offsets, 6), 6).gather(np.array([0]))
     assert {name: values[0].tolist() for name, values in batch.items()} == {
         'inputs': [8, 3, 5, 4, 0, 0], 'targets': [3, 5, 1, 2, 0, 0], 'segments': [1, 1, 1, 2, 0, 0],
         'positions': [0, 1, 2, 0, 0, 0], 'weights': [1, 1, 1, 1, 0, 0]}
@@ -120,7 +122,7 @@ def best_fit_one_by_one(lengths, context):
     st.just(context), st.lists(st.integers(1, context), min_size=1, max_size=120))))
 def test_best_fit_is_the_textbook_algorithm(case):
     context, lengths = case
-    row_of = packing.best_fit(lengths, context)
+    row_of = bestfit.best_fit(lengths, context)
     used = np.bincount(row_of, lengths)
     assert used.min() > 0 and used.max() <= context
     assert sorted(context - used) == best_fit_one_by_one(lengths, context)
@@ -129,21 +131,21 @@ def test_best_fit_is_the_textbook_algorithm(case):
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=2, max_size=200))
 def test_no_two_rows_could_be_one(lengths):
-    used = np.sort(np.bincount(packing.best_fit(lengths, 50), lengths))
+    used = np.sort(np.bincount(bestfit.best_fit(lengths, 50), lengths))
     assert used.size == 1 or used[0] + used[1] > 50
 
 
 def test_padding_is_small_for_many_documents():
     lengths = np.random.default_rng(0).lognormal(4, 1.2, 20_000).astype(int) + 1
-    layout = packing.pack(bounds(lengths), 512)
+    layout = bestfit.pack(bounds(lengths), 512)
     assert layout.padding(512) < 0.001
     assert layout.padding(512) == pytest.approx(1 - layout.lengths.sum() / (layout.bounds.size - 1) / 512)
 
 
 def test_a_layout_is_written_once_and_read_back(tmp_path, monkeypatch):
-    first = packing.open_layout(bounds([5, 9, 2]), 4, tmp_path)
-    monkeypatch.setattr(packing, 'pack', None)
-    again = packing.open_layout(bounds([5, 9, 2]), 4, tmp_path)
+    first = bestfit.open_layout(bounds([5, 9, 2]), 4, tmp_path)
+    monkeypatch.setattr(bestfit, 'pack', None)
+    again = bestfit.open_layout(bounds([5, 9, 2]), 4, tmp_path)
     assert all(np.array_equal(getattr(first, name), getattr(again, name)) for name in ('starts', 'lengths', 'bounds'))
     assert len(os.listdir(tmp_path)) == 1
 
@@ -152,18 +154,31 @@ def test_a_layout_that_fails_to_save_leaves_nothing_and_still_serves(tmp_path, m
     def full(*_):
         raise OSError('no space left on device')
     monkeypatch.setattr(np, 'save', full)
-    layout = packing.open_layout(bounds([5, 9, 2]), 4, tmp_path)
+    layout = bestfit.open_layout(bounds([5, 9, 2]), 4, tmp_path)
     assert layout.lengths.sum() == 4 + 8 + 1
     assert not os.listdir(tmp_path)
 
 
 def test_another_process_may_write_the_layout_first(tmp_path, monkeypatch):
-    layout = packing.pack(bounds([5, 9, 2]), 4)
+    layout = bestfit.pack(bounds([5, 9, 2]), 4)
 
     def late(offsets, context):
         monkeypatch.undo()
-        packing.open_layout(offsets, context, tmp_path)
+        bestfit.open_layout(offsets, context, tmp_path)
         return layout
-    monkeypatch.setattr(packing, 'pack', late)
-    assert np.array_equal(packing.open_layout(bounds([5, 9, 2]), 4, tmp_path).starts, layout.starts)
+    monkeypatch.setattr(bestfit, 'pack', late)
+    assert np.array_equal(bestfit.open_layout(bounds([5, 9, 2]), 4, tmp_path).starts, layout.starts)
     assert len(os.listdir(tmp_path)) == 1
+
+
+def test_the_folder_is_the_list_and_every_packing_answers_alike():
+    assert packing.NAMES == ('bestfit', 'windows')
+    tokens, offsets = np.arange(20, dtype=np.uint16), np.array([0, 9, 20])
+    for name in packing.NAMES:
+        rows = packing.named(name).cut(tokens, offsets, 4)
+        assert rows.rows >= 4
+        batch = rows.gather(np.arange(rows.rows))
+        assert batch['inputs'].shape == batch['targets'].shape == (rows.rows, 4)
+        for row in range(rows.rows):
+            spans = np.concatenate([tokens[start:stop - 1] for start, stop in rows.spans(row)])
+            assert batch['inputs'][row][:spans.size].tolist() == spans.tolist()

@@ -1,4 +1,5 @@
-"""Layouts, the search among them, and what it says where none fits."""
+"""Layouts, the search among them, and its messages where none fits."""
+import ast
 import dataclasses
 import json
 import pathlib
@@ -10,7 +11,8 @@ import pytest
 from lm import config, hardware
 from lm.commands import plan
 from lm.parallel import sharding
-from lm.plan import analytic, compiled, layouts, plans, search
+from lm.plan import analytic, compiler, planner, search, shape
+from lm.plan.layout import Layout, all_layouts, layout_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = str(ROOT / 'experiments' / 'tiny.py')
@@ -20,12 +22,34 @@ def settings_of(name, **overrides):
     return config.load(ROOT / 'experiments' / f'{name}.py', overrides).config
 
 
+def test_a_shape_has_the_sizes_of_the_model_that_is_trained():
+    model = shape.shape_of(settings_of('qwen3_30b_a3b').model)
+    assert model.experts == shape.ExpertShape(count=128, top_k=8, ff=768, shared=0, capacity_factor=2.0)
+    assert (model.heads, model.kv_heads, model.head_dim, model.vocab, model.up_projections) == (32, 4, 128, 151_936, 2)
+    assert (model.itemsize, model.windows, model.remat, model.vocab_chunks) == (2, (0,) * 48, 'full', 32)
+    dense = shape.shape_of(settings_of('gpt2_124m').model)
+    assert (dense.experts, dense.ff, dense.up_projections, dense.tied) == (None, 3072, 1, True)
+    assert shape.shape_of(settings_of('shakespeare_char').model).vocab == 128  # 65 rows, padded
+
+
+def test_a_model_that_the_formulas_cannot_count_is_refused():
+    with pytest.raises(config.Error, match='SimpleNamespace has no width, which'):
+        shape.shape_of(types.SimpleNamespace(experts=None))
+
+
+@pytest.mark.parametrize('file', sorted((ROOT / 'lm' / 'plan').glob('*.py')), ids=lambda file: file.name)
+def test_only_shape_reads_fields_of_a_model(file):
+    fields = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)
+              and isinstance(node.value, ast.Attribute) and node.value.attr == 'model'}
+    assert fields <= {'init', 'axes'}
+
+
 def test_every_layout_can_be_trained():
     settings, cluster = settings_of('llama_1b'), hardware.cluster('v5e-16')
-    found = list(layouts.every(settings, cluster))
+    found = list(all_layouts(settings, cluster))
     assert len(found) == len({str(layout) for layout in found}) > 500
     for layout in found[::37]:
-        tried = layout.of(settings)
+        tried = layout.applied_to(settings)
         assert np.prod(list(tried.mesh.values())) == 16
         sharding.check_rows(tried.data.batch, tried.accumulate, type('Mesh', (), {'shape': tried.mesh}))
 
@@ -40,26 +64,26 @@ def test_the_best_fits_and_what_fits_comes_first():
 
 def test_remedies_change_little_and_fit():
     settings, cluster = settings_of('llama_1b', **{'model.remat': 'none'}), hardware.cluster('v5e-16')
-    own = layouts.given(settings, 16)
+    own = layout_of(settings, 16)
     found = search.remedies(settings, cluster)
     assert len(found) == 3 and all(c.peak < cluster.chip.memory for c in found)
     assert len(found[0].layout.changes(own)) <= 2
-    assert search.judge(own, analytic.subject(settings), cluster, 0.5).peak > cluster.chip.memory
+    assert search.candidate_of(own, analytic.workload_of(settings), cluster).peak > cluster.chip.memory
 
 
 def test_what_no_layout_helps_is_told_how_many_chips_would_do():
     settings, cluster = settings_of('llama_70b'), hardware.cluster('8xh100')
     assert not search.remedies(settings, cluster)
-    name = search.enough(settings, cluster)
+    name = search.smallest_cluster(settings, cluster)
     assert name.endswith('xh100') and hardware.cluster(name).devices > 8
 
 
 def test_more_sharding_and_more_recomputation_never_take_more_memory():
     settings = settings_of('llama_1b')
-    subject = analytic.subject(settings)
+    workload = analytic.workload_of(settings)
 
     def peak(sizes, remat, accumulate):
-        return sum(analytic.memory(layouts.Layout(sizes, remat, accumulate, 1), subject, 'tpu').values())
+        return sum(analytic.peak_memory(Layout(sizes, remat, accumulate, 1), workload, 'tpu').values())
     by_remat = [peak({'fsdp': 16}, remat, 1) for remat in ('none', 'dots', 'full', 'offload')]
     assert by_remat == sorted(by_remat, reverse=True)
     assert peak({'data': 16}, 'full', 4) > peak({'data': 4, 'fsdp': 4}, 'full', 4) > peak({'fsdp': 16}, 'full', 4)
@@ -80,7 +104,7 @@ def test_what_the_compiler_takes_more_than_the_formulas_holds_for_all_layouts():
     def compiled(candidate):
         asked.append(candidate)
         return took(candidate, times)
-    chosen, outcome = plans.best(found, cluster, compiled, check=9)
+    chosen, outcome = planner.first_that_fits(found, cluster, compiled, check=9)
     assert outcome['fits'] and asked == [found[0], chosen] and times * chosen.peak <= cluster.chip.memory
 
 
@@ -90,9 +114,10 @@ def test_no_more_are_compiled_than_asked_for():
     def compiled(candidate):
         asked.append(candidate)
         return took(candidate, 1) | {'fits': False}
-    chosen, outcome = plans.best(search.ranked(settings_of('llama_1b'), cluster), cluster, compiled, check=3)
-    assert chosen is None and not outcome['fits'] and len(asked) == 3
-    assert len({(str(c.layout.sizes), c.layout.remat) for c in asked}) == 3
+    candidates = search.ranked(settings_of('llama_1b'), cluster)
+    chosen, plan = planner.first_that_fits(candidates, cluster, compiled, check=3)
+    assert chosen is None and not plan['fits'] and len(asked) == 3
+    assert len({(str(c.layout.mesh), c.layout.remat) for c in asked}) == 3
 
 
 TEXT = """ENTRY %main (x: f32[8]) -> f32[8] {
@@ -102,41 +127,41 @@ TEXT = """ENTRY %main (x: f32[8]) -> f32[8] {
 
 
 @pytest.fixture
-def compiler(monkeypatch):
+def fake_compiler(monkeypatch):
     """Returns a dict of what the compiler is made to answer; {'times': 2} is twice what the formulas say."""
     says = {'times': 1}
 
     def compile_step(settings, cluster, file):
-        held = analytic.memory(layouts.given(settings, cluster.devices), analytic.subject(settings), 'tpu')
-        return compiled.Compiled(TEXT, {'arguments': says['times'] * sum(held.values())}, 0, 0, 1, True)
-    monkeypatch.setattr(compiled, 'compile_step', compile_step)
+        memory = analytic.peak_memory(layout_of(settings, cluster.devices), analytic.workload_of(settings), 'tpu')
+        return compiler.CompiledStep(TEXT, {'arguments': says['times'] * sum(memory.values())}, 0, 0, 1, True)
+    monkeypatch.setattr(compiler, 'compile_step', compile_step)
     return says
 
 
-def test_a_search_has_the_price_it_is_given(compiler, capsys):
+def test_a_search_has_the_price_it_is_given(fake_compiler, capsys):
     assert plan.main(TINY, on='v5e-8', search=True, price=2.5, json=True) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)['plan']['prediction']['price'] == 2.5
     assert 'layouts ranked by formula' in said.err
 
 
-def test_a_search_prints_lines_that_make_the_layout(compiler, capsys):
+def test_a_search_prints_lines_that_make_the_layout(fake_compiler, capsys):
     assert plan.main(TINY, on='v5e-8', search=True) == 0
     lines = capsys.readouterr().out.splitlines()[-2:]
     model, whole = (eval(f'dict({line})') for line in lines)
-    assert layouts.Layout(whole['mesh'], model['remat'], whole['accumulate'], model['loss_parts']).lines() == [
+    assert Layout(whole['mesh'], model['remat'], whole['accumulate'], model['loss_parts']).lines() == [
         line.strip() for line in lines]
 
 
-def test_a_search_in_which_none_fits_says_by_how_much_and_what_would(compiler, capsys):
+def test_a_search_in_which_none_fits_says_by_how_much_and_what_would(fake_compiler, capsys):
     assert plan.main(str(ROOT / 'experiments' / 'llama_70b.py'), on='v5e-16', search=True) == 1
     said = capsys.readouterr().out
     assert 'None fits v5e-16: the least takes' in said and 'more than the 15.75 of v5e' in said
     assert 'is enough by formula' in said
 
 
-def test_a_search_whose_compiles_do_not_fit_says_what_the_compiler_takes(compiler, capsys):
-    compiler['times'] = 1e9
+def test_a_search_whose_compiles_do_not_fit_says_what_the_compiler_takes(fake_compiler, capsys):
+    fake_compiler['times'] = 1e9
     assert plan.main(TINY, on='v5e-8', search=True) == 1
     said = capsys.readouterr().out
     assert 'compiling' in said and 'None fits' in said and 'more than the 15.75 of v5e' in said
@@ -150,20 +175,21 @@ def test_options_must_make_sense(options, remedy):
 
 def test_what_is_wrong_with_settings_is_said_as_everywhere(monkeypatch, tmp_path):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    monkeypatch.setattr(compiled.topology, 'require', lambda cluster: None)
+    monkeypatch.setattr(compiler.topology, 'require_compiler', lambda cluster: None)
     cluster = dataclasses.replace(hardware.cluster('v5e-256'), name='v5e-257')
     with pytest.raises(config.Error, match="^'v5e-257' is no slice"):
-        compiled.compile_step(settings_of('tiny'), cluster)
+        compiler.compile_step(settings_of('tiny'), cluster)
 
 
 def test_where_a_kernel_lies_in_memory_makes_no_other_program():
     def key(place):
         text = f'stablehlo.custom_call @CustomSPMDPartitioning(%1) {{backend_config = "{place}", api_version = 2}}'
-        return compiled._key(types.SimpleNamespace(as_text=lambda: text), hardware.cluster('8xh100'))
+        return compiler.cache_key(types.SimpleNamespace(as_text=lambda: text), hardware.cluster('8xh100'))
     assert key(139660575054432) == key(139862505880320)
 
 
-def test_where_nothing_can_be_kept_is_known_before_compiling(tmp_path):
+def test_where_nothing_can_be_kept_is_known_before_compiling(tmp_path, monkeypatch):
     (tmp_path / 'file').write_text('')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))
     with pytest.raises(config.Error, match='XDG_CACHE_HOME'):
-        compiled.writable(tmp_path / 'file' / 'lm')
+        compiler.cache_directory()

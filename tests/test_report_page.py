@@ -137,7 +137,7 @@ def test_a_single_run_has_the_same_page(browser, tmp_path):
 
 @pytest.mark.long
 def test_a_real_run_is_reported_with_its_sample(tmp_path, capsys):
-    options = ['steps=20', 'log_every=5', 'eval_every=10', 'eval_batches=1', 'save_every=0']
+    options = ['steps=20', 'cadence.log=5', 'cadence.eval=10', 'cadence.eval_batches=1', 'cadence.save=0']
     assert cli.main(['train', 'experiments/tiny.py', f'--workdir={tmp_path / "run"}', f'--cache={tmp_path / "cache"}',
                      *options]) == 0
     assert report(tmp_path / 'run', '--html', tmp_path / 'report.html') == 0

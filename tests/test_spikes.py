@@ -1,4 +1,4 @@
-"""Jumps of the loss: told by a robust rule, recorded with their documents and layers, and computed again to the bit."""
+"""Jumps of the loss: found by a robust rule, recorded with their documents, replayed to the bit, measured by layer."""
 import dataclasses
 import itertools
 import json
@@ -9,20 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm import config, data, optim, records, train
-from lm.models.decoder import Decoder
+from lm import config, data, optim, records, train, trees
+from lm.commands import replay as command
+from lm.debug.layers import layer_stats
+from lm.models.decoder import Base, Decoder
 from lm.parallel import sharding
 from lm.train import loop, runs, spikes
+from lm.train.monitor import Monitor
 
 FILE = pathlib.Path(__file__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Startled(Decoder):
-    """A decoder whose loss is ten times what it is, and so its gradient, where the text has a tilde."""
+class Startled(train.NextToken):
+    """A loss that is ten times what it is, and so its gradient, where the text has a tilde."""
 
-    def loss(self, params, batch, key=None):
-        loss, measured = super().loss(params, batch, key)
+    def loss(self, model, params, batch, key=None):
+        loss, measured = super().loss(model, params, batch, key)
         factor = 1 + 9 * jnp.any(batch['inputs'] == ord('~'))
         return loss * factor, {**measured, 'loss': measured['loss'] * factor}
 
@@ -58,7 +61,7 @@ def go(settings, directory, place):
     run = runs.Run(directory, config.Experiment(settings, {}, FILE))
     try:
         built = train.program(settings, sharding.make_mesh(settings.mesh, jax.devices()[:1]))
-        loop.fit(settings, built, (settings.data.open(place / 'cache', 'train'), None), run)
+        loop.fit(built, [Monitor(settings, run, settings.data.open(place / 'cache', 'train'))])
     finally:
         run.close()
     return {record['step']: record['loss'] for record in records.read(directory)}
@@ -70,55 +73,86 @@ def jumped(place):
     seed = next(seed for seed in itertools.count() if 36 <= strange(place, seed) <= 42)
     step = strange(place, seed)
     settings = train.Config(
-        model=Startled(vocab=258, depth=2, heads=2, width=16), data=corpus(place, seed),
+        model=Decoder(vocab=258, depth=2, heads=2, width=16), data=corpus(place, seed), objective=Startled(),
         optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2)), steps=step + 3, mesh={'data': 1},
-        log_every=1, save_every=5)
+        cadence=train.Cadence(log=1, save=5))
     return settings, place / 'run', go(settings, place / 'run', place), step
 
 
-def test_a_jump_is_recorded_with_its_documents_and_layers(jumped):
+def test_a_jump_is_recorded_with_its_documents(jumped):
     settings, directory, losses, step = jumped
-    assert [file.name for file in (directory / 'spikes').iterdir()] == [f'{step}.json']
+    assert spikes.steps(directory) == [step]
     found = spikes.read(directory, step)
-    assert found['loss'] == losses[step] > found['median'] + settings.spike * found['deviation']
+    assert found['loss'] == losses[step] > found['median'] + settings.diagnosis.spike * found['deviation']
+    assert found['batch'] == step - 1 and found['layers'] is None
     assert {each['row'] for each in found['passages']} == {0, 1, 2, 3}
     assert 70 in [each['document'] for each in found['passages'] if '~' in each['text']]
+
+
+def test_a_jump_never_steers_the_run(jumped, place):
+    settings, directory, losses, _ = jumped
+    steps = [record['step'] for record in records.read(directory)]
+    assert steps == sorted(set(steps)) == list(losses)
+    assert go(dataclasses.replace(settings, diagnosis=train.Diagnosis(spike=0.0)), place / 'unwatched', place) == losses
+    assert not (place / 'unwatched' / 'spikes').exists()
+
+
+def replayed(directory, place, *overrides, step=0):
+    return command.main(str(directory), *overrides, step=step, cache=str(place / 'cache'))
+
+
+def test_a_replay_is_the_step_to_the_last_bit_and_measures_its_layers(jumped, place, capsys):
+    _, directory, losses, step = jumped
+    known = spikes.read(directory, step)
+    assert replayed(directory, place) == 0
+    out = capsys.readouterr().out
+    assert f'step {step}: loss {losses[step]} here and on record, bit for bit' in out and 'from checkpoint' in out
+    found = spikes.read(directory, step)
+    assert {**found, 'layers': None} == known
     rows = found['layers']
     assert rows[0]['name'] == 'tokens' and [row['layer'] for row in rows if row['name'] == 'blocks/mlp/up'] == [0, 1]
     total = sum(row['gradient'] ** 2 for row in rows) ** 0.5
     np.testing.assert_allclose(total, found['grad_norm'], rtol=1e-5)
     assert all(row['ratio'] == row['update'] / row['weight'] > 0 for row in rows)
+    assert replayed(directory, place, 'cadence.keep=7', step=step) == 0 and spikes.read(directory, step) == found
 
 
-def test_a_closer_look_changes_nothing(jumped, place):
-    settings, _, losses, _ = jumped
-    assert go(dataclasses.replace(settings, spike=0.0), place / 'unwatched', place) == losses
-    assert not (place / 'unwatched' / 'spikes').exists()
-
-
-def test_a_replay_is_the_step_to_the_last_bit_and_its_record_the_same(jumped, place, capsys):
-    settings, directory, losses, step = jumped
-    before = spikes.path(directory, step).read_text()
-    assert spikes.again(settings, directory, place / 'cache', step)
-    out = capsys.readouterr().out
-    assert f'loss {losses[step]} here and on record, equal to the last bit' in out and 'from checkpoint' in out
-    assert spikes.path(directory, step).read_text() == before
+def test_a_replay_says_where_the_record_differs(jumped, place, capsys):
+    _, directory, _, step = jumped
     rows = [json.loads(line) for line in (directory / 'metrics.jsonl').read_text().splitlines()]
     changed = [{**row, 'loss': row['loss'] + 1e-6} if row['step'] == step - 1 else row for row in rows]
     spikes.path(directory, step).rename(place / 'aside')
     (directory / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, changed)) + '\n')
-    assert not spikes.again(settings, directory, place / 'cache', step)
-    assert f'on the way, step {step - 1} is the first that differs' in capsys.readouterr().out
+    with pytest.raises(config.Error, match='has no loss spike on record; give --step=N'):
+        replayed(directory, place)
+    assert replayed(directory, place, step=step) == 1
+    assert f'before it, step {step - 1} is the first that differs' in capsys.readouterr().out
     (directory / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n')
     (place / 'aside').rename(spikes.path(directory, step))
 
 
 def test_a_replay_of_another_experiment_or_of_a_step_not_reached_is_refused(jumped, place):
-    settings, directory, _, step = jumped
-    with pytest.raises(config.Error, match=f'replay={step + 9} is not one of the steps 1 to {step + 3}'):
-        spikes.again(settings, directory, place / 'cache', step + 9)
-    with pytest.raises(config.Error, match=r'of another experiment: seed \(0 there, 1 here\)'):
-        spikes.again(dataclasses.replace(settings, seed=1), directory, place / 'cache', step)
+    _, directory, _, step = jumped
+    with pytest.raises(config.Error, match=f'step={step + 9} is not one of the steps 1 to {step + 3}'):
+        replayed(directory, place, step=step + 9)
+    with pytest.raises(config.Error, match=r'of another experiment: seed \(0 there, 1 here\); override only mesh'):
+        replayed(directory, place, 'seed=1', step=step)
+
+
+def test_layer_stats_are_of_the_update_that_the_step_applies_under_mup(place):
+    settings = train.Config(
+        model=Decoder(vocab=258, depth=1, heads=8, width=64, base=Base(width=16, heads=2)), data=corpus(place),
+        optimizer=optim.AdamW(peak=1e-2, schedule=optim.Constant()), steps=9, mesh={'data': 1})
+    program = train.program(settings)
+    batch = settings.data.open(place / 'cache').batch_at(0)
+    state = program.init()
+    before = trees.copy(state.params)
+    rows = {row['name']: row['update'] for row in layer_stats(settings, program, state, batch)}
+    with program.context():
+        after, _ = program.step(state, batch)
+    applied = trees.flatten(jax.tree.map(lambda x, y: float(jnp.linalg.norm(x - y)), after.params, before))
+    assert rows.keys() == applied.keys()
+    np.testing.assert_allclose([rows[name] for name in applied], list(applied.values()), rtol=1e-3)
 
 
 @pytest.mark.parametrize('packing', ['windows', 'bestfit'])
@@ -137,16 +171,11 @@ def test_passages_are_where_the_rows_come_from(place, packing):
             assert packing == 'bestfit' or list(np.frombuffer(text, dtype)[:-1]) == list(row)
 
 
-def watch(limit=8.0, steps=10_000):
-    settings = dataclasses.make_dataclass('Settings', ['spike', 'steps', 'save_every'])(limit, steps, 0)
-    return spikes.Watch(settings, None, None)
-
-
 def test_noise_and_a_falling_loss_do_not_jump():
     noise = np.random.default_rng(0).normal(size=5000)
-    seen = watch()
+    seen = spikes.Detector(8.0)
     falling = 2 + 8 / np.sqrt(np.arange(1, 5001)) + 0.05 * noise
-    assert not any(seen.jumps(loss) for loss in falling.tolist())
+    assert not any(seen.observe(loss) for loss in falling.tolist())
 
 
 def test_a_jump_is_told_once_whatever_follows():
@@ -154,24 +183,16 @@ def test_a_jump_is_told_once_whatever_follows():
     losses[100:110] = [5.0] * 10
     losses[150] = float('nan')
     losses[40] = 1.0
-    seen = watch()
-    assert [step for step, loss in enumerate(losses) if seen.jumps(loss)] == [100, 150]
-    assert not any(map(watch(0.0).jumps, losses))
+    seen = spikes.Detector(8.0)
+    assert [step for step, loss in enumerate(losses) if seen.observe(loss)] == [100, 150]
+    assert not any(map(spikes.Detector(0.0).observe, losses))
 
 
 def test_what_is_resumed_sees_what_was_never_stopped():
     losses = (3 + 0.01 * np.random.default_rng(1).normal(size=90)).tolist() + [3.2]
-    whole, part = watch(), watch()
-    told = [whole.jumps(loss) for loss in losses]
+    whole, part, resumed = (spikes.Detector(8.0) for _ in range(3))
+    told = [whole.observe(loss) for loss in losses]
     for loss in losses[:50]:
-        part.jumps(loss)
-    resumed = watch()
-    resumed.begin(json.loads(json.dumps({'losses': list(part.losses), 'offset': 0})))
-    assert [resumed.jumps(loss) for loss in losses[50:]] == told[50:] and told[-1]
-
-
-def test_going_back_costs_at_most_one_step_in_twenty():
-    run = dataclasses.make_dataclass('Run', ['store'])(dataclasses.make_dataclass('Store', ['steps'])(lambda: [100]))
-    seen = watch(steps=1000)
-    seen.run = run
-    assert [seen.worth(step) for step in (120, 120, 130, 127, 128)] == [True, False, False, True, False]
+        part.observe(loss)
+    resumed.begin(json.loads(json.dumps(list(part.losses))))
+    assert [resumed.observe(loss) for loss in losses[50:]] == told[50:] and told[-1]

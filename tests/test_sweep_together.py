@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from sweeps import FILE, SETTINGS, begin, one_device  # noqa: F401
 
-from lm import config, optim, records, train
-from lm.sweep import claims, together, trials, vectors, worker
+from lm import config, data, optim, records, train
+from lm.parallel import processes
+from lm.sweep import claims, trials, vectors, worker
 from lm.sweep.rules import Halving
 from lm.sweep.trials import states
 from lm.train import checkpoint, loop
@@ -39,7 +40,7 @@ def alone(tmp_path_factory, cache):
 def group(tmp_path_factory, cache):
     """Returns the sweep of FOUR, trained as one program."""
     sweep = begin(tmp_path_factory.mktemp('group') / 'sweep', FOUR)
-    assert all(vectors.akin(sweep.trials[0], other) for other in sweep.trials[1:])
+    assert all(vectors.can_vmap(sweep.trials[0], other) for other in sweep.trials[1:])
     assert worker.work(sweep, cache, 4) == 0
     return sweep
 
@@ -72,7 +73,7 @@ def test_a_scale_of_the_first_parameters_is_a_number_of_the_program(tmp_path, ca
                                        .replace('0.02 * jax', 'self.scale * jax'))
     loaded, scales = config.load(tmp_path / 'small.py'), [{'model.scale': 0.01}, {'model.scale': 1.0}]
     one, other = (trials.plan(loaded, tmp_path / name, scales) for name in ('alone', 'group'))
-    assert vectors.akin(*other.trials)
+    assert vectors.can_vmap(*other.trials)
     assert worker.work(one, cache) == worker.work(other, cache, 2) == 0
     compare(one, other)
 
@@ -80,8 +81,8 @@ def test_a_scale_of_the_first_parameters_is_a_number_of_the_program(tmp_path, ca
 @pytest.mark.long
 def test_a_group_that_is_stopped_goes_on_together_as_if_it_never_was(group, tmp_path, cache, monkeypatch):
     sweep = begin(tmp_path / 'sweep', FOUR)
-    monkeypatch.setattr(together.hosts.Stop, 'reached', lambda self, step: step == 5)
-    assert worker.work(sweep, cache, 4) == loop.STOPPED
+    monkeypatch.setattr(processes.Stop, 'reached', lambda self, step: step == 5)
+    assert worker.work(sweep, cache, 4) == loop.PREEMPTED
     monkeypatch.undo()
     assert {vectors.saved(trial) for trial in sweep.trials} == {5}
     assert worker.work(sweep, cache, 4) == 0
@@ -108,9 +109,9 @@ def test_trials_on_several_devices_say_nothing_to_each_other(tmp_path, monkeypat
 
     def placed(shape, dtype):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=program.place)
-    states = jax.tree.map(lambda x: placed(x.shape, x.dtype), jax.eval_shape(program.init, program.numbers))
+    states = jax.tree.map(lambda x: placed(x.shape, x.dtype), jax.eval_shape(program.init))
     batches = jax.tree.map(lambda x: placed((4, *x.shape), x.dtype), batch)
-    text = program.step.lower(program.numbers, states, batches).compile().as_text()
+    text = program.step.func.lower(*program.step.args, states, batches).compile().as_text()
     assert ' while(' in text and not re.findall(r' (all-\w+|collective-\w+|reduce-scatter)\S*\(', text)
 
 
@@ -130,13 +131,38 @@ def test_what_python_branches_on_makes_another_program(tmp_path):
     sweep = begin(tmp_path / 'sweep', [{}, {'optimizer.ema': 0.0}, {'optimizer.b1': 0.8}, {'model.depth': 2},
                                        {'optimizer': optim.Lion()}, {'data.context': 8}, {'seed': 3},
                                        {'optimizer.clip': 0.0}, {'model.dropout': 0.1}])
-    assert [vectors.akin(sweep.trials[0], other) for other in sweep.trials] == [
+    assert [vectors.can_vmap(sweep.trials[0], other) for other in sweep.trials] == [
         True, False, True, False, False, False, True, True, True]
+
+
+@pytest.mark.parametrize('together', [1, 2])
+def test_trials_whose_samples_cannot_be_drawn_are_finished_all_the_same(tmp_path, cache, capsys, together):
+    corpus = dataclasses.replace(SETTINGS.data, tokenizer=data.Chars(), valid=SETTINGS.data.train)
+    size = len({letter for document in corpus.train.documents() for letter in document.text})
+    settings = dataclasses.replace(
+        SETTINGS, data=corpus, steps=2, objective=train.NextToken(sample='€'),
+        cadence=dataclasses.replace(SETTINGS.cadence, eval=0), model=dataclasses.replace(SETTINGS.model, vocab=size))
+    sweep = begin(tmp_path / 'sweep', [{'seed': 0}, {'seed': 1}], settings)
+    assert worker.work(sweep, cache, together) == 0
+    assert list(states(sweep)[0].values()) == ['finished', 'finished']
+    err = capsys.readouterr().err
+    assert all(f"lm: {trial.directory} is finished, without its sample: '€' (U+20AC) is not" in err
+               for trial in sweep.trials)
+
+
+@pytest.mark.parametrize('together', [1, 2])
+def test_trials_on_text_that_is_mostly_rejected_are_refused(tmp_path, cache, capsys, together):
+    (tmp_path / 'a.jsonl').write_text('{"text": "abcdefghijklmnopqrstuvwxyz"}\n' + 'broken\n' * 10)
+    corpus = dataclasses.replace(SETTINGS.data, train=data.Files(str(tmp_path / 'a.jsonl')))
+    sweep = begin(tmp_path / 'sweep', [{'seed': 0}, {'seed': 1}], dataclasses.replace(SETTINGS, data=corpus))
+    assert worker.work(sweep, cache, together) == 1
+    failures = [json.loads((trial.directory / 'failed.json').read_text())['error'] for trial in sweep.trials]
+    assert all('69.8% of a (train) is rejected: 10 x broken JSON' in failure for failure in failures)
 
 
 @pytest.mark.long
 def test_halving_leaves_the_best_of_each_rung(tmp_path, cache):
-    settings = dataclasses.replace(SETTINGS, eval_every=2)
+    settings = dataclasses.replace(SETTINGS, cadence=dataclasses.replace(SETTINGS.cadence, eval=2))
     four = [{'optimizer.peak': peak} for peak in (1e-5, 1e-4, 1e-3, 1e-2)]
     sweep = begin(tmp_path / 'sweep', four, settings, Halving(first=2, factor=2))
     assert worker.work(sweep, cache, 4) == 0

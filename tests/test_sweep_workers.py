@@ -16,8 +16,8 @@ from lm import config, records, train
 from lm.sweep import claims, trials, vectors
 from lm.train import checkpoint
 
-LONG = (FILE.replace('steps=6', 'steps=300').replace('save_every=2', 'save_every=20')
-        .replace('eval_every=2', 'eval_every=100'))
+LONG = (FILE.replace('steps=6', 'steps=300').replace('save=2', 'save=20')
+        .replace(' eval=2', ' eval=100'))
 
 
 def plans(folder, count):

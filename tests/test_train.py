@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from lm import config, data, optim, train
 from lm.models.decoder import Decoder
 
 MODEL = Decoder(vocab=50, depth=2, heads=2, width=16)
+LOSS = partial(train.NextToken().loss, MODEL)
 
 
 def settings(**changes):
@@ -26,10 +29,9 @@ def batch(rows=8, seed=0, weights=True):
 @pytest.mark.parametrize('parts', [2, 4, 8])
 def test_accumulated_equals_one_big_batch(parts):
     params = MODEL.init(jax.random.key(0))
-    whole, measured = train.accumulated(MODEL.loss, 1)(params, batch(), None)
+    whole, measured = train.accumulated(LOSS, 1)(params, batch(), None)
     key = jax.random.key(0)
-    model = Decoder(vocab=50, depth=2, heads=2, width=16, dropout=0.0)
-    pieces, again = train.accumulated(model.loss, parts)(params, batch(), key)
+    pieces, again = train.accumulated(LOSS, parts)(params, batch(), key)
     assert batch()['weights'].sum(-1).min() == 0
     assert again.keys() == measured.keys()
     for name in measured:
@@ -50,18 +52,18 @@ def test_the_step_is_a_pure_function_of_state_and_batch():
     tx = optim.AdamW().make(10)
     params = model.init(jax.random.key(0))
     state = train.State(jnp.int32(0), params, tx.init(params), jnp.int32(0))
-    step = jax.jit(train.make_step(model.loss, tx, seed=3))
+    step = jax.jit(train.make_step(partial(train.NextToken().loss, model), tx, seed=3))
     end, losses = run(step, state, [batch(seed=i) for i in range(4)])
     middle, _ = run(step, state, [batch(seed=i) for i in range(2)])
     again, tail = run(step, middle, [batch(seed=i) for i in range(2, 4)])
     assert losses[2:] == tail
     jax.tree.map(np.testing.assert_array_equal, end, again)
-    other = jax.jit(train.make_step(model.loss, tx, seed=4))
+    other = jax.jit(train.make_step(partial(train.NextToken().loss, model), tx, seed=4))
     assert run(other, state, [batch()])[1] != losses[:1]
 
 
 def poisoned(params, given, key):
-    loss, measured = MODEL.loss(params, given, key)
+    loss, measured = LOSS(params, given, key)
     bad = jnp.where(given['inputs'][0, 0] == 49, jnp.nan, 1.0)
     return loss * bad, {**measured, 'loss': measured['loss'] * bad}
 

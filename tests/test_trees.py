@@ -1,4 +1,7 @@
 """Parameter trees: names, masks, parts, sizes."""
+import dataclasses
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,28 @@ from lm import config, trees
 TREE = {'embed': {'tokens': jnp.arange(12.0).reshape(4, 3)},
         'blocks': {'attention': {'query': jnp.ones((2, 3, 1, 3), jnp.bfloat16)},
                    'norm': {'scale': jnp.full((2, 3), 2.0)}}}
+
+
+class Int8(NamedTuple):
+    """A weight in two arrays, where a tree otherwise has one."""
+
+    values: Any
+    scale: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Sum:
+    """A weight that is a sum of weights; it refuses to be without one, as a node with checks of its own would."""
+
+    terms: list
+
+    def __post_init__(self):
+        assert len(self.terms) == 2
+
+
+NODES = {'w': Int8(jnp.ones((2, 3), jnp.int8), jnp.full((1, 3), 2.0)), 'none': None,
+         'sum': Sum([{'a': jnp.zeros(3)}, Int8(jnp.ones((2, 2), jnp.int8), jnp.ones(2))])}
 
 
 def same(a, b):
@@ -56,6 +81,24 @@ def test_a_selection_has_no_empty_branches_and_merges_back():
     assert same(trees.restrict(TREE, part), part)
 
 
+@pytest.mark.parametrize('regex, part', [
+    ('^w/scale', {'w': {'scale': NODES['w'].scale}}),
+    ('^w/', {'w': NODES['w']._asdict()}),
+    ('a$|sum/terms/1/v', {'sum': {'terms': {0: NODES['sum'].terms[0], 1: {'values': NODES['sum'].terms[1].values}}}}),
+])
+def test_any_nodes_are_masked_selected_and_merged_by_name(regex, part):
+    chosen = trees.select(NODES, trees.mask(NODES, regex))
+    assert same(chosen, part)
+    assert trees.flatten(chosen).keys() <= trees.flatten(NODES).keys()
+    assert same(trees.merge(NODES, chosen), NODES)
+    doubled = trees.merge(NODES, jax.tree.map(lambda leaf: 2 * leaf, chosen))
+    assert jax.tree.structure(doubled) == jax.tree.structure(NODES)
+    for name, leaf in trees.flatten(doubled).items():
+        factor = 2 if name in trees.flatten(chosen) else 1
+        np.testing.assert_array_equal(leaf, factor * trees.flatten(NODES)[name])
+    assert same(trees.restrict(doubled, chosen), jax.tree.map(lambda leaf: 2 * leaf, chosen))
+
+
 def test_counts_and_bytes_also_of_abstract_arrays():
     abstract = jax.eval_shape(lambda: TREE)
     assert trees.count(TREE) == trees.count(abstract) == 12 + 18 + 6
@@ -76,3 +119,10 @@ def test_a_copy_survives_donation_of_the_original():
     copy = trees.copy(original)
     jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)(original)
     assert same(copy, TREE)
+
+
+def test_only_a_number_that_is_known_is_statically_zero():
+    seen = []
+    jax.vmap(lambda x: seen.append(trees.statically_zero(x)))(jnp.zeros(2))
+    assert seen == [False]
+    assert [trees.statically_zero(x) for x in (0.0, 0, np.float32(0), 0.1)] == [True, True, True, False]

@@ -127,12 +127,12 @@ def test_clip_is_safe_where_the_gradient_is_zero():
 
 def test_rounding_to_bfloat16_is_right_in_the_mean_and_exact_where_it_can_be():
     x = jnp.full(4096, 1 + 1 / 512)  # a quarter of the way from 1 to the next bfloat16
-    narrow = transforms.kept((x, jnp.float32(1 + 1 / 512)), 'bfloat16', 3)
+    narrow = transforms.to_storage((x, jnp.float32(1 + 1 / 512)), 'bfloat16', 3)
     assert narrow[0].dtype == jnp.bfloat16 and narrow[1].dtype == jnp.float32
     assert set(np.unique(narrow[0].astype(np.float32))) == {1, 1 + 1 / 128}
     np.testing.assert_allclose(narrow[0].astype(np.float32).mean(), x[0], atol=4 / 128 / 64)
     exact = jnp.array([0.0, -0.0, 1.5, -3e38, jnp.inf, jnp.nan])
-    np.testing.assert_array_equal(transforms.kept(exact, 'bfloat16', 0).astype(np.float32),
+    np.testing.assert_array_equal(transforms.to_storage(exact, 'bfloat16', 0).astype(np.float32),
                                   exact.astype(jnp.bfloat16).astype(np.float32))
 
 

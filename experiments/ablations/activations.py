@@ -18,12 +18,14 @@ Every best rate lies inside its grid, but the grid is coarse for the gates, whic
 ReLU suffers least from a wrong rate. At equal FLOPs SwiGLU is undecided too.
 """
 from experiments.ablations import small
-from lm.sweep import chain, grid
+from lm import nn
+from lm.sweep import grid
 
 config = small.config
 RATES = {'optimizer.peak': [1e-3, 3e-3, 1e-2, 3e-2]}
 
 
 def sweep():
-    return chain(grid({'model.activation': ['gelu', 'relu', 'relu2'], **RATES}, small.SEEDS),
-                 grid({'model.activation': ['swiglu', 'geglu'], 'model.ff': [168], **RATES}, small.SEEDS))
+    plain = [nn.MLP(activation=activation) for activation in (nn.Gelu(), nn.Relu(), nn.Relu2())]
+    gated = [nn.MLP(168, activation, gated=True) for activation in (nn.Silu(), nn.Gelu())]
+    return grid({'model.layer.mlp': plain + gated, **RATES}, small.SEEDS)

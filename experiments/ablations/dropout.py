@@ -22,7 +22,7 @@ import dataclasses
 from experiments import shakespeare_char
 from experiments.ablations import small
 from lm import data
-from lm.sweep import grid
+from lm.sweep import grid, zipped
 
 
 def config():
@@ -33,4 +33,5 @@ def config():
 
 
 def sweep():
-    return grid({'model.dropout': [0.0, 0.05, 0.1, 0.2]}, small.SEEDS)
+    rates = [0.0, 0.05, 0.1, 0.2]
+    return grid(zipped({'model.layer.dropout': rates, 'model.embedding.dropout': rates}), small.SEEDS)

@@ -18,4 +18,4 @@ config = small.config
 
 
 def sweep():
-    return grid({'model.tied': [True, False], 'optimizer.peak': [1e-3, 3e-3, 1e-2, 3e-2]}, small.SEEDS)
+    return grid({'model.head.tied': [True, False], 'optimizer.peak': [1e-3, 3e-3, 1e-2, 3e-2]}, small.SEEDS)

@@ -14,10 +14,12 @@ Every best rate lies inside its grid; after each part, 0.03 is as good as 0.003 
 (2.381). A norm after a part undoes that its output weights start small; scales that start below one were not tried.
 """
 from experiments.ablations import small
+from lm import models
 from lm.sweep import grid
 
 config = small.config
 
 
 def sweep():
-    return grid({'model.norm_place': ['pre', 'post', 'both'], 'optimizer.peak': [1e-3, 3e-3, 1e-2, 3e-2]}, small.SEEDS)
+    residuals = [models.PreNorm(), models.PostNorm(), models.OutputNorm(), models.SandwichNorm()]
+    return grid({'model.layer.residual': residuals, 'optimizer.peak': [1e-3, 3e-3, 1e-2, 3e-2]}, small.SEEDS)

@@ -18,13 +18,15 @@ rate the report would have had it the other way round, but refused, as the biase
 size one stand beside embeddings that start at 0.02, which may be what holds them back.
 """
 from experiments.ablations import small
-from lm.nn import positions
+from lm import nn
 from lm.sweep import grid
 
 config = small.config
 
 
 def sweep():
-    return grid({'model.position': [positions.Rope(), positions.Learned(64), positions.Sinusoidal(), positions.Alibi(),
-                                    positions.Relative(), positions.NoPE()],
-                 'optimizer.peak': [1e-3, 3e-3, 1e-2, 3e-2, 0.1]}, small.SEEDS)
+    in_attention = [{'model.layer.attention.position': position}
+                    for position in (nn.Rope(), nn.Alibi(), nn.Relative(), nn.NoPE())]
+    added = [{'model.layer.attention.position': nn.NoPE(), 'model.embedding.position': position}
+             for position in (nn.Learned(64), nn.Sinusoidal())]
+    return grid(in_attention + added, {'optimizer.peak': [1e-3, 3e-3, 1e-2, 3e-2, 0.1]}, small.SEEDS)

@@ -15,10 +15,12 @@ Hardware and time: two shared CPU cores, 50 runs in 6 CPU minutes, November 2026
 It helps little at the best rate, and most above it: a rate three times too high costs 0.005 with it, 0.027 without.
 """
 from experiments.ablations import small
+from lm import nn
 from lm.sweep import grid
 
 config = small.config
 
 
 def sweep():
-    return grid({'model.qk_norm': [False, True], 'optimizer.peak': [1e-3, 3e-3, 1e-2, 3e-2, 0.1]}, small.SEEDS)
+    return grid({'model.layer.attention.qk_norm': [nn.NoNorm(), nn.RMSNorm()],
+                 'optimizer.peak': [1e-3, 3e-3, 1e-2, 3e-2, 0.1]}, small.SEEDS)

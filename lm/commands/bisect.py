@@ -1,11 +1,11 @@
-"""`lm bisect`: where two runs that should be equal part."""
+"""`lm bisect`: the first step and tensor in which two runs differ that should be equal."""
 from lm.data.cache import root
-from lm.debug.bisect import pasts, search, unlike_at
-from lm.debug.sides import Side, parted, records_told, told
+from lm.debug.bisect import checkpoint_difference, search, trajectories
+from lm.debug.sides import Side, compare_records, divergence, provenance
 
 
 def main(a: str, b: str, *, cache: str = ''):
-    """Says where two runs that should be equal part: the first step, and the first tensor of it, that differ.
+    """Finds the first step, and the first tensor in it, in which two runs differ that should be equal.
 
     Args:
         a: the --workdir of an `lm train`
@@ -13,13 +13,13 @@ def main(a: str, b: str, *, cache: str = ''):
         cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
     """
     sides = [Side(name, directory) for name, directory in (('A', a), ('B', b))]
-    for line in told(*sides):
+    for line in provenance(*sides):
         print(line, flush=True)
-    last, first = parted(*(side.records for side in sides))
-    for line in records_told(sides, last, first):
+    last, first = divergence(*(side.records for side in sides))
+    for line in compare_records(sides, last, first):
         print(line, flush=True)
-    pair = pasts(sides, root(cache))
-    first = first or unlike_at(pair)
+    pair = trajectories(sides, root(cache))
+    first = first or checkpoint_difference(pair)
     if first is None:
         print('equal.')
         return 0

@@ -8,7 +8,7 @@ from lm import config
 from lm.data.cache import root
 from lm.debug.coord_check import as_page, as_text, numbers, rows, still, trace, verdict, widened
 from lm.pages.document import write
-from lm.train import loop
+from lm.train import session
 
 
 def main(experiment: str, *overrides: str, widths: str = '64,128,256,512', steps: int = 4, seeds: int = 3,
@@ -32,7 +32,7 @@ def main(experiment: str, *overrides: str, widths: str = '64,128,256,512', steps
     for width in sizes:
         widened(settings, width)
     stream = settings.data.open(root(cache), 'train')
-    loop.check_vocabulary(settings.model, stream.encoder)
+    session.check_vocabulary(settings.model, stream.encoder)
     batches = jax.tree.map(lambda *each: np.stack(each), *map(stream.batch_at, range(steps)))
     found = trace(settings, sizes, batches, seeds)
     table = rows(found)

@@ -23,10 +23,10 @@ def main(experiment: str, *overrides: str, cache: str = '', show: int = 0):
             built += [(split, part) for part in caches]
     terminal.print(_table(built))
     for split, part in built:
-        terminal.print(f'{split} {part.label} lies in {part.directory}', markup=False, highlight=False, soft_wrap=True)
-        for reason, found in part.report['rejects'].items():
-            places = ', '.join(found['places'])
-            terminal.print(f'  left out {found["count"]:,} x {reason}: {places}', markup=False, highlight=False,
+        terminal.print(f'{split} {part.label} is in {part.directory}', markup=False, highlight=False, soft_wrap=True)
+        for reason, rejects in part.report['rejects'].items():
+            places = ', '.join(rejects['places'])
+            terminal.print(f'  left out {rejects["count"]:,} x {reason}: {places}', markup=False, highlight=False,
                            soft_wrap=True)
     for part in (part for split, part in built if split == 'train'):
         for number in range(min(show, part.offsets.size - 1)):
@@ -48,7 +48,7 @@ def _table(built):
 
 
 def _spelled(ids, encoder):
-    """Returns the text of `ids` token by token, on two grounds in turn; what has no text of its own shows as <id>."""
+    """Returns the text of `ids`, tokens on two background colours in turn; one without printable text shows as <id>."""
     from rich.text import Text
     line = Text()
     for place, index in enumerate(ids.tolist()):

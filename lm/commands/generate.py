@@ -7,15 +7,15 @@ from lm.train import runs
 PROCESSES = True  # several processes may run it as one
 
 
-def main(run: str, *prompts: str, length: int = 200, temperature: float = 0.8, top_k: int = 0, top_p: float = 1.0,
-         min_p: float = 0.0, repetition: float = 1.0, stop: str = '', seed: int = 0, step: int = 0,
+def main(run: str, *prompts: str, length: int | None = None, temperature: float = 0.8, top_k: int = 0,
+         top_p: float = 1.0, min_p: float = 0.0, repetition: float = 1.0, stop: str = '', seed: int = 0, step: int = 0,
          logprobs: bool = False):
     """Continues prompts with a trained model, streamed as it is drawn.
 
     Args:
         run: the --workdir of an `lm train`
         prompts: the texts to continue; without one, a line break
-        length: how many tokens to draw at most
+        length: how many tokens to draw at most, by default 200, or as many as fit the model's positions
         temperature: 0 takes the likeliest token
         top_k: draw from this many likeliest tokens, 0 for all
         top_p: draw from the smallest set of tokens with this probability
@@ -29,8 +29,9 @@ def main(run: str, *prompts: str, length: int = 200, temperature: float = 0.8, t
     sampler = generate.Sampler(temperature, top_k, top_p, min_p, repetition)
     trained = runs.load(run, step, jax.local_devices()[:1])
     prompts = prompts or ('\n',)
-    drawn = generate.generate(trained.settings.model, trained.params, trained.encoder, prompts, length=length,
-                              sampler=sampler, seed=seed, stop=(stop,) if stop else ())
+    prefix = trained.settings.data.prefix(trained.encoder)
+    drawn = generate.generate(trained.settings.model, trained.params, trained.encoder, prompts, prefix=prefix,
+                              length=length, sampler=sampler, seed=seed, stop=(stop,) if stop else ())
     if len(prompts) == 1 and not logprobs:
         generate.stream(prompts[0], drawn)
         return

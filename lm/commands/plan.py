@@ -1,33 +1,82 @@
 """`lm plan`: what an experiment takes on hardware that is not here."""
-from lm import config
-from lm.plan import plans
-from lm.plan.show import cluster_of, dumped, searched, text
+import functools
+import sys
+import time
+from json import dumps
+
+from lm import config, hardware
+from lm.plan import planner, search
+from lm.plan.text import GIB, as_text, larger_cluster, over_capacity
 
 ACCELERATORS = False  # compiles for them, and must not take those that are here
 
 
 def main(experiment: str, *overrides: str, on: str = '', search: bool = False, check: int = 3, price: float = 0.0,
          json: bool = False):
-    """Plans an experiment for hardware that is not here: does it fit, how fast and how dear can it be.
+    """Plans an experiment for hardware that is not here: whether it fits, how fast it can be, and what it costs.
 
     The real step is compiled by the real compiler. Every time is a prediction, from the compiled program and the data
-    sheet: between all parts overlapping and no collective doing so.
+    sheet: between full overlap of collectives with computation and none.
 
     Args:
         experiment: the experiment file
         overrides: values to set, e.g. mesh.fsdp=256 model.remat=full
         on: the hardware: v5e-256, v5p-512, 2xv6e-256, 8xh100, ...
-        search: rank all meshes, rematerialisations and micro-batches, and compile the best few
-        check: how many of those at most are compiled
+        search: rank all meshes, rematerialisations and micro-batches by formula, and compile the best few
+        check: how many of those are compiled at most
         price: dollars for an hour of one chip; 0 for the list price
         json: print JSON
     """
-    cluster, loaded = cluster_of(on), config.load(experiment, overrides)
+    if not on:
+        raise config.Error(f'no hardware is named; try --on=v5e-256 or --on=8xh100, of {", ".join(hardware.CHIPS)}.')
+    cluster, loaded = hardware.cluster(on), config.load(experiment, overrides)
     if check < 1 or price < 0:
-        raise config.Error(f'--check={check} compiles none; try --check=1.' if check < 1 else
+        raise config.Error(f'--check={check} compiles nothing; try --check=1.' if check < 1 else
                            f'--price={price} is negative; try --price=2.5, in dollars for an hour of a chip.')
     if search:
-        return searched(loaded, cluster, check, price, json)
-    found = plans.plan(loaded.config, cluster, loaded.file, price)
-    print(dumped(found) if json else text(found))
-    return 0 if found['fits'] else 1
+        return _search(loaded, cluster, check, price, json)
+    plan = planner.make_plan(loaded.config, cluster, loaded.file, price)
+    print(dumps(plan, indent=1) if json else as_text(plan))
+    return 0 if plan['fits'] else 1
+
+
+def _search(loaded, cluster, check, price, as_json):
+    """Prints the fastest layout that fits, and its plan; returns the exit code."""
+    progress = functools.partial(print, flush=True, file=sys.stderr if as_json else sys.stdout)
+    settings, begun = loaded.config, time.perf_counter()
+    candidates = search.ranked(settings, cluster)
+    if not candidates:
+        raise config.Error(f'no mesh of {cluster.devices} devices divides {settings.data.batch} rows; '
+                           f'try data.batch={cluster.devices}.')
+    progress(f'{len(candidates)} layouts ranked by formula in {time.perf_counter() - begun:.1f} s')
+
+    def plan_of(candidate):
+        progress(f'compiling {_one_line(candidate)}; by formula {candidate.peak / GIB:.2f} GiB, '
+                 f'{candidate.seconds:.3f} s a step')
+        return planner.compiled_plan(candidate.layout.applied_to(settings), cluster, loaded.file, price)
+    best, plan = planner.first_that_fits(candidates, cluster, plan_of, check)
+    if as_json:
+        print(dumps({'layouts': len(candidates), 'best': best and best.layout.lines(), 'plan': plan}, indent=1))
+    elif best:
+        print(f'{as_text(plan)}\n\nThe best that fits; write into the experiment, in its model and in train.Config:\n')
+        print(*(f'    {line}' for line in best.layout.lines()), sep='\n')
+    else:
+        print(_none_fits(candidates, settings, cluster, plan))
+    return 0 if best else 1
+
+
+def _one_line(candidate):
+    return ' '.join(candidate.layout.lines()).rstrip(',')
+
+
+def _none_fits(candidates, settings, cluster, plan):
+    """Returns in words why no Candidate fits: by formula, or by the last of those that were compiled."""
+    least, capacity = min(candidates, key=lambda c: c.peak), cluster.chip.memory
+    scale = planner.calibration(plan) if plan else 1.0
+    remedy = larger_cluster(search.smallest_cluster(settings, cluster, scale))
+    if scale * least.peak > capacity:
+        excess = over_capacity(scale * least.peak, capacity, cluster.chip.name)
+        return f'None fits {cluster.name}: the least takes {excess}, with {_one_line(least)}; {remedy}'
+    excess = over_capacity(plan['peak'], capacity, cluster.chip.name)
+    return (f'None that was compiled fits {cluster.name}: the last takes {excess}; a larger --check compiles more, '
+            f'and {remedy}')

@@ -1,4 +1,4 @@
-"""What an annotation asks for, in words: `described(int | None) -> 'an int or None'`; and the one error of a user."""
+"""Annotations in words, `described(int | None) -> 'an int or None'`, and `Error`, the one exception for a user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAPPINGS = (dict, collections.abc.Mapping)
 
 
 class Error(ValueError):
-    """A user's mistake, told in one line: fact, value, remedy."""
+    """A user's mistake in one line: fact, value, remedy."""
 
     def __init__(self, message):
         super().__init__(' '.join(str(message).splitlines()))
@@ -36,7 +36,7 @@ def first_line(fault):
 
 
 def close(word, choices):
-    """Returns those of `choices` that a typist may have meant by `word`, the nearest first."""
+    """Returns those of `choices` that `word` may be a misspelling of, the nearest first."""
     by_lower = {str(choice).lower(): choice for choice in choices}
     return [by_lower[name] for name in difflib.get_close_matches(word.lower(), by_lower, n=3, cutoff=0.55)]
 
@@ -60,26 +60,27 @@ def kind_of(hint):
 
 
 def candidates(bases, current):
-    """Returns the dataclasses that may replace `current`: `bases`, what inherits from them, else its neighbours."""
-    found = []
+    """Returns the dataclasses that may replace `current`: `bases` and their subclasses, else those of its module."""
+    classes = []
     queue = [base for base in bases if isinstance(base, type) and base is not object]
     while queue:
         cls = queue.pop(0)
-        queue += [sub for sub in type.__subclasses__(cls) if sub not in found + queue]
-        found.append(cls)
-    if is_component(current) and not any(dataclasses.is_dataclass(cls) for cls in found):
-        found = list(vars(sys.modules[type(current).__module__]).values())
-    return [cls for cls in found if isinstance(cls, type) and dataclasses.is_dataclass(cls) and _offered(cls)]
+        queue += [sub for sub in type.__subclasses__(cls) if sub not in classes + queue]
+        classes.append(cls)
+    if is_component(current) and not any(dataclasses.is_dataclass(cls) for cls in classes):
+        classes = list(vars(sys.modules[type(current).__module__]).values())
+    return [cls for cls in classes if isinstance(cls, type) and dataclasses.is_dataclass(cls) and _can_be_chosen(cls)]
 
 
-def _offered(cls):
+def _can_be_chosen(cls):
+    """Returns whether a user can name a class: not if it is private, abstract, or one that its module replaced."""
     module = sys.modules.get(cls.__module__)
     replaced = '<locals>' not in cls.__qualname__ and getattr(module, cls.__name__, cls) is not cls
     return not (replaced or cls.__name__.startswith('_') or inspect.isabstract(cls))
 
 
 def mismatch(value, hint, key, current):
-    """Returns the `Error` that `value` is no `hint`, with a value that would be one."""
+    """Returns the `Error` that `value` does not fit `hint`, with a value that does."""
     shown = value if isinstance(value, str) else repr(value)
     return Error(f'{key}={shown} is not {described(hint)}; try {key}={example(hint, current)}.')
 
@@ -97,7 +98,7 @@ def described(hint):
 
 
 def example(hint, current):
-    """Returns text that `hint` takes, the `current` value where there is one."""
+    """Returns a value, as text, that fits `hint`: the `current` one where there is one."""
     if current is not None and not is_component(current):
         return current
     first = next(iter(typing.get_args(hint)), None)
@@ -110,5 +111,5 @@ def example(hint, current):
         return ','.join(str(example(a, None)) for a in items) or '1,2'
     if kind_of(hint) in MAPPINGS:
         return '{}'
-    offered = candidates((hint,), current)
-    return EXAMPLES.get(hint) or (offered[0].__name__ if offered else 'None')
+    classes = candidates((hint,), current)
+    return EXAMPLES.get(hint) or (classes[0].__name__ if classes else 'None')

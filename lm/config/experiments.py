@@ -98,7 +98,7 @@ def _config_of(path, module):
 
 def _missing(file):
     folders = [folder for folder in (file.parent, pathlib.Path('experiments')) if folder.is_dir()]
-    files = {str(found): found.stem for folder in folders for found in sorted(folder.glob('*.py'))}
+    files = {str(other): other.stem for folder in folders for other in sorted(folder.glob('*.py'))}
     near = [path for stem in close(file.stem, files.values()) for path in files if files[path] == stem]
     fact = f'no experiment file {str(file)!r}' if not file.is_dir() else f'{str(file)!r} is a directory'
     if near:
@@ -108,7 +108,7 @@ def _missing(file):
 
 @contextlib.contextmanager
 def _reporting(path):
-    """Turns what the code of an experiment file raises into one line with the line of the file that led to it."""
+    """Turns an exception from the code of an experiment file into an `Error` with the number of the line behind it."""
     try:
         yield
     except Exception as error:
@@ -125,7 +125,7 @@ def _reporting(path):
 
 @contextlib.contextmanager
 def _importing_beside(path):
-    """Puts the parent of the `experiments` folder around `path`, else the file's own folder, first to import from."""
+    """Puts the parent of the `experiments` folder that holds `path`, else the file's own folder, first in sys.path."""
     folder = pathlib.Path(path).resolve().parent
     root = next((up.parent for up in (folder, *folder.parents) if up.name == 'experiments'), folder)
     _make_siblings_importable(root / 'experiments')
@@ -137,7 +137,7 @@ def _importing_beside(path):
 
 
 def _make_siblings_importable(folder):
-    """Makes `experiments` the package of this folder alone, whatever folders of that name the import path leads to."""
+    """Makes `experiments` the package of this folder, also where sys.path has another folder of that name."""
     loaded = sys.modules.get('experiments')
     if folder.is_dir() and (loaded is None or list(loaded.__path__) != [str(folder)]):
         for name in [n for n in sys.modules if n.partition('.')[0] == 'experiments']:

@@ -1,4 +1,4 @@
-"""What files and modules a run depends on: text written at once, modules that may be missing."""
+"""Text files written atomically, and imports of modules that may be missing."""
 import importlib
 import os
 
@@ -6,7 +6,7 @@ from lm.config.annotations import Error
 
 
 def replace(path, text):
-    """Writes a text file whole: who reads it sees the text before or this one."""
+    """Writes a text file atomically: a reader sees the old text or the new one, never a part."""
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
     temporary.write_text(text, encoding='utf-8')
     os.replace(temporary, path)
@@ -18,4 +18,4 @@ def require(module, purpose, package):
         return importlib.import_module(module)
     except ImportError as error:
         raise Error(f'{purpose} needs the module {error.name or module}, which is not installed; '
-                           f'run: pip install {package}') from error
+                    f'run: pip install {package}') from error

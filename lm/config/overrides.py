@@ -50,7 +50,29 @@ def override(config, changes):
     try:
         return _changed(config, type(config), '', dict(changes))
     except Unknown as unknown:
-        raise Error(_unknown_field(str(unknown), [key for key, _ in branches(config)])) from None
+        missing = str(unknown)
+        asked = next((key for key in changes if f'{key}.'.startswith(f'{missing}.')), missing)
+        if now := moved(config, asked):
+            raise Error(f'no field {asked!r}; it is {now} now.') from None
+        raise Error(_unknown_field(missing, [key for key, _ in branches(config)])) from None
+
+
+def moved(config, key):
+    """Returns the present dotted key of what an older version had at `key`, '' where no component on the way says.
+
+    A component's class may say so by MOVED: {old dotted key inside it: new one}; what is inside an old key moves along.
+    """
+    names, value = key.split('.'), config
+    for depth, name in enumerate(names):
+        rest = '.'.join(names[depth:])
+        for old, new in getattr(type(value), 'MOVED', {}).items():
+            if f'{rest}.'.startswith(f'{old}.'):
+                now = '.'.join([*names[:depth], new]) + rest[len(old):]
+                return moved(config, now) or now
+        if name not in children(value):
+            return ''
+        value = children(value)[name]
+    return ''
 
 
 def check(config, key=''):
@@ -126,7 +148,7 @@ def _changed(value, hint, key, changes):
 
 def _changed_dict(value, hint, key, changes):
     """Returns `value` with items set; a name may hold dots (`{'mlp.*': 0.1}`), so the longest known one wins."""
-    mapping = next((each for each in (hint, *typing.get_args(hint)) if kind_of(each) in MAPPINGS), dict)
+    mapping = next((m for m in (hint, *typing.get_args(hint)) if kind_of(m) in MAPPINGS), dict)
     item_hint = (typing.get_args(mapping) or (typing.Any,))[-1]
     groups = {}
     for rest, change in changes.items():

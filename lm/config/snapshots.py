@@ -12,18 +12,9 @@ import pathlib
 import sys
 
 from lm.config.annotations import Error, close, is_component
+from lm.config.legacy import upgraded
 
 EXPERIMENT = 'experiment'
-# Modules that types of older records were in -> the package that exports those types now.
-MOVED = {
-    'lm.positions': 'lm.nn',
-    'lm.models.experts': 'lm.nn',
-    'lm.pipeline': 'lm.parallel',
-    'lm.data.tokenizers': 'lm.tokenizers',
-    'lm.data.sentencepieces': 'lm.tokenizers',
-    'lm.data.huggingface': 'lm.tokenizers',
-    'lm.data.datasets': 'lm.data',
-}
 
 
 def dump(value):
@@ -60,19 +51,23 @@ def dump(value):
 def restore(dumped, experiment=None):
     """Returns the value that was dumped; `experiment` is the loaded module of the experiment file that defines types.
 
-    Raises `Error` where a type or a field no longer exists.
+    Records of older versions are upgraded first. Raises `Error` where a type or a field no longer exists.
     """
+    return _restored(upgraded(dumped), experiment)
+
+
+def _restored(dumped, experiment):
     if isinstance(dumped, list):
-        return [restore(item, experiment) for item in dumped]
+        return [_restored(item, experiment) for item in dumped]
     if not isinstance(dumped, dict):
         return dumped
     if 'type' not in dumped:
-        return {name: restore(item, experiment) for name, item in dumped.items()}
+        return {name: _restored(item, experiment) for name, item in dumped.items()}
     match dumped['type'], dumped.get('value'):
         case ('tuple' | 'set' | 'frozenset') as name, items:
-            return {'tuple': tuple, 'set': set, 'frozenset': frozenset}[name](restore(i, experiment) for i in items)
+            return {'tuple': tuple, 'set': set, 'frozenset': frozenset}[name](_restored(i, experiment) for i in items)
         case 'dict', items:
-            return {restore(name, experiment): restore(item, experiment) for name, item in items}
+            return {_restored(name, experiment): _restored(item, experiment) for name, item in items}
         case 'float', text:
             return float(text)
         case 'path', text:
@@ -100,12 +95,6 @@ def name_of(named):
     return f'{next(public, module)}:{named.__qualname__}'
 
 
-def renamed(name):
-    """Returns the present name of a type, 'module:QualName', that a record names, perhaps by where it once was."""
-    module, colon, path = name.partition(':')
-    return f'{MOVED.get(module, module)}{colon}{path}'
-
-
 def _dump_fields(value):
     fields = {f.name: dump(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
     if 'type' in fields:
@@ -123,7 +112,7 @@ def _restore_component(dumped, experiment):
     cls = _named(dumped['type'], experiment)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise Error(f'{dumped["type"]} is not a dataclass; the record was written by another version.')
-    fields = {name: restore(item, experiment) for name, item in dumped.items() if name != 'type'}
+    fields = {name: _restored(item, experiment) for name, item in dumped.items() if name != 'type'}
     known = [f.name for f in dataclasses.fields(cls) if f.init]
     for name in fields:
         if name not in known:
@@ -137,16 +126,16 @@ def _restore_component(dumped, experiment):
 
 
 def _named(name, experiment):
-    module, _, path = renamed(name).partition(':')
+    module, _, path = name.partition(':')
     if module == EXPERIMENT and experiment is None:
         raise Error(f'{name} is defined in an experiment file; pass that file too.')
     try:
-        found = experiment if module == EXPERIMENT else importlib.import_module(module)
+        named = experiment if module == EXPERIMENT else importlib.import_module(module)
         for part in path.split('.'):
-            found = getattr(found, part)
+            named = getattr(named, part)
     except (ImportError, AttributeError, ValueError) as error:
         raise Error(f'{name} does not exist here ({error}); use the version that wrote the record.') from error
-    return found
+    return named
 
 
 def _canonical(dumped):

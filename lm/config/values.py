@@ -1,9 +1,10 @@
-"""One value against one annotation: `fit('6', int, 'model.depth') -> 6`, and what to say when it does not fit."""
+"""One value against one annotation: `fit('6', int, 'model.depth') -> 6`, or an error with a remedy."""
 
 from __future__ import annotations
 
 import ast
 import collections.abc
+import contextlib
 import dataclasses
 import enum
 import functools
@@ -33,12 +34,12 @@ WORDS = {bool: {'true': True, 'yes': True, 'on': True, '1': True, 'false': False
 
 
 class Text(str):
-    """What a shell gave: characters still to be read as the type of their field."""
+    """Text from a shell, still to be read as the type of its field."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Call:
-    """A constructor expression that was read and not yet built: `Lion(peak=1e-4)`."""
+    """A constructor expression that is parsed and not yet called: `Lion(peak=1e-4)`."""
 
     name: str
     args: tuple
@@ -163,31 +164,38 @@ def _fit_choice(value, choices, key):
 
 
 def _fit_union(value, hint, key, current):
-    """Returns `value` as the first member that takes it; text becomes a `str` only where no other member takes it."""
-    members = typing.get_args(hint)
+    """Returns `value` as the first member of the union that takes it, text first as the literal that it spells.
+
+    Text becomes a `str` only where it is quoted or no other member takes it: for `int | str`, 12 is an int.
+    """
     spelled = read(value) if isinstance(value, Text) else value
-    literal = not isinstance(spelled, (Text, Call))
-    or_text = isinstance(value, Text) and str in members
-    if or_text and type(spelled) is str:
+    may_be_text = isinstance(value, Text) and str in typing.get_args(hint)
+    if may_be_text and type(spelled) is str:
         return spelled
-    others = [m for m in members if not or_text or m is not str]
-    if or_text and not isinstance(spelled, (tuple, list, set)):
-        others = [m for m in others if kind_of(m) not in SEQUENCES]
-    for reading in (spelled, value) if literal else (value,):
-        for member in sorted(others, key=lambda m: kind_of(m) is not type(reading)):
-            try:
+    members = _members_besides_text(hint, spelled) if may_be_text else typing.get_args(hint)
+    for reading in [value] if isinstance(spelled, (Text, Call)) else [spelled, value]:
+        for member in sorted(members, key=lambda m: kind_of(m) is not type(reading)):
+            with contextlib.suppress(Error):
                 return fit(reading, member, key, current)
-            except Error:
-                continue
-    bases = tuple(m for m in others if isinstance(m, type) and m not in SCALARS and m not in SEQUENCES)
-    if bases and (isinstance(spelled, Call) or (_is_name(spelled) and not or_text)):
-        return _fit_component(spelled, bases, key, current)
-    if or_text:
+    components = tuple(m for m in members if isinstance(m, type) and m not in SCALARS and m not in SEQUENCES)
+    names_component = isinstance(spelled, Call) or (_is_name(spelled) and not may_be_text)
+    if components and names_component:
+        return _fit_component(spelled, components, key, current)  # raises what is wrong with it
+    if may_be_text:
         return str(value)
-    choices = [choice for m in others if kind_of(m) is typing.Literal for choice in typing.get_args(m)]
+    choices = [choice for m in members if kind_of(m) is typing.Literal for choice in typing.get_args(m)]
     if choices and isinstance(value, str):
         return _fit_choice(value, choices, key)
     raise mismatch(value, hint, key, current)
+
+
+def _members_besides_text(hint, spelled):
+    """Returns the other members of a union with `str` that text may become: sequences only where it spells one.
+
+    Text without commas or brackets would fit `tuple[str, ...]` as its only item.
+    """
+    is_sequence = isinstance(spelled, (tuple, list, set))
+    return [m for m in typing.get_args(hint) if m is not str and (is_sequence or kind_of(m) not in SEQUENCES)]
 
 
 def _is_name(spelled):
@@ -255,12 +263,12 @@ def _constructed(cls, call, key):
             near = (close(name, names) or names or ['nothing'])[0]
             raise Error(f'no field {name!r} in {key}={call}; did you mean {near!r}?')
     try:
-        given = signature.bind_partial(*call.args, **call.fields).arguments
+        arguments = signature.bind_partial(*call.args, **call.fields).arguments
     except TypeError as error:
         raise Error(f'{key}={call}: {error}; {cls.__name__} has {", ".join(names)}.') from None
-    lacking = [n for n, p in signature.parameters.items() if p.default is p.empty and n not in given]
+    lacking = [n for n, p in signature.parameters.items() if p.default is p.empty and n not in arguments]
     if lacking:
         filled = ', '.join(f'{n}={example(known[n], None)}' for n in lacking)
         raise Error(f'{key}={call} lacks {", ".join(lacking)}; try {key}={cls.__name__}({filled}).')
-    fields = {name: fit(v, known[name], f'{key}.{name}') for name, v in given.items()}
+    fields = {name: fit(v, known[name], f'{key}.{name}') for name, v in arguments.items()}
     return made(key, cls, **fields)

@@ -19,6 +19,7 @@ import time
 import numpy as np
 
 from lm import config
+from lm.config import paths
 from lm.data import shards
 from lm.data.readers import File, digest
 from lm.data.sources import Document
@@ -33,7 +34,8 @@ class Cache:
     """The tokens of one source, as they lie on disk: document i is tokens[offsets[i]:offsets[i + 1]].
 
     `report` has 'documents', 'bytes' (of their text), 'tokens', 'bytes_per_token', 'vocabulary', 'tokenizer' (its
-    fingerprint), 'seconds', and 'rejects': {reason: {'count': how many, 'places': the first few, as file:line}}.
+    fingerprint), 'seconds', and 'rejects': {reason: {'count': how many, 'places': the first few, as file:line, 'bytes':
+    how much text, 'unsized': how many of unknown size}}; earlier versions wrote neither 'bytes' nor 'unsized'.
     """
     directory: pathlib.Path
     label: str
@@ -41,12 +43,21 @@ class Cache:
     offsets: np.ndarray
     report: dict
 
+    @property
+    def rejected(self):
+        """The share of the source that was rejected: of its bytes, or of its documents where that of the rejects whose
+        size is unknown is larger.
+        """
+        rejects = self.report['rejects'].values()
+        lost, unsized = (sum(reject.get(name, 0) for reject in rejects) for name in ('bytes', 'unsized'))
+        return max(lost / (lost + self.report['bytes']), unsized / (unsized + self.report['documents']))
+
     def document(self, number):
         """Returns the ids of one document, its end token included."""
         return self.tokens[self.offsets[number]:self.offsets[number + 1]]
 
     def within(self, start, stop):
-        """Yields (document, its first token that is in, how many) of the documents in tokens [start, stop)."""
+        """Yields (document, first of its tokens, count) of the pieces of documents in tokens [start, stop)."""
         first, last = np.searchsorted(self.offsets, (start, stop - 1), 'right') - 1
         for number in range(first, last + 1):
             begin, end = self.offsets[number:number + 2].clip(start, stop).tolist()
@@ -73,7 +84,7 @@ def prepare(source, tokenizer, root, train=None):
 def fit(source, tokenizer, root):
     """Returns the Encoder that `tokenizer` makes of the documents of `source`, kept in its `home`."""
     directory = home(source, tokenizer, root)
-    with _alone(directory.parent, directory.name):
+    with _locked(directory.parent, directory.name):
         return tokenizer.fit(_texts(source), directory)
 
 
@@ -82,20 +93,17 @@ def home(source, tokenizer, root):
 
     There may be no such directory: a tokenizer that learns nothing keeps nothing.
     """
-    given = digest([File(os.path.expanduser(tokenizer.given))]) if _is_file(tokenizer.given) else tokenizer.given
-    return pathlib.Path(root) / f'tokenizer-{config.fingerprint([tokenizer, given or source.fingerprint()])}'
-
-
-def _is_file(path):
-    return bool(path) and os.path.isfile(os.path.expanduser(path))
+    path = paths.locate(tokenizer.source_file) if tokenizer.source_file else ''
+    origin = digest([File(path)]) if os.path.isfile(path) else tokenizer.source_file or source.fingerprint()
+    return pathlib.Path(root) / f'tokenizer-{config.fingerprint([tokenizer, origin])}'
 
 
 def _texts(source):
-    rejects, found = {}, False
+    rejects, empty = {}, True
     for document in _documents(source, rejects):
-        found = True
+        empty = False
         yield document.text
-    if not found:
+    if empty:
         raise _emptiness(source, rejects)
 
 
@@ -105,8 +113,10 @@ def _documents(source, rejects):
         if isinstance(record, Document):
             yield record
         else:
-            reason = rejects.setdefault(record.reason, {'count': 0, 'places': []})
+            reason = rejects.setdefault(record.reason, {'count': 0, 'places': [], 'bytes': 0, 'unsized': 0})
             reason['count'] += 1
+            reason['bytes'] += record.size or 0
+            reason['unsized'] += record.share * (record.size is None)
             reason['places'] += [record.place] * (len(reason['places']) < _PLACES)
 
 
@@ -114,21 +124,37 @@ def _emptiness(source, rejects):
     if not rejects:
         return config.Error(f'{source.label} has no text: no document is left; '
                             'widen its Cut or Pick, or choose other files.')
-    counts = [f'{found["count"]} x {reason}, first at {found["places"][0]}' for reason, found in rejects.items()]
-    return config.Error(f'{source.label} has no usable text ({"; ".join(counts)}); mend the files, or choose others.')
+    return config.Error(f'{source.label} has no usable text ({counts(rejects)}); mend the files, or choose others.')
+
+
+def counts(rejects):
+    """Returns the rejects of a report in words: how many of each reason, and where the first is."""
+    return '; '.join(f'{reject["count"]:,} x {reason}, first at {reject["places"][0]}'
+                     for reason, reject in rejects.items())
+
+
+def summary(caches):
+    """Returns in one line how many documents and bytes some caches hold, and what was rejected, by reason."""
+    documents, size = (sum(part.report[name] for part in caches) for name in ('documents', 'bytes'))
+    reasons = {}
+    for reason, reject in (pair for part in caches for pair in part.report['rejects'].items()):
+        reasons[reason] = reasons.get(reason, 0) + reject['count']
+    rejected = ', '.join(f'{count:,} x {reason}' for reason, count in reasons.items())
+    return (f'{documents:,} documents, {size:,} bytes, ' +
+            (f'rejected: {rejected} (`lm data` shows where)' if reasons else 'none rejected'))
 
 
 def build(source, encoder, root, workers=None):
     """Returns the Cache of a leaf source, written under `root` by `workers` threads (one a core) if it is not there.
 
-    Encoders compute outside Python's global lock, so that threads keep every core busy. A build that was killed is
-    continued, two at once wait for each other, and the result is the same bytes. Raises config.Error where the source
-    has no usable document or the disk takes no more.
+    Encoders release the GIL, so that threads use every core. A build that was killed is continued, and a second process
+    waits for the first; the bytes are the same in any case. Raises config.Error where the source has no usable document
+    or the directory cannot be written.
     """
     name = config.fingerprint([_VERSION, source.fingerprint(), encoder.fingerprint()])
     directory = pathlib.Path(root) / name
     if not directory.exists():
-        with _alone(pathlib.Path(root), name):
+        with _locked(pathlib.Path(root), name):
             if not directory.exists():
                 _build(source, encoder, directory, workers or len(os.sched_getaffinity(0)))
     return dataclasses.replace(open(directory), label=source.label)
@@ -141,7 +167,7 @@ def _build(source, encoder, directory, workers):
     shutil.rmtree(ready, ignore_errors=True)
     ready.mkdir(parents=True)
     encoded = shards.encode(shards.chunks(_documents(source, rejects), encoder), encoder, partial, workers)
-    totals = shards.merge(list(_shown(encoded, source.label)), ready)
+    totals = shards.merge(list(_with_progress(encoded, source.label)), ready)
     if not totals['tokens']:
         raise _emptiness(source, rejects)
     report = {'source': source.label, **totals, 'bytes_per_token': totals['bytes'] / totals['tokens'],
@@ -152,7 +178,7 @@ def _build(source, encoder, directory, workers):
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _shown(paths, label):
+def _with_progress(paths, label):
     """Returns `paths`, with a progress line on a terminal."""
     from rich import console, progress
     terminal = console.Console(stderr=True)
@@ -177,8 +203,8 @@ def open(directory):
 
 
 @contextlib.contextmanager
-def _alone(root, name):
-    """Lets one process at a time in for each `name`; the lock ends with its process, however that ends."""
+def _locked(root, name):
+    """Holds the file lock of `name`, one process at a time; the system releases it however the process ends."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         with (root / f'{name}.lock').open('w') as file:

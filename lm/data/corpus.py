@@ -10,34 +10,41 @@ from lm.data import cache, loader, order, packing, sources
 from lm.tokenizers import plain
 
 _ORDER_VERSION = 1
+Packing = Literal[packing.NAMES]
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """What to train and validate on, and how it is cut into batches of `batch` rows of `context` predictions.
 
-    `packing` is 'windows' (concatenate, then split) or 'bestfit' (whole documents, none predicted from another).
+    `packing` names a module of data/packing: 'windows' (concatenate, then split) or 'bestfit' (whole documents, none
+    predicted from another). `max_rejected` is the greatest share of a source that training may leave out because it
+    cannot be used.
     """
     train: sources.Source
     valid: sources.Source | None
     tokenizer: plain.Tokenizer
     context: int
     batch: int
-    packing: Literal['windows', 'bestfit'] = 'windows'
+    packing: Packing = 'windows'
     seed: int = 0
+    max_rejected: float = 0.1
 
     def __post_init__(self):
+        if not 0 <= self.max_rejected <= 1:
+            raise config.Error(f'max_rejected={self.max_rejected} is not a share; try max_rejected=0.1.')
         for name, least in ('context', 1), ('batch', 1), ('seed', 0):
             if getattr(self, name) < least:
                 raise config.Error(f'{name}={getattr(self, name)} is below {least}; try {name}={least}.')
-        if self.packing not in ('windows', 'bestfit'):
-            raise config.Error(f'packing={self.packing} is unknown; try packing=windows or packing=bestfit.')
+        if self.packing not in packing.NAMES:
+            known = ' or '.join(f'packing={name}' for name in packing.NAMES)
+            raise config.Error(f'packing={self.packing} is unknown; try {known}.')
 
     def open(self, root, split='train'):
         """Returns the Stream of 'train', endless and shuffled, or the Pass of 'valid', once and in order.
 
-        Builds what is missing under `root`: the tokenizer, which is always fitted on 'train', and the token caches.
-        Raises config.Error where the split is missing, or has a source shorter than one row.
+        Builds the tokenizer, always fitted on 'train', and the token caches where `root` lacks them. Raises
+        config.Error where the split is missing, or has a source shorter than one row.
         """
         source = {'train': self.train, 'valid': self.valid}[split]
         if source is None:
@@ -45,35 +52,45 @@ class Corpus:
         encoder, caches = cache.prepare(source, self.tokenizer, root, self.train)
         return self.arrange(source, encoder, caches, split)
 
+    def accept(self, stream, split='train'):
+        """Returns a line on what a Stream or Pass was made of; raises config.Error where too much was rejected."""
+        for part in stream.caches:
+            if part.rejected > self.max_rejected:
+                raise config.Error(f'{part.rejected:.1%} of {part.label} ({split}) is rejected: '
+                                   f'{cache.counts(part.report["rejects"])}; mend the files, or allow it by '
+                                   f'data.max_rejected={np.ceil(100 * part.rejected) / 100:.2f}.')
+        return f'{split}: {cache.summary(stream.caches)}'
+
     def arrange(self, source, encoder, caches, split):
         """Returns the Stream or Pass over `caches`, one for each leaf of `source`."""
-        layouts = tuple(self._cut(part) for part in caches)
-        sizes = np.array([layout.rows for layout in layouts], np.int64)
+        rows = tuple(self._cut(part) for part in caches)
+        sizes = np.array([part.rows for part in rows], np.int64)
         weights = [weight for _, weight in source.parts()]
         shuffled = order.Shuffled(order.schedule(weights), sizes, self.seed)
-        stream = Stream(shuffled, layouts, self.batch, tuple(caches), encoder,
+        stream = Stream(shuffled, rows, self.batch, tuple(caches), encoder,
                         self._fingerprint(source, encoder, caches))
         return {'train': stream, 'valid': stream.once()}[split]
 
     def example(self, split='train'):
         """Returns a batch of zeros with the names, shapes and types that `open(root, split)` serves; reads no data."""
-        tokens = np.zeros(self.context + 1, np.uint16)
-        layout = {'windows': lambda: packing.Windows(tokens, self.context),
-                  'bestfit': lambda: packing.Packed(tokens, packing.pack([0, tokens.size], self.context), self.context)}
-        batch = _gather((layout[self.packing](),), np.zeros(self.batch, np.int64), np.zeros(self.batch, np.int64))
+        document = np.zeros(self.context + 1, np.uint16)
+        rows = packing.named(self.packing).cut(document, np.array([0, document.size]), self.context)
+        batch = _gather((rows,), np.zeros(self.batch, np.int64), np.zeros(self.batch, np.int64))
         return {'train': batch, 'valid': _weighted(batch)}[split]
+
+    def prefix(self, encoder):
+        """Returns the ids that training shows before the first token of a document: what to put before a prompt."""
+        return packing.named(self.packing).prefix(encoder)
 
     def _cut(self, part):
         if part.tokens.size <= self.context:
             raise config.Error(f'{part.label} holds {part.tokens.size} tokens, less than one row of context='
                                f'{self.context}; give it more text, or set data.context below {part.tokens.size}.')
         tokens = loader.advise(part.tokens)
-        if self.packing == 'windows':
-            return packing.Windows(tokens, self.context)
-        layout = packing.open_layout(part.offsets, self.context, part.directory)
-        if not layout.lengths.size:
+        rows = packing.named(self.packing).cut(tokens, part.offsets, self.context, part.directory)
+        if not rows.rows:
             raise config.Error(f'{part.label} has no document of 2 tokens or more; try data.packing=windows.')
-        return packing.Packed(tokens, layout, self.context)
+        return rows
 
     def _fingerprint(self, source, encoder, caches):
         settings = {name: str(getattr(self, name)) for name in ('context', 'batch', 'packing', 'seed')}
@@ -84,7 +101,7 @@ class Corpus:
 
 
 class Passage(NamedTuple):
-    """Part of a document in a row of a batch: `count` tokens from its token `start` on; documents count from 0."""
+    """A piece of a document in a row of a batch: `count` of its tokens from token `start`; documents count from 0."""
 
     row: int
     source: str
@@ -98,10 +115,11 @@ class Passage(NamedTuple):
 class Stream:
     """An endless sequence of batches: `batch_at(step)` of any step, at the same cost.
 
-    `fingerprint` maps names to what orders the data: two streams with equal ones serve the same batches.
+    `cuts` holds the rows of each source, as packing modules return them. `fingerprint` maps names to what determines
+    the order of the data: two streams with equal fingerprints serve the same batches.
     """
     order: order.Shuffled | order.Sequential
-    layouts: tuple
+    cuts: tuple
     batch: int
     caches: tuple
     encoder: object
@@ -109,7 +127,7 @@ class Stream:
 
     def once(self):
         """Returns the Pass that holds every row of this stream once, in the order of the files."""
-        return Pass(order.Sequential(self.order.sizes), self.layouts, self.batch, self.caches, self.encoder,
+        return Pass(order.Sequential(self.order.sizes), self.cuts, self.batch, self.caches, self.encoder,
                     self.fingerprint)
 
     @property
@@ -119,7 +137,7 @@ class Stream:
 
     @property
     def rows(self):
-        """How many different rows there are: one epoch of every source."""
+        """How many different rows there are: one epoch of each source, added up."""
         return int(self.order.sizes.sum())
 
     @property
@@ -135,22 +153,23 @@ class Stream:
     def batch_at(self, step, rows=None):
         """Returns the batch of `step`: 'inputs' and 'targets' int32 [B T], 'source' int32 [B].
 
-        Packed ones also have 'segments' and 'positions' int32 and 'weights' float32, [B T]; see packing.Packed.gather.
-        Of `rows`, numbers below `batch`, only those are read and returned, which is how a host asks for its share.
+        Packed ones also have 'segments' and 'positions' int32 and 'weights' float32, [B T]; see bestfit.Packed.gather.
+        `rows`, numbers below `batch`, are the only ones read and returned; so a host asks for its share of a batch.
         """
-        return _gather(self.layouts, *self.order.locate(self._numbers(step, rows)))
+        return _gather(self.cuts, *self.order.locate(self._numbers(step, rows)))
 
     def passages(self, step, limit=40):
         """Returns the Passages that the rows of a batch are cut from, each with the text of its first `limit` tokens.
         """
-        found = []
+        passages = []
         for row, (source, index) in enumerate(zip(*self.order.locate(self._numbers(step, None)), strict=True)):
             part = self.caches[source]
-            for span in self.layouts[source].spans(int(index)):
+            for span in self.cuts[source].spans(int(index)):
                 for document, start, count in part.within(*span):
                     ids = part.document(document)[start:start + min(count, limit)]
-                    found.append(Passage(row, part.label, document, start, count, self.encoder.decode(ids.tolist())))
-        return found
+                    text = self.encoder.decode(ids.tolist())
+                    passages.append(Passage(row, part.label, document, start, count, text))
+        return passages
 
     def _numbers(self, step, rows):
         rows = np.arange(self.batch) if rows is None else np.asarray(rows, np.int64)
@@ -164,7 +183,7 @@ class Pass(Stream):
     """A sequence of `batches` batches that holds every row once, in the order of the files."""
 
     def batch_at(self, step, rows=None):
-        """Returns what Stream.batch_at does, always with 'weights' float32 [B T]: 0 in rows that fill the last batch.
+        """Returns what Stream.batch_at does, always with 'weights' float32 [B T]: 0 in rows that pad the last batch.
 
         Raises IndexError past the end.
         """
@@ -175,12 +194,12 @@ class Pass(Stream):
         return {**batch, 'weights': batch['weights'] * present[:, None]}
 
 
-def _gather(layouts, source, index):
-    """Returns the batch whose row i is row `index[i]` of `layouts[source[i]]`."""
+def _gather(cuts, source, index):
+    """Returns the batch whose row i is row `index[i]` of `cuts[source[i]]`."""
     batch = {}
     for number in np.flatnonzero(np.bincount(source)):
         rows = np.flatnonzero(source == number)
-        part = layouts[number].gather(index[rows])
+        part = cuts[number].gather(index[rows])
         if rows.size == source.size:
             return {**part, 'source': source.astype(np.int32)}
         for name, values in part.items():

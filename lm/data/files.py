@@ -9,20 +9,23 @@ import sys
 import sysconfig
 
 from lm import config
+from lm.config import paths
 from lm.config.files import require
 from lm.data import readers
 from lm.data.sources import Source
 
-_ELSEWHERE = ('site-packages', 'dist-packages', '__pycache__', 'test', 'tests', 'idle_test')
+# folders of the standard library's directory that are not the library
+_SKIPPED = ('site-packages', 'dist-packages', '__pycache__', 'test', 'tests', 'idle_test')
 
 
 @dataclasses.dataclass(frozen=True)
 class Files(Source):
     """The files that match a glob, or any of a tuple of globs (`**` for all directories below), sorted by path.
 
-    `.jsonl` has a document a line, `.parquet` one a row, both at `field`; any other file is one document of plain
-    text. Each may also end in `.gz` or `.zst`. `~` and relative paths work; `gs://`, `s3://` and the like go through
-    fsspec. A line of more than `limit` bytes is rejected. `name` replaces the label taken from the pattern.
+    `.jsonl` has a document a line, `.parquet` one a row, `.json` one a line, one an entry of its list or a single one,
+    all at `field`; any other file is one document of plain text. Each may also end in `.gz` or `.zst`. Relative paths
+    are under $LM_DATA (config.paths.locate); `gs://`, `s3://` and the like go through fsspec. A line of more than
+    `limit` bytes is rejected. `name` replaces the label taken from the pattern.
     """
     pattern: str | tuple[str, ...]
     field: str = 'text'
@@ -39,28 +42,32 @@ class Files(Source):
 
     def files(self):
         """Returns the readers.File of each match, without repetition; raises config.Error for a glob without any."""
-        found = {}
+        files = {}
         for pattern in self._patterns:
-            matches = _match(pattern)
+            matches = _match(paths.locate(pattern, glob.escape))
             if not matches:
                 raise config.Error(f'no file matches {pattern!r}; {_surroundings(pattern)}')
-            found |= {file.path: file for file in matches}
-        if not found:
-            raise config.Error('Files has no pattern; give a path or a glob, such as data/*.jsonl.')
-        return list(found.values())
+            files |= {file.path: file for file in matches}
+        if not files:
+            raise config.Error('Files has no pattern; give a path or a glob, such as wiki/*.jsonl.')
+        return list(files.values())
 
     def records(self):
         for file in self.files():
             match file.formats()[0]:
                 case '.jsonl' | '.ndjson':
                     yield from readers.read_jsonl(file, self.label, self.field, self.limit)
+                case '.json':
+                    yield from readers.read_json(file, self.label, self.field, self.limit)
                 case '.parquet':
                     yield from readers.read_parquet(file, self.label, self.field)
                 case _:
                     yield from readers.read_text(file, self.label, self.limit)
 
     def fingerprint(self):
-        return config.fingerprint(['files', self.field, self.limit, readers.digest(self.files())])
+        files = self.files()
+        read = ['json'] if any(file.formats()[0] == '.json' for file in files) else []  # they once were read as text
+        return config.fingerprint(['files', self.field, self.limit, readers.digest(files), *read])
 
 
 def _stem(pattern):
@@ -75,8 +82,8 @@ def _stem(pattern):
 def _match(pattern):
     if '://' in pattern:
         return _match_remote(pattern)
-    paths = glob.glob(os.path.expanduser(pattern), recursive=True)
-    return [readers.File(pathlib.Path(path).as_posix()) for path in sorted(paths) if os.path.isfile(path)]
+    matches = sorted(glob.glob(pattern, recursive=True))
+    return [readers.File(pathlib.Path(path).as_posix()) for path in matches if os.path.isfile(path)]
 
 
 def _match_remote(pattern):
@@ -90,15 +97,17 @@ def _match_remote(pattern):
 
 
 def _surroundings(pattern):
-    """Returns what there is instead of the missing match: the nearest directory above it, and some of its entries."""
-    if '://' in pattern:
-        return 'check the bucket, the path and your credentials.'
-    folder = pathlib.Path(pattern).expanduser().absolute()
+    """Returns where the missing match was looked for, what the nearest directory above it holds, and what helps."""
+    place = paths.locate(pattern)
+    if '://' in place:
+        return f'looked for {place}: check the bucket, the path and your credentials.'
+    place = folder = pathlib.Path(os.path.abspath(place))
     while not folder.is_dir():
         folder = folder.parent
     names = sorted(path.name + '/' * path.is_dir() for path in folder.iterdir())
     shown = ', '.join(names[:8]) + (', ...' if len(names) > 8 else '')
-    return f'the nearest directory, {folder}, holds {shown or "nothing"}.'
+    return (f'looked for {place}: the nearest directory, {folder}, holds {shown or "nothing"}; '
+            f'{paths.remedy(pattern)}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,13 +124,13 @@ class PythonStdlib(Source):
 
     def _files(self):
         root = sysconfig.get_path('stdlib')
-        found = []
+        paths = []
         for folder, folders, names in os.walk(root):
-            folders[:] = [inner for inner in folders if inner not in _ELSEWHERE]
-            found += [os.path.join(folder, name)[len(root):] for name in names if name.endswith('.py')]
-        if not found:
+            folders[:] = [inner for inner in folders if inner not in _SKIPPED]
+            paths += [os.path.join(folder, name)[len(root):] for name in names if name.endswith('.py')]
+        if not paths:
             raise config.Error(f'no Python source file under {root}; install the standard library, or use data.Files.')
-        return root, sorted(found, key=lambda name: hashlib.sha256(name.encode()).digest())
+        return root, sorted(paths, key=lambda name: hashlib.sha256(name.encode()).digest())
 
     def records(self):
         root, names = self._files()

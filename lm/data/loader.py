@@ -1,4 +1,4 @@
-"""Batches ahead of time: one background thread, grain's threads, and how fast batches come."""
+"""Prefetching of batches by a background thread or by grain, and the throughput of a stream."""
 
 import collections
 import concurrent.futures
@@ -42,7 +42,7 @@ class _Batches:
 def as_grain(batch_at, start, stop, threads=8):
     """Returns a grain.IterDataset of batch_at(step) for step in [`start`, `stop`), in order, read by `threads` threads.
 
-    Worth its 50 us per batch where reading waits, on cold or remote files; `prefetch` is enough for mapped memory.
+    It costs 50 us a batch, which pays where reads wait, on cold or remote files; `prefetch` is enough otherwise.
     """
     import grain
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
@@ -50,9 +50,9 @@ def as_grain(batch_at, start, stop, threads=8):
 
 
 def advise(tokens):
-    """Returns the plain array of a np.memmap, told to be read without read-ahead where it is larger than the memory.
+    """Returns a np.memmap as a plain array, without read-ahead (MADV_RANDOM) where the file is larger than the memory.
 
-    Random rows of a file that does not fit would otherwise each pull in 128 KB of neighbours that are evicted unread.
+    Each random row of such a file would otherwise read 128 KB of neighbours, which are evicted before they are used.
     """
     mapping = getattr(tokens, '_mmap', None)
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
@@ -62,7 +62,7 @@ def advise(tokens):
 
 
 def measure(stream, steps):
-    """Returns the tokens per second that `stream.batch_at` alone gives, over `steps` steps after one to warm up."""
+    """Returns the tokens per second of `stream.batch_at` alone, measured over `steps` steps after one to warm up."""
     tokens = stream.batch_at(0)['inputs'].size
     began = time.perf_counter()
     for step in range(1, steps + 1):

@@ -1,6 +1,6 @@
 """Records out of files: plain text, JSON lines and parquet, each also compressed by gzip or zstd.
 
-Lines end at '\\n' alone. A bad line is left out and reported; what stands around it is kept.
+Lines end at '\\n' alone. A bad line is left out and reported; the lines around it are kept.
 """
 
 import dataclasses
@@ -106,27 +106,27 @@ def lines(file, limit) -> Iterator[tuple[int, bytes | Reject]]:
             break
         for place, piece in enumerate(block.split(b'\n')):
             if place:
-                yield number, b''.join(held) if size <= limit else _overlong(file, number, limit)
+                yield number, b''.join(held) if size <= limit else _overlong(file, number, limit, size)
                 number, held, size = number + 1, [], 0
             size += len(piece)
             held = [*held, piece] if size <= limit else []
     if size:
-        yield number, b''.join(held) if size <= limit else _overlong(file, number, limit)
+        yield number, b''.join(held) if size <= limit else _overlong(file, number, limit, size)
 
 
-def _overlong(file, number, limit):
-    return Reject(f'line of more than {limit:,} bytes', f'{file.path}:{number}')
+def _overlong(file, number, limit, size):
+    return Reject(f'line of more than {limit:,} bytes', f'{file.path}:{number}', size)
 
 
 def read_text(file, label, limit) -> Iterator[Document | Reject]:
     """Yields a Reject for each bad line, then the rest of the file as one Document."""
-    found = list(blocks(file))
-    broken = [block for block in found if isinstance(block, Reject)]
-    data = b''.join(block for block in found if isinstance(block, bytes)).removeprefix(_BOM)
+    content = list(blocks(file))
+    broken = [block for block in content if isinstance(block, Reject)]
+    data = b''.join(block for block in content if isinstance(block, bytes)).removeprefix(_BOM)
     record = examine(data, label, file.path)
     if data and (isinstance(record, Reject) or _longest(data, limit) > limit):
         faults = [(number, line, _fault(line, limit)) for number, line in enumerate(data.split(b'\n'), 1)]
-        broken += [Reject(fault, f'{file.path}:{number}') for number, _, fault in faults if fault]
+        broken += [Reject(fault, f'{file.path}:{number}', len(line)) for number, line, fault in faults if fault]
         kept = [line for _, line, fault in faults if not fault]
         data = b'\n'.join(kept) if any(kept) else b''
         record = examine(data, label, file.path)
@@ -162,7 +162,58 @@ def read_jsonl(file, label, field, limit) -> Iterator[Document | Reject]:
         if isinstance(line, Reject):
             yield line
         elif line.strip():
-            yield _parse(line.removeprefix(_BOM), label, field, f'{file.path}:{number}')
+            record = _parse(line.removeprefix(_BOM), label, field, f'{file.path}:{number}')
+            yield _sized(record, len(line))
+
+
+def _sized(record, size):
+    """Returns a record, of `size` bytes where it is a Reject of unknown size."""
+    unsized = isinstance(record, Reject) and record.size is None
+    return dataclasses.replace(record, size=size) if unsized else record
+
+
+def read_json(file, label, field, limit) -> Iterator[Document | Reject]:
+    """Yields the string at `field` of each object in a .json file: one a line, those of one list, or a single one.
+
+    Which of these it is shows in its content. Entries of a list are numbered from 1, as lines are. Raises config.Error
+    where it is none of them.
+    """
+    start = _first_byte(file)
+    if start not in (b'{', b'[', b''):
+        raise config.Error(f'{file.path} holds no JSON objects: it begins with {start.decode("latin-1")!r}; '
+                           'leave it out of the pattern, or rename it to end in .txt to read it as text.')
+    if start == b'[' or (start == b'{' and not _object_a_line(file, limit)):
+        found = list(blocks(file))
+        data = b''.join(block for block in found if isinstance(block, bytes)).removeprefix(_BOM)
+        try:
+            values = json.loads(data.decode('utf-8'))
+        except (ValueError, RecursionError) as error:
+            if start == b'[':
+                yield from (block for block in found if isinstance(block, Reject))
+                yield Reject('broken JSON', f'{file.path}:{getattr(error, "lineno", 1)}', len(data))
+                return
+        else:
+            for number, value in enumerate(values if isinstance(values, list) else [values], 1):
+                yield _sized(_take(value, label, field, f'{file.path}:{number}'), len(json.dumps(value)))
+            return
+    yield from read_jsonl(file, label, field, limit)
+
+
+def _first_byte(file):
+    """Returns the first byte of a file that is no white space, b'' where there is none."""
+    for block in blocks(file):
+        if isinstance(block, bytes) and (text := block.removeprefix(_BOM).lstrip()):
+            return text[:1]
+    return b''
+
+
+def _object_a_line(file, limit):
+    """Returns whether the first line of a file that begins with an object holds all of it, or is too long to tell."""
+    first = next(line for _, line in lines(file, limit) if isinstance(line, Reject) or line.strip())
+    try:
+        return isinstance(first, Reject) or isinstance(json.loads(first.removeprefix(_BOM).decode()), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _parse(line, label, field, place):
@@ -174,6 +225,10 @@ def _parse(line, label, field, place):
         return Reject('not valid UTF-8', place)
     except (ValueError, RecursionError):
         return Reject('broken JSON', place)
+    return _take(value, label, field, place)
+
+
+def _take(value, label, field, place):
     if not isinstance(value, dict):
         return Reject('no JSON object', place)
     if value.get(field) is None:

@@ -1,7 +1,7 @@
 """Documents to token shards by several threads, and shards to one file.
 
-A shard holds the tokens of some 4 MB of text. Its name carries a checksum of that text, so that a build which continues
-another one takes over just what still belongs to its source.
+A shard holds the tokens of some 4 MB of text. A checksum of that text is part of its name, so that a build that
+continues another one reuses the shards of text that is still the same, and no others.
 """
 
 import collections
@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 
 _CHARACTERS = 2 ** 22
-_HEADROOM = 2
+_HEADROOM = 2  # chunks read ahead, so that no thread waits for the reader
 
 
 def chunks(documents, encoder):
@@ -62,12 +62,12 @@ def _encode_chunk(number, chunk, encoder, folder):
 
 
 def _tokens(chunk, encoder):
-    """Returns the ids of a chunk, and behind which of them a document ends, int64 [documents]."""
-    close = [] if encoder.eos is None else [np.array([encoder.eos], encoder.dtype)]
+    """Returns the ids of a chunk, and the ends of the documents that end in it, int64 [documents]."""
+    end = [] if encoder.eos is None else [np.array([encoder.eos], encoder.dtype)]
     arrays, ends, size = [], [], 0
     for (_, last), ids in zip(chunk, encoder.encode_segments([piece for piece, _ in chunk])):
-        arrays += [ids, *close] if last else [ids]
-        size += ids.size + len(close) * last
+        arrays += [ids, *end] if last else [ids]
+        size += ids.size + len(end) * last
         if last:
             ends.append(size)
     return encoder.join(arrays), np.array(ends, np.int64)

@@ -1,4 +1,4 @@
-"""Windows that slide by less than their length, so that every token is predicted from a long context."""
+"""Sliding windows for evaluation: they overlap, so that every token is predicted from a long context."""
 import numpy as np
 
 from lm import config

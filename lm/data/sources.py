@@ -1,6 +1,6 @@
-"""Sources of documents: what every source answers, the ones that need no files, and the ones made of others.
+"""Sources of documents: the base class, synthetic text, and sources made of others (Mix, Cut, Pick).
 
-A new source is one frozen dataclass with `label`, `records()` and `fingerprint()`.
+A new source is one frozen dataclass with `label`, `records()` and `fingerprint()`, in any file or in the experiment.
 """
 
 import dataclasses
@@ -21,9 +21,14 @@ class Document:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reject:
-    """What could not be used: a reason shared by many, and one place, as `file:line`."""
+    """What could not be used: a reason shared by many, and one place, as `file:line`.
+
+    size: bytes of text lost, None where unknown. share: as what part of a document it counts, below 1 in a Pick.
+    """
     reason: str
     place: str
+    size: float | None = None
+    share: float = 1.0
 
 
 def examine(value, source, place):
@@ -35,22 +40,23 @@ def examine(value, source, place):
         return Reject('missing field', place)
     if not isinstance(value, str | bytes):
         return Reject(f'{type(value).__name__} instead of text', place)
+    size = len(value) if isinstance(value, bytes) else None
     try:
         if isinstance(value, bytes):
             value = value.decode('utf-8')
         elif not value.isascii():
             value.encode('utf-8')
     except UnicodeDecodeError:
-        return Reject('not valid UTF-8', place)
+        return Reject('not valid UTF-8', place, size)
     except UnicodeEncodeError:
         return Reject('lone surrogate', place)
     if '\0' in value:
-        return Reject('NUL character', place)
-    return Document(value, source) if value else Reject('empty document', place)
+        return Reject('NUL character', place, size)
+    return Document(value, source) if value else Reject('empty document', place, 0)
 
 
 class Source:
-    """What yields documents in an order that is always the same."""
+    """A sequence of documents in an order that is always the same."""
 
     @property
     def label(self) -> str:
@@ -62,7 +68,7 @@ class Source:
         raise NotImplementedError
 
     def fingerprint(self) -> str:
-        """Returns 16 hex digits that follow the content: not the directory it lies in, nor when it was written."""
+        """Returns 16 hex digits of the content, whatever the directory that it is in and the time it was written."""
         raise NotImplementedError
 
     def documents(self) -> Iterator[Document]:
@@ -78,8 +84,8 @@ class Source:
 class Synthetic(Source):
     """Pseudo-text with a structure to learn, the same on every machine: `count` documents of `length` characters.
 
-    Each word is followed by one of four others with chances 8, 4, 2 and 1 in 15, which leaves 1.64 bits a word to one
-    who knows the words; every sentence of a document begins with the same name, so there is something to look back for.
+    Each word is followed by one of four others with probabilities 8, 4, 2 and 1 in 15, an entropy of 1.64 bits a word.
+    Every sentence of a document begins with the same name, so that a longer context helps.
     """
     count: int = 1000
     length: int = 2000
@@ -175,6 +181,10 @@ class _Part(Source):
     def parts(self):
         return tuple((dataclasses.replace(self, source=leaf), weight) for leaf, weight in self.source.parts())
 
+    def _part_of(self, reject):
+        """Returns a Reject with as much of its size as this part has of the documents."""
+        return dataclasses.replace(reject, size=reject.size and reject.size * (self.stop - self.start))
+
 
 @dataclasses.dataclass(frozen=True)
 class Cut(_Part):
@@ -188,7 +198,7 @@ class Cut(_Part):
                 if text:
                     yield Document(text, record.source)
             else:
-                yield record
+                yield self._part_of(record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,5 +208,7 @@ class Pick(_Part):
     def records(self):
         numbers = itertools.count()
         for record in self.source.records():
-            if isinstance(record, Reject) or self.start <= fraction(next(numbers)) < self.stop:
+            if isinstance(record, Reject):
+                yield dataclasses.replace(self._part_of(record), share=record.share * (self.stop - self.start))
+            elif self.start <= fraction(next(numbers)) < self.stop:
                 yield record

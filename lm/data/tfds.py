@@ -1,8 +1,9 @@
-"""Documents out of TensorFlow Datasets, read at random without TensorFlow."""
+"""Documents of TensorFlow Datasets, read without TensorFlow."""
 
 import dataclasses
 
 from lm import config
+from lm.config import paths
 from lm.config.files import require
 from lm.data.sources import Source, examine
 
@@ -14,7 +15,7 @@ class Tfds(Source):
     """The text at `field` of a TFDS data set's `split` ('train', 'test[:10%]'), prepared where it is missing.
 
     It must be stored as array_record: TFDS reads no other format in full without TensorFlow. `data_dir` is the
-    directory that holds it, by default TFDS's own, ~/tensorflow_datasets.
+    directory that holds it (a relative one is under $LM_DATA), by default TFDS's own, ~/tensorflow_datasets.
     """
     name: str
     split: str
@@ -45,8 +46,9 @@ class Tfds(Source):
     def _builder(self):
         require('importlib_resources', f'data set {self.name}', 'importlib_resources')
         tfds = require('tensorflow_datasets', f'data set {self.name}', 'tensorflow-datasets')
+        directory = paths.locate(self.data_dir) if self.data_dir else None
         try:
-            builder = tfds.builder(self.name, data_dir=self.data_dir, file_format='array_record')
+            builder = tfds.builder(self.name, data_dir=directory, file_format='array_record')
         except ValueError as error:
             raise config.Error(self._explain(error)) from error
         if not builder.is_prepared():

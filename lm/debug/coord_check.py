@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import config, optim, train
+from lm.models import mup
+from lm.nn import Experts
 from lm.pages import document, figures, tags
 from lm.pages.text import columns
 
@@ -62,8 +64,10 @@ def widened(settings, width):
     model = settings.model
     if not hasattr(model, 'activations'):
         raise config.Error(f'{type(model).__name__} has no activations to look at; try a Decoder.')
-    sizes = model.base.given or {name: size for name in ('width', 'heads', 'kv_heads', 'ff')
-                                 for size in [getattr(model, name)] if size}
+    attention, mlp = model.layers[0].attention, model.layers[0].mlp
+    sizes = model.base.sizes or {name: size for name, size in (
+        ('width', model.width), ('heads', attention.heads), ('kv_heads', attention.kv_heads),
+        ('expert_ff' if isinstance(mlp, Experts) else 'ff', mlp.ff)) if size}
     if 'width' not in sizes:
         raise config.Error(f'model.base={model.base} names no width; try model.base.width={model.width}.')
     step = sizes['width'] // math.gcd(*sizes.values())
@@ -71,13 +75,12 @@ def widened(settings, width):
         near = max(1, round(width / step)) * step
         raise config.Error(f'at width={width} the sizes {sizes} are not whole in proportion; try width={near}.')
     grown = {name: size * width // sizes['width'] for name, size in sizes.items()}
-    return config.override(settings, {f'model.{"experts.ff" if name == "expert_ff" else name}': size
-                                      for name, size in grown.items()})
+    return replace(settings, model=mup.resized(model, grown))
 
 
 def still(settings, steps):
     """Returns the settings for `steps` steps at the peak rate and without dropout."""
-    return replace(settings, steps=steps, model=replace(settings.model, dropout=0.0),
+    return replace(settings, steps=steps, model=mup.without_dropout(settings.model),
                    optimizer=replace(settings.optimizer, schedule=optim.Constant()))
 
 
@@ -96,12 +99,12 @@ def trace(settings, widths, batches, seeds):
 
 def _followed(settings, probe, batches):
     """Returns the sizes and the changes {tap: [steps+1]} of one run."""
-    init, step = train.functions(settings)
+    parts = train.parts(settings)
 
     def seen(params):
         flowing = settings.model.activations(params, **probe)
         return {tap: flowing[tap].astype(jnp.float32) for tap in TAPS}
-    first = init()
+    first = parts.init()
     start = seen(first.params)
 
     def measure(params):
@@ -110,7 +113,7 @@ def _followed(settings, probe, batches):
                 {tap: jnp.mean(jnp.abs(now[tap] - start[tap])) for tap in TAPS})
 
     def advance(state, batch):
-        state, _ = step(state, batch)
+        state, _ = parts.step(state, batch)
         return state, measure(state.params)
     _, later = jax.lax.scan(advance, first, batches)
     return jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), measure(first.params), later)
@@ -153,8 +156,8 @@ def verdict(table, settings):
     told += f' as width^{worst.exponent:.2f}' if math.isfinite(worst.exponent) else ''
     if worst.fault == INFINITE:
         told += '; try a lower rate'
-    elif not model.base.given:
-        told += f'; try model.base.width={model.width} model.base.heads={model.heads}'
+    elif not model.base.sizes:
+        told += f'; try model.base.width={model.width} model.base.heads={model.layers[0].attention.heads}'
     return False, f'{told}.'
 
 

@@ -1,15 +1,16 @@
-"""Steps of a run computed again, from the checkpoint nearest before them."""
+"""Replays: steps of a run computed again from the checkpoint before them, compared with its record, and measured."""
 import math
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import jax
 
-from lm import config, records, train, trees
-from lm.parallel import sharding
-from lm.train import checkpoint, runs
+from lm import config, records, train
+from lm.debug.layers import largest, layer_stats
+from lm.parallel import processes
+from lm.train import checkpoint, feed, runs, spikes
 
-STABLE = ('loss', 'grad_norm', 'weight', 'bad')  # what a step measures the same each time
+STABLE = ('loss', 'grad_norm', 'weight', 'bad')  # metrics that are deterministic: the same each time a step is computed
 
 
 def stable(values):
@@ -17,15 +18,11 @@ def stable(values):
     return {name: values.get(name) for name in STABLE}
 
 
-def serve(stream, mesh, offset, step):
-    """Returns the batch of a step (from 0) on a mesh; the data is ahead of the step by `offset` batches."""
-    return sharding.put(stream.batch_at(step + offset, sharding.rows(stream.batch, mesh)), mesh, stream.batch)
+class Trajectory:
+    """The recorded trajectory of a run, whose steps can be computed again by the program and from the data that trained
+    it; nothing in its directory changes.
 
-
-class Past:
-    """A run whose steps are computed again, by the program and from the data that trained it; nothing in it changes.
-
-    `settings` may differ from the run's own in what changes no result (records.FREE). Steps count as in the record:
+    `settings` may differ from the run's own in what affects no result (records.FREE). Steps count as in the record:
     step 1 takes the first batch, and the state "at" a step is the one after it, 0 the initial one.
     """
 
@@ -33,7 +30,7 @@ class Past:
         self.directory, self.settings, self.cache = Path(directory), settings, cache
         self.records = records.read(directory)
         self.program = train.program(settings, mesh)
-        self.store = checkpoint.Store(self.directory / 'checkpoints', settings.keep)
+        self.store = checkpoint.Store(self.directory / 'checkpoints', settings.cadence.keep)
 
     @cached_property
     def stream(self):
@@ -43,12 +40,12 @@ class Past:
     def starts(self, step):
         """Returns the steps at or before `step` at which the state is known, newest first; the last is 0.
 
-        A checkpoint of before the run went back and round some batches does not lead on to what is recorded.
+        Checkpoints written before a rollback that skipped batches are not on the recorded trajectory.
         """
-        def leads(saved):
+        def on_trajectory(saved):
             meta = self.store.meta(saved)
             return meta is not None and meta['offset'] == records.offset(self.records, saved - 1)
-        return [saved for saved in self.store.steps()[::-1] if saved <= step and leads(saved)] + [0]
+        return [saved for saved in self.store.steps()[::-1] if saved <= step and on_trajectory(saved)] + [0]
 
     def restore(self, step):
         """Returns the State at one of `starts`."""
@@ -63,8 +60,8 @@ class Past:
         if metas:
             runs.check_data(metas[0], {'data': dict(self.stream.fingerprint)})
 
-    def follow(self, offset):
-        """Takes the course of the run when its data was ahead by `offset`, from which it has gone back since."""
+    def before_rollback(self, offset):
+        """Takes the trajectory of the run when its data was ahead by `offset`, from which it was rolled back since."""
         offsets = [record for record in self.records if 'offset' in record]
         if records.offset(self.records, math.inf) != offset:
             while offsets and offsets[-1]['offset'] != offset:
@@ -77,36 +74,68 @@ class Past:
 
     def batch(self, step):
         """Returns the batch that a step took, on the mesh."""
-        return serve(self.stream, self.program.mesh, self.number(step) - step + 1, step - 1)
+        return feed.serve(self.stream, self.program.mesh, self.number(step) - step + 1, step - 1)
 
     def step(self, state, step):
-        """Returns (the State at `step`, {name: number, None if not finite}) from the State before it, which is used up.
+        """Returns (the State at `step`, {name: number, None if not finite}) from the State before it, which is donated.
         """
         with jax.set_mesh(self.program.mesh):
-            state, measured = self.program.step(state, self.batch(step))
-        return state, records.finite({name: value.item() for name, value in jax.device_get(measured).items()})
+            state, metrics = self.program.step(state, self.batch(step))
+        return state, records.finite({name: value.item() for name, value in jax.device_get(metrics).items()})
 
     def gradient(self, state, batch):
         """Returns the gradient that a step takes from a State and a batch, which stay as they are."""
-        settings = self.settings
-        gradient = train.gradients(settings.model.loss, settings.seed, settings.accumulate,
-                                   noise_scale=settings.noise_scale)
         with jax.set_mesh(self.program.mesh):
-            return jax.jit(gradient)(state, batch)[0]
+            return jax.jit(train.parts(self.settings).gradient)(state, batch)[0]
 
 
-def reading(settings, program):
-    """Returns the names of a model's parameters in the order it reads them, and of those that hold all layers."""
-    params = program.abstract.params
-    with jax.set_mesh(program.mesh):
-        order = trees.by_use(settings.model.loss, params, settings.data.example())
-    axes = jax.tree.leaves(settings.model.axes(), is_leaf=lambda node: isinstance(node, tuple))
-    layered = {name for name, names in zip(trees.flatten(params), axes, strict=True) if names[:1] == ('layers',)}
-    return order, [name for name in order if name in layered]
+def replay_step(trajectory, step):
+    """Computes a step of a run again, measures its layers, and writes its record; prints how it compares.
+
+    Returns whether all losses are those on record. Raises config.Error where the run's data has changed, or it has not
+    come so far.
+    """
+    directory, known = trajectory.directory, spikes.read(trajectory.directory, step)
+    last = max([record['step'] for record in trajectory.records if 'loss' in record], default=0)
+    if not 1 <= step <= last:
+        raise config.Error(f'step={step} is not one of the steps 1 to {last} that {directory} has on record.')
+    trajectory.check()
+    expected = {record['step']: record['loss'] for record in trajectory.records if 'loss' in record}
+    if known:
+        expected[step] = known['loss']
+        trajectory.before_rollback(known['batch'] - step + 1)
+    start = trajectory.starts(step - 1)[0]
+    print(f'computing step {step} again from {f"checkpoint {start}" if start else "the start"}.', flush=True)
+    state, computed = trajectory.restore(start), {}
+    for number in range(start + 1, step):
+        state, values = trajectory.step(state, number)
+        computed[number] = values['loss']
+    rows = layer_stats(trajectory.settings, trajectory.program, state, trajectory.batch(step))
+    _, values = trajectory.step(state, step)
+    computed[step] = values['loss']
+    about = known or {'step': step, 'loss': None, 'median': None, 'deviation': None}
+    record = spikes.describe(about, values, trajectory.stream, trajectory.number(step), rows)
+    processes.decide(partial(spikes.write, directory, record))
+    print('\n'.join([*compared(computed, expected), *largest(rows), f'record: {spikes.path(directory, step)}']))
+    return all(computed[number] == expected[number] for number in computed.keys() & expected.keys())
 
 
-def matching(settings, directory):
-    """Raises config.Error unless settings are those of the run in a directory, but for what changes no result."""
-    changed = runs.differences(runs.read(directory), settings)
-    if changed:
-        raise config.Error(f'{directory} is of another experiment: {changed}; give the line it was trained with.')
+def compared(computed, expected):
+    """Returns the lines that say how {step: loss} computed again compares with what is on record, the last step first.
+    """
+    last = max(computed)
+    fact = f'step {last}: loss {computed[last]} here'
+    if last not in expected:
+        lines = [f'{fact}; none is on record.']
+    elif computed[last] == expected[last]:
+        lines = [f'{fact} and on record, bit for bit.']
+    else:
+        lines = [f'{fact}, {expected[last]} on record.']
+    before = [step for step in computed if step in expected and step != last]
+    unequal = [step for step in before if computed[step] != expected[step]]
+    if unequal:
+        lines.append(f'before it, step {unequal[0]} is the first that differs from its record: other code, versions or '
+                     'devices computed it.')
+    elif before:
+        lines.append(f'before it, {len(before)} loss{"es" * (len(before) > 1)} on record, equal bit for bit.')
+    return lines

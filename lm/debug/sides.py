@@ -1,4 +1,4 @@
-"""The two runs that should be equal: how each was made, and how far their records agree."""
+"""Two runs that should be equal: how each was made, and up to which step their records agree."""
 import json
 from pathlib import Path
 
@@ -21,22 +21,22 @@ class Side:
 
 
 def losses(directory):
-    """Returns {step: {name: number}} of what the steps of a run measured."""
+    """Returns {step: {name: number}} of the metrics of a run that are deterministic."""
     return {record['step']: replay.stable(record) for record in records.read(directory) if 'loss' in record}
 
 
-def told(a, b):
-    """Returns the lines that say in what two runs were made differently, not counting where and when."""
+def provenance(a, b):
+    """Returns the lines that compare settings, versions, commit and devices of two runs."""
     lines = [f'A = {a.directory}, B = {b.directory}']
     changed = config.diff(a.settings, b.settings)
-    for kind, keys in (('settings', [key for key in changed if not free(key)]),
-                       ('settings that should change no result but rounding', list(filter(free, changed)))):
+    for kind, keys in (('settings', [key for key in changed if not records.free(key)]),
+                       ('settings that should change no result but rounding', list(filter(records.free, changed)))):
         if keys:
             lines.append(f'{kind}: ' + ', '.join(f'{key} ({changed[key][0]} in A, {changed[key][1]} in B)'
                                                  for key in keys))
     pairs = {name: (a.about.get(name), b.about.get(name)) for name in MADE}
-    versions = a.about['versions'], b.about['versions']
-    pairs |= {name: tuple(each.get(name, 'absent') for each in versions) for name in {**versions[0], **versions[1]}}
+    ours, theirs = a.about['versions'], b.about['versions']
+    pairs |= {name: (ours.get(name, 'absent'), theirs.get(name, 'absent')) for name in {**ours, **theirs}}
     differing = [f'{name} ({was} in A, {now} in B)' for name, (was, now) in pairs.items() if was != now]
     lines.append(f'made by: {", ".join(differing)}' if differing else
                  f'made by: the same versions and commit, on {a.about["devices"]} x {a.about["device"]}')
@@ -46,12 +46,7 @@ def told(a, b):
     return lines
 
 
-def free(key):
-    """Returns whether a dotted key is one of those that change no result."""
-    return key.split('.')[0] in records.FREE
-
-
-def parted(a, b):
+def divergence(a, b):
     """Returns (the last step up to which two records agree, the first at which they do not or None)."""
     last = 0
     for step in sorted(a.keys() & b.keys()):
@@ -61,13 +56,13 @@ def parted(a, b):
     return last, None
 
 
-def records_told(sides, last, first):
-    """Returns the lines that say how far two records agree."""
+def compare_records(sides, last, first):
+    """Returns the lines that say up to which step two records agree."""
     a, b = (side.records for side in sides)
     common = sorted(a.keys() & b.keys())
     if not common:
         raise config.Error(f'{sides[0].directory} and {sides[1].directory} have no step on record in common; '
-                           'train both with the same log_every.')
+                           'train both with the same cadence.log.')
     if first is None:
         longer = [f'; {side.name} goes on to step {max(side.records)}' for side in sides
                   if max(side.records) > common[-1]]

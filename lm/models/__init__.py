@@ -1,4 +1,7 @@
-"""Models, one file a family."""
-from lm.models.decoder import Decoder
+"""Models, one file a family, over one stack of layers."""
+from lm.models.decoder import Decoder, Embedding, Head
+from lm.models.mup import MupBase
+from lm.models.transformer import Layer, OutputNorm, PostNorm, PreNorm, Residual, SandwichNorm, Stack
 
-__all__ = ['Decoder']
+__all__ = ['Decoder', 'Embedding', 'Head', 'Layer', 'MupBase', 'OutputNorm', 'PostNorm', 'PreNorm', 'Residual',
+           'SandwichNorm', 'Stack']

@@ -1,179 +1,182 @@
-"""A causal language model: GPT-2, Llama, Qwen3, Gemma 3 and what lies between, by fields."""
-from dataclasses import dataclass, field, replace
-from typing import Literal
+"""A causal language model: GPT-2, Llama, Qwen3, Gemma 3 and what lies between, by the values of its layers."""
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lm import config
-from lm.models.net import Net, Pass
-from lm.nn import attention, layers, losses, positions
-from lm.nn.experts import Experts, moved
+from lm.config import legacy
+from lm.models import mup
+from lm.models.mup import MupBase
+from lm.models.transformer import Layer, Stack
+from lm.nn import attention, losses
+from lm.nn.embedding import look_up
+from lm.nn.layers import Context, Execution, dropout
+from lm.nn.norms import NoNorm
+from lm.nn.positions import AbsolutePosition
+from lm.nn.weights import Scope, einsum, normal, unbox, weight
 from lm.optim import matrices
 from lm.parallel import reductions
-from lm.parallel.pipeline import Pipeline
 
 LANES = 128
 
 
 @dataclass(frozen=True)
-class Base:
-    """Sizes in the model whose learning rates another takes over; 0 for what they are in that one."""
+class Embedding:
+    """How tokens become x [B T D]: absolute positions, times sqrt(D) where `scaled` (Gemma), dropout."""
 
-    width: int = 0
-    heads: int = 0
-    kv_heads: int = 0
-    head_dim: int = 0
-    ff: int = 0
-    expert_ff: int = 0
+    position: AbsolutePosition | None = None
+    scaled: bool = False
+    dropout: float = 0.0
 
-    @property
-    def given(self):
-        """The sizes that are not 0, {name: size}."""
-        return {name: size for name, size in vars(self).items() if size}
+    def __post_init__(self):
+        if not 0 <= self.dropout < 1:
+            raise config.Error(f'dropout={self.dropout} is not in [0, 1); try dropout=0.1.')
 
-    def origin(self, model):
-        """Returns a Decoder but for these sizes and without dropout; itself where none is given.
 
-        Raises config.Error where they do not go together.
-        """
-        if not self.given:
-            return model
-        if self.expert_ff and model.experts is None:
-            raise config.Error(f'base.expert_ff={self.expert_ff} is for experts and there are none; '
-                               f'try base.ff={self.expert_ff}.')
-        sizes = {name: size for name, size in self.given.items() if name != 'expert_ff'}
-        try:
-            experts = replace(model.experts, ff=self.expert_ff) if self.expert_ff else model.experts
-            return replace(model, base=Base(), dropout=0.0, experts=experts, **sizes)
-        except config.Error as error:
-            raise config.Error(f'no rate is tuned on the sizes in base: {error}') from error
+@dataclass(frozen=True)
+class Head:
+    """How x becomes logits [B T V]: by the embedding's table where `tied`, softcap * tanh(logits / softcap) if any."""
+
+    tied: bool = True
+    softcap: float = 0.0
+
+
+class Auxiliary(NamedTuple):
+    """What layers add to a loss, already weighted, and what they measured."""
+
+    loss: jax.Array | float
+    metrics: dict
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A decoder-only transformer with `vocab` tokens; a size of 0 means the usual one, named behind it.
+    """A decoder-only transformer with `vocab` tokens: `depth` layers, all like `layer` or repeating a `pattern`.
 
-    position: a component of lm.positions. windows: the sliding windows of successive layers, repeated over the depth, 0
-    for full attention. norm_place: before a sublayer ('pre'), after it ('post', inside the residual), or 'both'.
-    parallel: attention and MLP read the same input. experts: what takes the place of the MLP, if not None. softcap:
-    c * tanh(x / c) on attention scores or on logits. dtype: of matrix products; parameters, norms, softmax and loss
-    stay float32. quantized: of the blocks' products with weights, see layers.product. remat, unroll: see layers.stack.
-    loss_parts: the vocabulary is scored in as many parts, so that logits [B T V] are not kept for the gradient but made
-    again. kernel: which one computes attention ('auto': the platform's), an error where it cannot. pipeline: how rows
-    go through the stages of a mesh that has some. base: sizes that were others in the model that learning rates were
-    tuned on; initial values, logits, attention scores and the rates themselves are then scaled by muP, so that the best
-    rate is the same here (Yang et al. 2022, arXiv:2203.03466).
+    base: sizes of the model that learning rates were tuned on; initial values, logits, attention scores and the rates
+    themselves are then scaled by muP, so that the best rate is the same here. execution: how it is computed.
     """
 
     vocab: int
     depth: int = 6
     width: int = 384
-    heads: int = 6
-    kv_heads: int = 0  # heads
-    head_dim: int = 0  # width / heads
-    ff: int = 0  # 4 * width
-    position: positions.Position = field(default_factory=positions.Rope)
-    windows: tuple[int, ...] = (0,)
-    norm: Literal['rms', 'layer', 'layer_bias'] = 'rms'
-    norm_place: Literal['pre', 'post', 'both'] = 'pre'
-    norm_epsilon: float = 1e-5
-    activation: Literal['gelu', 'relu', 'relu2', 'swiglu', 'geglu'] = 'gelu'
-    bias: Literal['none', 'qkv', 'all'] = 'none'
-    qk_norm: bool = False
-    parallel: bool = False
-    experts: Experts | None = None
-    tied: bool = True
-    scaled_embedding: bool = False
-    attention_softcap: float = 0.0
-    logit_softcap: float = 0.0
-    dropout: float = 0.0
-    z_loss: float = 0.0
-    smoothing: float = 0.0
-    dtype: Literal['float32', 'bfloat16'] = 'float32'
-    quantized: Literal['none', 'int8', 'fp8'] = 'none'
-    loss_parts: int = 1
-    remat: Literal['none', 'dots', 'full', 'offload'] = 'none'
-    unroll: int = 0  # the platform's choice
-    kernel: attention.Kernel = 'auto'
-    pipeline: Pipeline = field(default_factory=Pipeline)
-    base: Base = field(default_factory=Base)
+    layer: Layer = field(default_factory=Layer)
+    pattern: tuple[Layer, ...] = ()
+    embedding: Embedding = field(default_factory=Embedding)
+    head: Head = field(default_factory=Head)
+    execution: Execution = field(default_factory=Execution)
+    base: MupBase = field(default_factory=MupBase)
+
+    MOVED: ClassVar[dict[str, str]] = legacy.DECODER
 
     def __post_init__(self):
-        config.positive(self, 'vocab', 'depth', 'width', 'heads')
-        for name in ('kv_heads', 'head_dim', 'ff'):
-            if getattr(self, name) < 0:
-                raise config.Error(f'{name}={getattr(self, name)} is negative; try {name}=0 for the usual size.')
-        if not self.windows or min(self.windows) < 0:
-            raise config.Error(f'windows={self.windows} are not sizes from 0 on; try windows=(0,) for full attention.')
-        if self.width % 2 and isinstance(self.position, positions.Sinusoidal):
-            raise config.Error(f'width={self.width} is odd and Sinusoidal fills pairs; try width={self.width + 1}.')
-        if not self.head_dim and self.width % self.heads:
-            near = max(1, round(self.width / self.heads)) * self.heads
-            raise config.Error(f'width={self.width} is not a multiple of heads={self.heads}; try width={near}.')
-        if self.heads % self.groups:
-            fits = max(n for n in range(1, self.groups) if self.heads % n == 0)
-            raise config.Error(f'kv_heads={self.kv_heads} does not divide heads={self.heads}; try kv_heads={fits}.')
-        if self.size % 2 and isinstance(self.position, positions.Rope):
-            raise config.Error(f'head_dim={self.size} is odd and Rope turns pairs; try head_dim={self.size + 1}.')
-        if self.loss_parts < 1 or self.padded % self.loss_parts:
-            near = max(n for n in range(1, max(2, self.loss_parts)) if self.padded % n == 0)
-            raise config.Error(f'loss_parts={self.loss_parts} does not divide the {self.padded} rows of the output; '
-                               f'try loss_parts={near}.')
-        if not 0 <= self.dropout < 1:
-            raise config.Error(f'dropout={self.dropout} is not in [0, 1); try dropout=0.1.')
-        self.base.origin(self)
+        config.positive(self, 'vocab', 'depth', 'width')
+        if self.pattern and self.layer != Layer():
+            raise config.Error('layer is not used where there is a pattern; set model.pattern.0 and so on instead.')
+        for layer in self.layers:
+            layer.attention.head_size(self.width)
+        if self.embedding.position:
+            self.embedding.position.check(self.width)
+        chunks = self.execution.vocab_chunks
+        if chunks < 1 or self.padded_vocab % chunks:
+            near = max(n for n in range(1, max(2, chunks)) if self.padded_vocab % n == 0)
+            raise config.Error(f'vocab_chunks={chunks} does not divide the {self.padded_vocab} rows of the output; '
+                               f'try vocab_chunks={near}.')
+        mup.base_model(self)
 
     @property
-    def groups(self):
-        return self.kv_heads or self.heads
+    def layers(self):
+        """The pattern of layers, one where all are alike."""
+        return self.pattern or (self.layer,)
 
     @property
-    def size(self):
-        return self.head_dim or self.width // self.heads
+    def stack(self):
+        """The Stack of layers, attention scores scaled by muP."""
+        base = mup.base_model(self)
+        return Stack(tuple(mup.scaled(*pair, self.width, base.width)
+                           for pair in zip(self.layers, base.layers, strict=True)), self.depth)
 
     @property
-    def padded(self):
+    def limit(self):
+        """The most tokens a text may have, 0 for any number."""
+        return self.embedding.position.limit if self.embedding.position else 0
+
+    @property
+    def padded_vocab(self):
         """The vocabulary rounded up to whole lanes, so that any size shards."""
         return -(-self.vocab // LANES) * LANES
 
-    @property
-    def origin(self):
-        """The model that learning rates were tuned on: this one but for the sizes in `base`."""
-        return self.base.origin(self)
-
-    @property
-    def scale(self):
-        """What attention scores are multiplied by: 1/sqrt(H), but 1/H for as much as H is more than the origin's."""
-        return self.size ** -0.5 * (self.origin.size / self.size) ** 0.5
-
-    def tuned(self):
-        """Returns the abstract parameters of the model that learning rates were tuned on, None where it is this one."""
-        return None if self.origin is self else jax.eval_shape(self.origin.init, jax.random.key(0))
+    def base_shapes(self):
+        """Returns the abstract parameters of the muP base model, None where it is this one."""
+        base = mup.base_model(self)
+        return None if base is self else jax.eval_shape(base.init, jax.random.key(0))
 
     def init(self, key):
         """Returns the parameters, a dict of float32 arrays drawn from key."""
-        params, axes = layers.unbox(self._boxed(key))
-        views = matrices.of(params, axes, self.tuned())
-        return jax.tree.map(lambda p, view: p * view.ratio(matrices.initial), params, views)
+        params, axes = unbox(self._declared(key))
+        views = matrices.of(params, axes, self.base_shapes())
+        return jax.tree.map(lambda p, view: p * view.width_ratio(matrices.initial), params, views)
 
     def axes(self):
         """Returns the logical axis names of every parameter, in a tree like that of the parameters."""
-        return layers.unbox(jax.eval_shape(self._boxed, jax.random.key(0)))[1]
+        return unbox(jax.eval_shape(self._declared, jax.random.key(0)))[1]
 
-    def _boxed(self, key):
-        return Net(self).init(key, jnp.zeros((1, 1), jnp.int32), Pass())['params']
+    def _declared(self, key):
+        def outside(scope, tokens, context):
+            x = self._embed(scope, tokens, context)
+            if not self.head.tied:
+                self._output(scope)
+            self._final_norm(scope, x)
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        outer = Scope(outside).init(key, tokens, Context(tokens))['params']
+        return {**outer, **self.stack.init(key, self.width)}
 
-    def _hidden(self, params, tokens, given):
-        return Net(self).apply({'params': params}, tokens, given)
+    def _table(self, scope):
+        axes = {'vocab': self.padded_vocab, 'embed': self.width}
+        return weight(scope, 'tokens', axes, normal(0.02), self.execution.dtype)
 
-    def _unembed(self, params, x):
-        return Net(self).apply({'params': params}, x, method='unembed')
+    def _output(self, scope):
+        axes = {'embed': self.width, 'vocab': self.padded_vocab}
+        return weight(scope, 'output', axes, normal(0.02), self.execution.dtype)
+
+    def _embed(self, scope, tokens, context):
+        x = look_up(self._table(scope).value, tokens)
+        if self.embedding.scaled:
+            x = x * jnp.asarray(mup.base_model(self).width ** 0.5, x.dtype)
+        if self.embedding.position:
+            x = self.embedding.position.add(scope, x, context.positions)
+        return dropout(x, self.embedding.dropout, context.key, context.rows, context.zigzag)
+
+    def _final_norm(self, scope, x):
+        layer = self.layers[-1]
+        return (NoNorm() if layer.residual.normalised else layer.norm)(scope, 'final_norm', x)
+
+    def _unembed(self, scope, x):
+        """Returns logits [B T V'] for the padded vocabulary."""
+        if self.head.tied:
+            logits = einsum('BTD,VD->BTV', x, self._table(scope))
+        else:
+            logits = einsum('BTD,DV->BTV', x, self._output(scope))
+        cap = self.head.softcap
+        return cap * jnp.tanh(logits / cap) if cap else logits
+
+    def hidden(self, params, tokens, context, **options):
+        """Returns (x [B T D] after the final norm, the Outputs of layers, embeddings [B T D]); options: of a Stack."""
+        keys = (None,) * 2 if context.key is None else jax.random.split(context.key)
+        context = context._replace(rows=reductions.first_row(len(tokens)) + jnp.arange(len(tokens)))
+        start = _apply(self._embed, params, tokens, context._replace(key=keys[0]))
+        x, outputs = self.stack(params, start, context._replace(key=keys[1]), self.execution, **options)
+        x = _apply(self._final_norm, params, x)
+        return x * (mup.base_model(self).width / self.width), outputs, start
 
     def logits(self, params, tokens, segments=None, positions=None):
         """Returns logits [B T V] in float32 for tokens [B T]; packed rows name their segments and positions [B T]."""
-        x, *_ = self._hidden(params, tokens, Pass(segments=segments, positions=positions))
-        return self._unembed(params, x)[..., :self.vocab].astype(jnp.float32)
+        x, *_ = self.hidden(params, tokens, _context(tokens, segments, positions))
+        return self._scores(params, x)
+
+    def _scores(self, params, x):
+        return _apply(self._unembed, params, x)[..., :self.vocab].astype(jnp.float32)
 
     def activations(self, params, tokens, segments=None, positions=None):
         """Returns {name: array} of what flows through the model for tokens [B T].
@@ -181,73 +184,76 @@ class Decoder:
         'embedding' [B T D] enters the first layer. Of each layer, [L B T D]: what 'attention' and 'mlp' add, and the
         'residual' stream after it. 'logits' [B T V]. Experts add what they measured.
         """
-        given = Pass(segments=segments, positions=positions)
-        x, _, seen = Net(self, tapped=True).apply({'params': params}, tokens, given)
-        return {**seen, 'logits': self._unembed(params, x)[..., :self.vocab].astype(jnp.float32)}
+        x, outputs, start = self.hidden(params, tokens, _context(tokens, segments, positions),
+                                        capture=('attention', 'mlp', 'residual'))
+        return {'embedding': start, **outputs.auxiliary, **outputs.captured, 'logits': self._scores(params, x)}
 
-    def token_losses(self, params, batch):
-        """Returns (nll, log_z) [B T] in nats of a batch with inputs, targets and, if packed, segments and positions.
+    def token_losses(self, params, batch, key=None, smoothing=0.0):
+        """Returns (nll, log_z, Auxiliary): [B T] each in nats, of a batch with inputs, targets, perhaps packed.
 
-        These are the data's: without dropout and smoothing.
+        Dropout is drawn from key; without one there is none. smoothing: see losses.cross_entropy.
         """
-        return self._token_losses(params, batch, None, 0.0)[:2]
+        batch, zigzag = attention.shard_sequence(batch)
+        context = _context(batch['inputs'], batch.get('segments'), batch.get('positions'))
+        x, outputs, _ = self.hidden(params, batch['inputs'], context._replace(key=key, zigzag=zigzag))
+        scores = self._cross_entropy(params, x, batch['targets'], smoothing)
+        return *(zigzag.gather(scores) if zigzag else scores), _auxiliary(outputs.auxiliary)
 
-    def _token_losses(self, params, batch, key, smoothing):
-        batch, order = attention.spread(batch)
-        packed = {name: batch[name] for name in ('segments', 'positions') if name in batch}
-        x, _, routed = self._hidden(params, batch['inputs'], Pass(key=key, zigzag=order, **packed))
-        found = self._scored(params, x, batch['targets'], smoothing)
-        return *(order.gather(found) if order else found), routed
+    def _cross_entropy(self, params, x, targets, smoothing):
+        chunks = self.execution.vocab_chunks
+        if chunks == 1:
+            return losses.cross_entropy(_apply(self._unembed, params, x), targets, self.vocab, smoothing)
+        table = _apply(lambda scope: self._table(scope).value if self.head.tied else self._output(scope).value.T,
+                       params)
+        head = losses.VocabHead(self.vocab, chunks, self.head.softcap, smoothing)
+        return losses.chunked_cross_entropy(x, table, targets, head)
 
-    def _scored(self, params, x, targets, smoothing):
-        if self.loss_parts == 1:
-            return losses.cross_entropy(self._unembed(params, x), targets, self.vocab, smoothing)
-        table = Net(self).apply({'params': params}, method='table' if self.tied else 'output')
-        scores = losses.Scores(self.vocab, self.loss_parts, self.logit_softcap, smoothing)
-        return losses.cross_entropy_in_parts(x, table if self.tied else table.T, targets, scores)
-
-    def loss(self, params, batch, key=None):
-        """Returns (loss, metrics): the mean over tokens by weight, and {'loss': of the data alone, 'weight': sum}.
-
-        Dropout is drawn from key; without one there is none. Experts add their losses to the first, and to the second
-        'balance', 'router_z' and 'load' [L E].
+    def post_update(self, params, metrics):
+        """Returns (params, metrics) after a step: the routers' bias moved, the experts' load as its largest share over
+        an even one.
         """
-        nll, log_z, routed = self._token_losses(params, batch, key, self.smoothing)
-        weights = batch['weights'] if 'weights' in batch else jnp.ones_like(nll)
-        weight = reductions.averaged(jnp.sum(weights)) if self.experts else jnp.sum(weights)
-        loss = losses.masked_mean(nll, weights, weight)
-        total = loss + self.z_loss * losses.masked_mean(jnp.square(log_z), weights, weight) if self.z_loss else loss
-        if self.experts:
-            routed = {**routed, **{name: jnp.mean(routed[name]) for name in ('balance', 'router_z')}}
-            total += self.experts.balance * routed['balance'] + self.experts.z_loss * routed['router_z']
-        return total, {'loss': loss, 'weight': weight, **routed}
-
-    def adjusted(self, params, measured):
-        """Returns (params, metrics) after a step: experts' bias moved, of their loads the largest over an even one."""
-        if not self.experts:
-            return params, measured
-        load = measured['load']
-        measured = {**measured, 'load': jnp.max(load) * self.experts.count}
-        if not self.experts.bias_rate:
-            return params, measured
+        experts = self.layers[0].mlp
+        if 'load' not in metrics:
+            return params, metrics
+        load = metrics['load']
+        metrics = {**metrics, 'load': jnp.max(load) * experts.count}
+        if not experts.bias_rate:
+            return params, metrics
         routed = params['blocks']['experts']
-        routed = {**routed, 'router_bias': moved(routed['router_bias'], load, self.experts.bias_rate)}
-        return {**params, 'blocks': {**params['blocks'], 'experts': routed}}, measured
+        routed = {**routed, 'router_bias': experts.update_router_bias(routed['router_bias'], load)}
+        return {**params, 'blocks': {**params['blocks'], 'experts': routed}}, metrics
+
+    def flops(self, context):
+        """Returns the model FLOPs of training on one token, forward and backward, without recomputation."""
+        return 3 * (self.stack.flops(self.width, context) + 2 * self.vocab * self.width)
 
     def prefill(self, params, tokens, lengths, slots):
         """Returns (logits [B V] after the last token, cache with `slots` slots) of prompts [B T] of lengths [B]."""
-        shape = (self.depth, tokens.shape[0], slots, self.groups, self.size)
-        empty = (jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
-        x, cache, _ = self._hidden(params, tokens, Pass(cache=empty))
+        empty = self.stack.cache(self.width, tokens.shape[0], slots, self.execution.dtype)
+        x, outputs, _ = self.hidden(params, tokens, _context(tokens), cache=empty)
         last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)
-        return self._last(params, last), {'entries': cache, 'length': lengths}
+        return self._scores(params, last)[:, 0], {'entries': outputs.cache, 'length': lengths}
 
     def decode(self, params, tokens, cache):
         """Returns (logits [B V], cache) after one more token [B] a row."""
         index = cache['length'][:, None]
-        given = Pass(positions=index, index=index, cache=cache['entries'])
-        x, entries, _ = self._hidden(params, tokens[:, None], given)
-        return self._last(params, x), {'entries': entries, 'length': cache['length'] + 1}
+        context = Context(positions=index, index=index)
+        x, outputs, _ = self.hidden(params, tokens[:, None], context, cache=cache['entries'])
+        return self._scores(params, x)[:, 0], {'entries': outputs.cache, 'length': cache['length'] + 1}
 
-    def _last(self, params, x):
-        return self._unembed(params, x)[:, 0, :self.vocab].astype(jnp.float32)
+
+def _apply(function, params, *args):
+    """Returns function(scope, *args) with the parameters at the top of the tree."""
+    return Scope(function).apply({'params': params}, *args)
+
+
+def _context(tokens, segments=None, positions=None):
+    return Context(jnp.arange(tokens.shape[1])[None] if positions is None else positions, segments)
+
+
+def _auxiliary(measured):
+    """Returns the Auxiliary of what layers measured, [L ...]: their mean, but of the load [L E] all."""
+    if not measured:
+        return Auxiliary(0.0, {})
+    metrics = {name: value if name == 'load' else jnp.mean(value) for name, value in measured.items()}
+    return Auxiliary(metrics.pop('loss'), metrics)

@@ -1,5 +1,10 @@
-"""The parts of models: attention, MLP, experts, norms, positions, losses."""
+"""What models are made of: attention, MLP, experts, norms, activations, positions, losses."""
+from lm.nn.activations import Activation, Gelu, Relu, Relu2, Silu
 from lm.nn.experts import Experts
-from lm.nn.positions import Alibi, Learned, NoPE, Position, Relative, Rope, Sinusoidal
+from lm.nn.layers import MLP, Attention, Context, Execution
+from lm.nn.norms import LayerNorm, NoNorm, Norm, RMSNorm
+from lm.nn.positions import AbsolutePosition, Alibi, Learned, NoPE, Position, Relative, Rope, Sinusoidal
 
-__all__ = ['Alibi', 'Experts', 'Learned', 'NoPE', 'Position', 'Relative', 'Rope', 'Sinusoidal']
+__all__ = ['MLP', 'AbsolutePosition', 'Activation', 'Alibi', 'Attention', 'Context', 'Execution', 'Experts', 'Gelu',
+           'LayerNorm', 'Learned', 'NoNorm', 'NoPE', 'Norm', 'Position', 'RMSNorm', 'Relative', 'Relu', 'Relu2', 'Rope',
+           'Silu', 'Sinusoidal']

@@ -1,280 +1,251 @@
-"""The parts that models are made of: weight, einsum and stack; norms, dropout, mlp, embedding and unembedding.
-
-`weight` is the one place a parameter is declared. From the logical axis names given there, sharding, weight decay,
-Muon's matrices and conversions are derived.
-"""
-import math
+"""The sublayers of a transformer layer, attention and MLP, and dropout."""
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from lm import config, trees
+from lm.nn import attention, memory
+from lm.nn.activations import Activation, Gelu
+from lm.nn.norms import NoNorm, Norm
+from lm.nn.positions import Position, Rope, rotate
+from lm.nn.weights import Scope, einsum, fill, normal, weight
 from lm.parallel import sharding
+from lm.parallel.pipeline import Pipeline
 
-SMALL = 1024  # vocabularies up to this size have their embedding's gradient by a matrix product
-
-@struct.dataclass
-class Named(nn.meta.AxisMetadata):
-    """A parameter with the logical name of each of its axes, as `init` makes it and before `unbox` strips the names."""
-
-    value: Any
-    names: tuple = struct.field(pytree_node=False)
-
-    def unbox(self):
-        return self.value
-
-    def replace_boxed(self, val):
-        return self.replace(value=val)
-
-    def add_axis(self, index, params):
-        return self.replace(names=self.names[:index] + (params[nn.PARTITION_NAME],) + self.names[index:])
-
-    def remove_axis(self, index, params):
-        return self.replace(names=self.names[:index] + self.names[index + 1:])
+INIT = normal(0.02)  # of projections that read the residual stream
 
 
-def normal(scale):
-    """Returns an initializer drawing from a normal distribution with standard deviation `scale`."""
-    return lambda key, shape: scale * jax.random.normal(key, shape, jnp.float32)
+class Context(NamedTuple):
+    """What a pass is given beside x [B T D], all optional but positions [B or 1, T].
 
-
-def fill(value):
-    """Returns an initializer of a constant."""
-    return lambda key, shape: jnp.full(shape, value, jnp.float32)
-
-
-def weight(module, name, axes, init, dtype=jnp.float32):
-    """Returns parameter `name` of a Linen module, float32 where it is kept and cast to `dtype` for use.
-
-    `axes` maps each logical axis name to its size, in order, e.g. {'embed': D, 'heads': N, 'head_dim': H}.
+    segments [B T]: only equal ones see each other. memory [B S D], memory_segments [B S]: what cross attention reads.
+    index [B T]: slots of the cache that x goes to. key: of dropout. rows [B]: numbers of the rows in the whole batch.
+    zigzag: the order of tokens where the mesh splits T. cache, angles, table: of one attention, set layer by layer.
     """
-    shape = tuple(axes.values())
-    value = module.param(name, lambda key: Named(init(key, shape), tuple(axes)))
-    return _split_first(value, tuple(axes)).astype(dtype)
+
+    positions: Any
+    segments: Any = None
+    memory: Any = None
+    memory_segments: Any = None
+    index: Any = None
+    key: Any = None
+    rows: Any = None
+    zigzag: Any = None
+    cache: Any = None
+    angles: Any = None
+    table: Any = None
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _split_first(x, names):
-    """Returns x, a parameter with these logical axis names, whose gradient lies in memory with the axis embed first.
+@dataclass(frozen=True)
+class Execution:
+    """How a model is computed, not what it is.
 
-    TPUs hold the last axis in tiles of 128, and of embed under fsdp a device may have 16: XLA left to itself was seen
-    to stack the gradients of all layers in eight times their size.
+    dtype: of matrix products; parameters, norms, softmax and losses stay float32. precision: 8-bit products with
+    weights, see weights.product. remat: what the backward pass recomputes, see memory.rematerialise. unroll: repeats of
+    the pattern in one iteration of the scan, 0 for the platform's choice. kernel: which one computes attention ('auto':
+    the platform's), an error where it cannot. vocab_chunks: chunks of the vocabulary in the cross entropy; logits are
+    recomputed in the backward pass, never stored. pipeline: how rows go through the stages of a mesh that has some.
     """
-    return x
+
+    dtype: Literal['float32', 'bfloat16'] = 'float32'
+    precision: Literal['none', 'int8', 'fp8'] = 'none'
+    remat: memory.Remat = 'none'
+    unroll: int = 0
+    kernel: attention.Kernel = 'auto'
+    vocab_chunks: int = 1
+    pipeline: Pipeline = field(default_factory=Pipeline)
 
 
-def _split_first_backward(names, _, g):
-    from jax.experimental.layout import Layout, with_layout_constraint
-    if sharding.platform() != 'tpu':
-        return (g,)
-    return (with_layout_constraint(g, Layout(tuple(sorted(range(g.ndim), key=lambda axis: names[axis] != 'embed')))),)
+@dataclass(frozen=True)
+class Attention:
+    """Multi-head attention; 0 stands for kv_heads=heads and head_dim=width/heads.
 
-
-_split_first.defvjp(lambda x, names: (x, None), _split_first_backward)
-
-
-def unbox(boxed):
-    """Returns (params, axes): the arrays of a tree of Named, and their logical axis names."""
-    def is_named(node):
-        return isinstance(node, Named)
-    return (jax.tree.map(lambda leaf: leaf.value, boxed, is_leaf=is_named),
-            jax.tree.map(lambda leaf: leaf.names, boxed, is_leaf=is_named))
-
-
-def einsum(spec, x, w, quantized='none'):
-    """Returns einsum(spec, x, w) of activations x [... contracted] and a weight w, as one product of two matrices.
-
-    The contracted letters end x and the leading letters of x begin the result, as in 'BTD,DNH->BTNH'. Flattening
-    [B T] into one axis lets the backward pass contract over one axis, which XLA's CPU backend needs to be fast; other
-    backends flatten by themselves. Where T is split over a mesh axis it stays an axis. See `product` for `quantized`.
+    causal: a query sees no later key. window: it sees itself and window - 1 keys before it (and after, where not
+    causal); 0 for all. scale: of the scores, None for 1/sqrt(H). softcap: scores become c * tanh(scores / c). qk_norm:
+    of queries and keys, over each head or over all heads at once. bias: of queries, keys and values ('qkv'), or of the
+    output too ('all').
     """
-    inputs, out = spec.split('->')
-    left, right = inputs.split(',')
-    rows = len([letter for letter in left if letter in out])
-    contracted = left[rows:]
-    if right.startswith(contracted):
-        columns = w.shape[len(contracted):]
-        w = w.reshape(-1, math.prod(columns))
-    else:
-        columns = w.shape[:-len(contracted)]
-        w = w.reshape(math.prod(columns), -1).T
-    lead = x.shape[:rows]
-    x = x.reshape(*(lead if _split_length() else (math.prod(lead),)), -1)
-    return product(x, w, quantized).reshape(*lead, *columns)
+
+    heads: int = 6
+    kv_heads: int = 0
+    head_dim: int = 0
+    causal: bool = True
+    window: int = 0
+    position: Position = field(default_factory=Rope)
+    scale: float | None = None
+    softcap: float = 0.0
+    qk_norm: Norm = field(default_factory=NoNorm)
+    qk_norm_over: Literal['head', 'heads'] = 'head'
+    bias: Literal['none', 'qkv', 'all'] = 'none'
+
+    def __post_init__(self):
+        config.positive(self, 'heads')
+        for name in ('kv_heads', 'head_dim', 'window'):
+            if getattr(self, name) < 0:
+                raise config.Error(f'{name}={getattr(self, name)} is negative; try {name}=0 for the usual size.')
+        if self.heads % self.num_kv_heads:
+            fits = max(n for n in range(1, self.num_kv_heads) if self.heads % n == 0)
+            raise config.Error(f'kv_heads={self.kv_heads} does not divide heads={self.heads}; try kv_heads={fits}.')
+
+    @property
+    def num_kv_heads(self):
+        """K, the number of key and value heads."""
+        return self.kv_heads or self.heads
+
+    def head_size(self, width):
+        """Returns H; raises config.Error where the heads do not divide the width or the position cannot use H."""
+        if not self.head_dim and width % self.heads:
+            near = max(1, round(width / self.heads)) * self.heads
+            raise config.Error(f'width={width} is not a multiple of heads={self.heads}; try width={near}.')
+        size = self.head_dim or width // self.heads
+        self.position.check(size)
+        return size
+
+    def flops(self, width, length):
+        """Returns the FLOPs of one token's forward pass in a row of `length`: projections, and scores with their sum.
+
+        Of the square of scores a causal token sees half on average (Chowdhery et al. 2022, appendix B).
+        """
+        size, seen = self.head_size(width), min(self.window or length, length)
+        scores = (2 if self.causal else 4) * seen * self.heads * size
+        return 4 * width * size * (self.heads + self.num_kv_heads) + scores
+
+    def cache(self, width, batch, slots, dtype):
+        """Returns empty keys and values, each [B S K H], for `slots` tokens a row."""
+        return (jnp.zeros((batch, slots, self.num_kv_heads, self.head_size(width)), dtype),) * 2
+
+    def __call__(self, x, norm, context, *, name, execution, init):
+        """Returns (what attention adds to x [B T D], the cache extended by x's keys and values).
+
+        norm: a Normaliser applied to x first, or None. Where the context has a memory, keys and values are its own.
+        name: of the scope that holds the weights. init: initializer of the output projection.
+        """
+        attend = partial(self._attend, execution=execution, init=init)
+        return Scope(attend, name=name)(x, norm, context)
+
+    def _attend(self, scope, x, norm, context, *, execution, init):
+        heads = {'heads': self.heads, 'head_dim': self.head_size(x.shape[-1])}
+        kv_heads = {'kv_heads': self.num_kv_heads, 'head_dim': heads['head_dim']}
+        project = partial(self._project, precision=execution.precision)
+        project = memory.checkpoint_late(project) if execution.remat in memory.FULL_REMAT else project
+        query, key, value = project(x, norm, [
+            self._declare(scope, name, {'embed': x.shape[-1], **axes}, execution.dtype)
+            for name, axes in (('query', heads), ('key', kv_heads), ('value', kv_heads))], context.memory)
+        query, key = self._norm(scope, 'query_norm', query), self._norm(scope, 'key_norm', key)
+        query, key = rotate(query, context.angles), rotate(key, context.angles)
+        cache = context.cache
+        if cache is not None:
+            cache = jax.tree.map(partial(_write, index=context.index), cache, (key, value))
+            if context.index is not None:
+                key, value = cache
+        mixed = attention.attend(query, key, value, self._spec(context, execution.kernel))
+        out = weight(scope, 'out', {**heads, 'embed': x.shape[-1]}, init, execution.dtype)
+        y = einsum('BTNH,NHD->BTD', mixed, out, execution.precision)
+        if self.bias == 'all':
+            y = y + weight(scope, 'out_bias', {'bias': x.shape[-1]}, fill(0.0), execution.dtype).value
+        return y, cache
+
+    def _declare(self, scope, name, axes, dtype):
+        """Returns (Weight, bias or None)."""
+        w = weight(scope, name, axes, INIT, dtype)
+        if self.bias == 'none':
+            return w, None
+        return w, weight(scope, f'{name}_bias', dict(list(axes.items())[1:]), fill(0.0), dtype).value
+
+    def _project(self, x, norm, weights, memory, *, precision):
+        """Returns queries [B T N H], and keys and values [B S K H] of the memory or else of x."""
+        x = x if norm is None else norm(x)
+        query, *others = weights
+
+        def project(x, w, bias):
+            y = einsum('BTD,DNH->BTNH', x, w, precision)
+            return sharding.constrain(y if bias is None else y + bias, 'batch', 'length', w.names[1], None)
+        return [project(x, *query), *(project(x if memory is None else memory, *w) for w in others)]
+
+    def _norm(self, scope, name, x):
+        if self.qk_norm_over == 'head':
+            return self.qk_norm(scope, name, x)
+        return self.qk_norm(scope, name, x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+
+    def _spec(self, context, kernel):
+        others = context.segments if context.memory is None else context.memory_segments
+        return attention.AttentionSpec(
+            causal=self.causal, window=self.window, softcap=self.softcap, scale=self.scale, index=context.index,
+            segments=None if others is None else (context.segments, others),
+            bias=None if context.table is None else (context.table, self.position.score),
+            kernel=kernel, zigzag=context.zigzag)
 
 
-def product(x, w, quantized):
-    """Returns x [... D] times w [D F], with both rounded to 8 bits by rows and columns where `quantized` says so.
-
-    'int8': the gradient by x too; 'fp8': both gradients too, of which the incoming one is float8_e5m2 for its range and
-    all else float8_e4m3fn (Micikevicius et al. 2022, arXiv:2209.05433). Raises config.Error where qwix is absent.
-    """
-    dimensions = (((x.ndim - 1,), (0,)), ((), ()))
-    if quantized == 'none':
-        return jax.lax.dot_general(x, w, dimensions)
-    try:
-        from qwix._src.core.dot_general_qt import DotGeneralQtConfig, dot_general_qt
-    except ImportError as error:
-        raise config.Error(f"quantized={quantized} needs qwix; try pip install 'lm[quant]'.") from error
-    kinds = {'int8': ('int8', 'int8', None), 'fp8': ('float8_e4m3fn', 'float8_e5m2', 'float8_e5m2')}[quantized]
-    inputs, of_x, of_w = kinds
-    return dot_general_qt(x, w, dimensions, DotGeneralQtConfig(
-        lhs_qtype=inputs, rhs_qtype=inputs, dlhs_grad_qtype=of_x, drhs_grad_qtype=of_w))
+def _write(slots, new, index):
+    """Returns slots [B S K H] with new [B T K H] written at index [B T], or from slot 0 on."""
+    if index is None:
+        return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), (0, 0, 0, 0))
+    return slots.at[jnp.arange(slots.shape[0])[:, None], index].set(new.astype(slots.dtype))
 
 
-def parts(ff, width, shards):
-    """Returns how many parts `ff` hidden units are computed in where all is recomputed, in each of so many shards.
+@dataclass(frozen=True)
+class MLP:
+    """A feed-forward sublayer of `ff` hidden units (0: 4 * width), gated or not; SwiGLU is MLP(ff, Silu(), True)."""
 
-    A quarter of the width is a part's size, so that scores of hidden units and their gradients take no more than an
-    input [B T D]. Where a mesh axis splits them each part is summed over it: there it is the width.
-    """
-    most = max(1, width // 4) if shards == 1 else width
-    return next(count for count in range(1, ff + 1) if ff // shards % count == 0 and ff // shards // count <= most)
+    ff: int = 0
+    activation: Activation = field(default_factory=Gelu)
+    gated: bool = False
+    bias: bool = False
 
+    def __post_init__(self):
+        if self.ff < 0:
+            raise config.Error(f'ff={self.ff} is negative; try ff=0 for the usual size.')
 
-def _split_length():
-    """Returns whether the mesh in context splits T, so that one axis of [B T] would bring all of it together."""
-    return jax.sharding.get_abstract_mesh().shape.get('context', 1) > 1
+    def hidden(self, width):
+        """Returns F, the number of hidden units."""
+        return self.ff or 4 * width
 
+    def flops(self, width):
+        """Returns the FLOPs of one token's forward pass."""
+        return 2 * (2 + self.gated) * width * self.hidden(width)
 
-LAYER_INPUT = 'layer_input'  # what a block calls its input, for 'offload' to find
-FULL = ('full', 'offload')  # what recomputes all of a layer
-POLICIES = {
-    'full': None,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    'offload': jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=[LAYER_INPUT], offload_src='device',
-        offload_dst='pinned_host'),
-}
+    def __call__(self, x, norm, *, execution, init):
+        """Returns (the MLP's output for x [B T D], {}); a Normaliser `norm` comes before, if any."""
+        feed = Scope(partial(self._feed, execution=execution, init=init), name='mlp')
+        return feed(x if norm is None else norm(x)), {}
 
+    def _feed(self, scope, x, *, execution, init):
+        width, ff = x.shape[-1], self.hidden(x.shape[-1])
 
-def stack(block, length, *, remat='none', unroll=0, **fields):
-    """Returns a module that applies the Linen class `block` `length` times, parameters stacked on axis 0 [L ...].
+        def declare(name, axes, init):
+            w, size = weight(scope, name, axes, init, execution.dtype), list(axes.values())[-1]
+            if not self.bias:
+                return w, None
+            return w, weight(scope, f'{name}_bias', {'bias': size}, fill(0.0), execution.dtype).value
+        ins = [declare(name, {'embed': width, 'ff': ff}, INIT) for name in ('up', 'gate')[:1 + self.gated]]
+        down, shift = declare('down', {'ff': ff, 'embed': width}, init)
+        chunks = memory.mlp_chunks(ff, width, memory.tensor_shards(ff)) if execution.remat in memory.FULL_REMAT else 1
+        if chunks == 1:
+            hidden = [einsum('BTD,DF->BTF', x, w, execution.precision) for w, _ in ins]
+            hidden = [sharding.constrain(h if bias is None else h + bias, 'batch', 'length', 'ff')
+                      for h, (_, bias) in zip(hidden, ins, strict=True)]
+            y = einsum('BTF,FD->BTD', self.activate(*hidden), down, execution.precision)
+        else:
+            y = memory.chunked(self.activate, execution.precision, chunks, x,
+                               ([*(w.value for w, _ in ins), down.value.T], [bias for _, bias in ins]))
+        return sharding.constrain(y if shift is None else y + shift, 'batch', 'length', None)
 
-    The block is called as (x, layer, shared) -> (x, out): `layer` and `out` have a leading axis L, `shared` is the same
-    for every layer. For the backward pass, `remat` recomputes nothing ('none'), all but products with weights ('dots'),
-    or everything ('full'); 'offload' recomputes everything too, from inputs of layers that wait in the host's memory.
-    One iteration of the loop holds `unroll` layers; 0 stands for one, but on a CPU that recomputes nothing for all of
-    them: a loop keeps XLA from working on copies and layers together there, and XLA merges what is recomputed outside.
-    """
-    unroll = min(unroll, length) or (length if sharding.platform() == 'cpu' and remat == 'none' else 1)
-    if remat != 'none':
-        block = nn.remat(block, prevent_cse=unroll > 1, policy=POLICIES[remat])
-    scanned = nn.scan(block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=(0, nn.broadcast),
-                      length=length, unroll=unroll, metadata_params={nn.PARTITION_NAME: 'layers'})
-    return scanned(**fields)
-
-
-def anew(function):
-    """Returns function(x, *given), of which nothing but its arguments is kept for the gradient.
-
-    The gradient computes it again, and not before it is itself called for: what `remat` makes again for a whole layer
-    would be there from the beginning of the layer's backward pass to its end.
-    """
-    def backward(given, g):
-        x, g = jax.lax.optimization_barrier((given[0], g))
-        return jax.vjp(function, x, *given[1:])[1](g)
-    made = jax.custom_vjp(function)
-    made.defvjp(lambda *given: (function(*given), given), backward)
-    return made
-
-
-def norm(module, name, x, kind, epsilon=1e-5):
-    """Returns x [... D] normalised over its last axis in float32, then scaled, in x's dtype.
-
-    `kind` is 'rms' (Zhang and Sennrich 2019, arXiv:1910.07467), 'layer' (Ba et al. 2016, arXiv:1607.06450, no bias) or
-    'layer_bias'.
-    """
-    return normalise(x, norm_weights(module, name, x.shape[-1], kind), kind, epsilon)
-
-
-def norm_weights(module, name, size, kind):
-    """Returns the parameters of a norm of this kind over `size` numbers: (scale,) or (scale, bias)."""
-    scale = weight(module, f'{name}_scale', dict(norm=size), fill(1.0))
-    return (scale, weight(module, f'{name}_bias', dict(norm=size), fill(0.0))) if kind == 'layer_bias' else (scale,)
-
-
-def normalise(x, weights, kind, epsilon=1e-5):
-    """Returns what `norm` does, given its parameters."""
-    scale, *bias = weights
-    return sum(bias, start=_standardise(x.astype(jnp.float32), kind != 'rms', epsilon) * scale).astype(x.dtype)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _standardise(x, centred, epsilon):
-    """Returns x [... D] over its root mean square, with its mean taken off first if `centred`; the gradient needs only
-    the result and one number a row.
-    """
-    return _standardise_forward(x, centred, epsilon)[0]
-
-
-def _standardise_forward(x, centred, epsilon):
-    if centred:
-        x = x - jnp.mean(x, -1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + epsilon)
-    return x * inverse, (x * inverse, inverse)
-
-
-def _standardise_backward(centred, epsilon, given, g):
-    y, inverse = given
-    along = y * jnp.mean(g * y, -1, keepdims=True)
-    return (inverse * (g - along - (jnp.mean(g, -1, keepdims=True) if centred else 0)),)
-
-
-_standardise.defvjp(_standardise_forward, _standardise_backward)
+    def activate(self, up, gate=None):
+        """Returns the hidden units [... F] of what up and, if gated, gate give."""
+        return self.activation(up) if gate is None else self.activation(gate) * up
 
 
 def dropout(x, rate, key, rows, zigzag=None):
     """Returns x [B T D] with a fraction `rate` of its entries zeroed and the rest scaled up; x where key is None.
 
-    What a row loses is drawn from the key and its number in `rows` [B], so that it is the same however rows are split.
+    The mask depends on the key and the row's global number in `rows` [B] only, hence not on sharding or micro-batching.
     Tokens in the order of an attention.Zigzag lose what they would lose in the order of the text.
     """
-    if key is None or trees.off(rate):
+    if key is None or trees.statically_zero(rate):
         return x
     share = 1 - jnp.float32(rate)  # so that a rate that is traced draws what one that is known does
     kept = jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), share, x.shape[1:]))(rows)
     return jnp.where(zigzag.scatter(kept) if zigzag else kept, x / share.astype(x.dtype), 0)
-
-
-ACTIVATIONS = {
-    'gelu': jax.nn.gelu,
-    'relu': jax.nn.relu,
-    'relu2': lambda x: jnp.square(jax.nn.relu(x)),
-    'swiglu': jax.nn.silu,
-    'geglu': jax.nn.gelu,
-}
-GATED = ('swiglu', 'geglu')
-
-
-def embed(table, tokens):
-    """Returns rows of `table` [V D] for tokens [B T], as [B T D]."""
-    table = sharding.constrain(table, 'vocab', None) if _split_length() else table
-    return sharding.constrain(_look_up(table, tokens), 'batch', 'length', None)
-
-
-@jax.custom_vjp
-def _look_up(table, tokens):
-    """Returns table[tokens]; for a small vocabulary the gradient is a product with one-hot rows, not a slow scatter."""
-    return jnp.take(table, tokens, axis=0, mode='clip')
-
-
-def _look_up_forward(table, tokens):
-    return _look_up(table, tokens), (tokens, table.shape[0])
-
-
-def _look_up_backward(given, g):
-    tokens, size = given
-    if size > SMALL:
-        return jnp.zeros((size, g.shape[-1]), g.dtype).at[tokens].add(g, mode='clip'), None
-    if _split_length():
-        return jnp.einsum('BTV,BTD->VD', jax.nn.one_hot(tokens, size, dtype=g.dtype), g), None
-    hits = jax.nn.one_hot(tokens.reshape(-1), size, dtype=g.dtype)
-    return jax.lax.dot_general(hits, g.reshape(-1, g.shape[-1]), (((0,), (0,)), ((), ()))), None
-
-
-_look_up.defvjp(_look_up_forward, _look_up_backward)

@@ -51,85 +51,85 @@ _cross_entropy.defvjp(_forward, _backward)
 
 
 @dataclass(frozen=True)
-class Scores:
-    """How hidden states become scores of `vocab` classes, `parts` of the vocabulary one after the other.
+class VocabHead:
+    """How hidden states become scores of `vocab` classes, in `chunks` of the vocabulary one after the other.
 
     softcap: scores become c * tanh(scores / c), 0 for not. smoothing: as in `cross_entropy`.
     """
 
     vocab: int
-    parts: int
+    chunks: int
     softcap: float = 0.0
     smoothing: float = 0.0
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def cross_entropy_in_parts(x, table, targets, scores):
+def chunked_cross_entropy(x, table, targets, head):
     """Returns what `cross_entropy` does of hidden states x [B T D] and a table [V D], without logits [B T V] in memory.
 
     Each part of the table, rows i, i + parts, ..., is scored, reduced to running sums, and scored again for the
     gradient. Under fsdp a part is gathered where it is used and its gradient is whole and scattered at once, so that
     neither the table nor its gradient is ever whole on a device.
     """
-    return _in_parts(x, table, targets, scores)[0]
+    return _in_parts(x, table, targets, head)[0]
 
 
-def _parts_of(table, scores):
+def _parts_of(table, head):
     """Returns the table [V D] as [parts V/parts D], each part spread over the mesh as the table is."""
-    split = table.reshape(-1, scores.parts, table.shape[-1])
+    split = table.reshape(-1, head.chunks, table.shape[-1])
     return jnp.moveaxis(sharding.constrain(split, 'vocab', None, 'embed'), 1, 0)
 
 
-def _scored(x, rows, index, scores):
+def _scored(x, rows, index, head):
     """Returns (classes [V/parts], their scores [B T V/parts] in float32) of part `index`."""
-    classes = index + scores.parts * jnp.arange(rows.shape[0])
+    classes = index + head.chunks * jnp.arange(rows.shape[0])
     logits = jnp.einsum('BTD,VD->BTV', x, rows, preferred_element_type=jnp.float32)
-    if scores.softcap:
-        logits = scores.softcap * jnp.tanh(logits / scores.softcap)
+    if head.softcap:
+        logits = head.softcap * jnp.tanh(logits / head.softcap)
     return classes, logits
 
 
-def _in_parts(x, table, targets, scores):
+def _in_parts(x, table, targets, head):
     def add(until, part):
         top, total, target, mean = until
-        classes, logits = _scored(x, *part, scores)
-        known = jnp.where(classes < scores.vocab, logits, PADDING)
+        classes, logits = _scored(x, *part, head)
+        known = jnp.where(classes < head.vocab, logits, PADDING)
         higher = jnp.maximum(top, jnp.max(known, axis=-1))
         total = total * jnp.exp(top - higher) + jnp.sum(jnp.exp(known - higher[..., None]), axis=-1)
         target += jnp.sum(jnp.where(targets[..., None] == classes, known, 0), axis=-1)
-        mean += jnp.sum(jnp.where(classes < scores.vocab, known, 0), axis=-1) / scores.vocab
+        mean += jnp.sum(jnp.where(classes < head.vocab, known, 0), axis=-1) / head.vocab
         return (higher, total, target, mean), None
     zero = jnp.zeros(targets.shape, jnp.float32)
-    parts = (_parts_of(table, scores), jnp.arange(scores.parts))
+    parts = (_parts_of(table, head), jnp.arange(head.chunks))
     (top, total, target, mean), _ = jax.lax.scan(add, (zero + PADDING, zero, zero, zero), parts)
     log_z = top + jnp.log(total)
-    nll = log_z - (1 - scores.smoothing) * target - scores.smoothing * mean
+    nll = log_z - (1 - head.smoothing) * target - head.smoothing * mean
     return (nll, log_z), (x, table, targets, log_z)
 
 
-def _in_parts_backward(scores, given, g):
+def _in_parts_backward(head, given, g):
     x, table, targets, log_z = given
     of_nll, of_log_z = (each[..., None] for each in g)
 
     def add(dx, part):
         rows, _ = part
-        classes, logits = _scored(x, *part, scores)
-        known = classes < scores.vocab
+        classes, logits = _scored(x, *part, head)
+        known = classes < head.vocab
         chance = jnp.where(known, jnp.exp(logits - log_z[..., None]), 0)
-        target = (1 - scores.smoothing) * (targets[..., None] == classes)
-        target += jnp.where(known, scores.smoothing / scores.vocab, 0)
+        target = (1 - head.smoothing) * (targets[..., None] == classes)
+        target += jnp.where(known, head.smoothing / head.vocab, 0)
         slope = (of_nll + of_log_z) * chance - of_nll * target
-        if scores.softcap:
-            slope *= 1 - jnp.square(logits / scores.softcap)
+        if head.softcap:
+            slope *= 1 - jnp.square(logits / head.softcap)
         slope = slope.astype(rows.dtype)
         dx += jnp.einsum('BTV,VD->BTD', slope, rows, preferred_element_type=jnp.float32)
         return dx, reductions.scatter(jnp.einsum('BTD,BTV->DV', x, slope), 'embed', 'vocab').T
-    parts = (_parts_of(table, scores), jnp.arange(scores.parts))
+    parts = (_parts_of(table, head), jnp.arange(head.chunks))
     dx, drows = jax.lax.scan(add, jnp.zeros(x.shape, jnp.float32), parts)
     return dx.astype(x.dtype), jnp.moveaxis(drows, 0, 1).reshape(table.shape), None
 
 
-cross_entropy_in_parts.defvjp(_in_parts, _in_parts_backward)
+chunked_cross_entropy.defvjp(_in_parts, _in_parts_backward)
 
 
 def masked_mean(values, weights, total):

@@ -1,4 +1,7 @@
-"""How a transformer knows the order of its tokens: one frozen dataclass a scheme, overriding the hook it needs."""
+"""How a transformer knows the order of its tokens: one frozen dataclass a scheme, overriding the hook it needs.
+
+A `Position` acts in attention, layer by layer; an `AbsolutePosition` is added to the embeddings.
+"""
 import math
 from dataclasses import dataclass
 
@@ -6,28 +9,22 @@ import jax
 import jax.numpy as jnp
 
 from lm import config
-from lm.nn import layers
+from lm.nn.weights import normal, weight
 
 
 @dataclass(frozen=True)
 class Position:
-    """Base of the schemes; each hook does nothing until a scheme overrides it."""
+    """Base of the schemes that act on queries and keys or on their scores."""
 
-    @property
-    def limit(self):
-        """The most tokens a text may have, 0 for any number."""
-        return 0
+    def check(self, head_size):
+        """Raises config.Error where heads of this size cannot be used."""
 
-    def add(self, module, x, positions):
-        """Returns the embeddings x [B T D] with position information added, given positions [B T]."""
-        return x
-
-    def angles(self, positions, head_dim, window):
-        """Returns the (sin, cos) [B T H/2] that turn queries and keys of a layer with this window, or None."""
+    def angles(self, positions, head_size):
+        """Returns the (sin, cos) [B T H/2] that rotate queries and keys at positions [B T], or None."""
         return None
 
-    def table(self, module, heads):
-        """Returns what `score` needs of each head, or None where attention scores carry no position."""
+    def table(self, scope, heads):
+        """Returns what `score` needs of each head, or None where scores carry no position."""
         return None
 
     def score(self, table, query, key):
@@ -41,7 +38,21 @@ class NoPE(Position):
 
 
 @dataclass(frozen=True)
-class Learned(Position):
+class AbsolutePosition:
+    """Base of the schemes that are added to the embeddings."""
+
+    limit = 0  # the most tokens a text may have, 0 for any number
+
+    def check(self, width):
+        """Raises config.Error where embeddings of this width cannot be used."""
+
+    def add(self, scope, x, positions):
+        """Returns the embeddings x [B T D] with position information added, given positions [B T]."""
+        raise NotImplementedError(f'{type(self).__name__} adds nothing.')
+
+
+@dataclass(frozen=True)
+class Learned(AbsolutePosition):
     """One trained vector for each of `length` positions, as in GPT-2."""
 
     length: int = 1024
@@ -50,21 +61,25 @@ class Learned(Position):
     def limit(self):
         return self.length
 
-    def add(self, module, x, positions):
+    def add(self, scope, x, positions):
         if x.shape[1] > self.length:
             raise config.Error(f'{x.shape[1]} tokens do not fit position.length={self.length}; '
-                               f'try model.position.length={x.shape[1]}.')
-        table = layers.weight(module, 'positions', {'position': self.length, 'embed': x.shape[-1]}, layers.normal(0.02))
+                               f'try model.embedding.position.length={x.shape[1]}.')
+        table = weight(scope, 'positions', {'position': self.length, 'embed': x.shape[-1]}, normal(0.02)).value
         return x + jnp.take(table, positions, axis=0, mode='clip').astype(x.dtype)
 
 
 @dataclass(frozen=True)
-class Sinusoidal(Position):
+class Sinusoidal(AbsolutePosition):
     """Fixed sines and cosines of geometrically spaced wavelengths (Vaswani et al. 2017, arXiv:1706.03762)."""
 
     base: float = 10000.0
 
-    def add(self, module, x, positions):
+    def check(self, width):
+        if width % 2:
+            raise config.Error(f'width={width} is odd and Sinusoidal fills pairs; try width={width + 1}.')
+
+    def add(self, scope, x, positions):
         half = x.shape[-1] // 2
         angle = positions[..., None] * jnp.exp(-math.log(self.base) * jnp.arange(half) / half)
         return x + jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1).astype(x.dtype)
@@ -76,8 +91,7 @@ class Rope(Position):
 
     `factor` stretches positions linearly (Chen et al. 2023, arXiv:2306.15595). With `original` > 0, the context length
     of pre-training, only wavelengths longer than original/low are stretched in full, those shorter than original/high
-    not at all, and those between smoothly (Llama 3.1). Layers with a sliding window turn by `local_base`, unstretched,
-    when it is positive (Gemma 3). The first `fraction` of each head turns, the rest stays.
+    not at all, and those between smoothly (Llama 3.1). The first `fraction` of each head turns, the rest stays.
     """
 
     base: float = 10000.0
@@ -85,19 +99,21 @@ class Rope(Position):
     original: int = 0
     low: float = 1.0
     high: float = 4.0
-    local_base: float = 0.0
     fraction: float = 1.0
 
     def __post_init__(self):
         if not 0 < self.fraction <= 1:
             raise config.Error(f'fraction={self.fraction} is not in (0, 1]; try fraction=1.0.')
 
-    def frequencies(self, head_dim, window):
-        """Returns the radians per position [fraction * H / 2] of a layer with this window."""
-        half = round(head_dim * self.fraction) // 2
-        local = window > 0 and self.local_base > 0
-        frequency = (self.local_base if local else self.base) ** (-jnp.arange(half, dtype=jnp.float32) / half)
-        if local or self.factor == 1:
+    def check(self, head_size):
+        if head_size % 2:
+            raise config.Error(f'head_dim={head_size} is odd and Rope turns pairs; try head_dim={head_size + 1}.')
+
+    def frequencies(self, head_size):
+        """Returns the radians per position [fraction * H / 2]."""
+        half = round(head_size * self.fraction) // 2
+        frequency = self.base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+        if self.factor == 1:
             return frequency
         if not self.original:
             return frequency / self.factor
@@ -105,8 +121,8 @@ class Rope(Position):
         keep = jnp.clip((turns - self.low) / (self.high - self.low), 0, 1)
         return frequency * (keep + (1 - keep) / self.factor)
 
-    def angles(self, positions, head_dim, window):
-        angle = positions[..., None] * self.frequencies(head_dim, window)
+    def angles(self, positions, head_size):
+        angle = positions[..., None] * self.frequencies(head_size)
         return jnp.sin(angle), jnp.cos(angle)
 
 
@@ -114,7 +130,7 @@ class Rope(Position):
 class Alibi(Position):
     """A penalty on attention that grows linearly with distance, steeper in some heads (Press et al. 2021)."""
 
-    def table(self, module, heads):
+    def table(self, scope, heads):
         return alibi_slopes(heads)
 
     def score(self, table, query, key):
@@ -129,8 +145,8 @@ class Relative(Position):
     distance: int = 128
     causal: bool = True
 
-    def table(self, module, heads):
-        return layers.weight(module, 'relative', {'position': self.buckets, 'heads': heads}, layers.normal(0.02))
+    def table(self, scope, heads):
+        return weight(scope, 'relative', {'position': self.buckets, 'heads': heads}, normal(0.02)).value
 
     def score(self, table, query, key):
         return jnp.moveaxis(table[self.bucket(key[None, :] - query[:, None])], -1, 0)

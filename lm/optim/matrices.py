@@ -4,25 +4,27 @@ import math
 
 import jax
 
+from lm import trees
+
 STACKED = ('layers', 'experts')  # one matrix for each entry of these axes
 TABLES = ('vocab', 'position')  # the rows of one matrix get gradients unevenly, rare ones hardly any
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a leaf is seen as a stack of matrices.
+class MatrixView:
+    """A leaf seen as a stack of matrices.
 
-    `inner` and `outer` are the axis numbers of a matrix's rows and columns; the axes in neither are stacked. A vector,
-    or a stack of vectors, has no `inner` axes. `names` are the logical names of all axes, or None where not known.
-    `shape` and `tuned` are this leaf's and that of the same leaf in the model whose learning rates these are; both are
-    empty where that is this model.
+    `inner` and `outer` are the axis numbers of a matrix's rows (fan-in) and columns (fan-out); all other axes are
+    stacked. A vector, or a stack of vectors, has no `inner` axes. `names` are the logical names of all axes, or None
+    where they are not known. `shape` is this leaf's and `base_shape` that of the same leaf in the muP base model, on
+    which learning rates were tuned; both are empty where there is no other model.
     """
 
     names: tuple | None
     inner: tuple
     outer: tuple
     shape: tuple = ()
-    tuned: tuple = ()
+    base_shape: tuple = ()
 
     @property
     def matrix(self):
@@ -34,15 +36,15 @@ class Layout:
         """Returns whether one axis counts the vocabulary or positions, as in an embedding or the output."""
         return any(_base(name) in TABLES for name in self.names or ())
 
-    def ratio(self, law):
-        """Returns law(fan_in, fan_out) here over law of the model whose rates these are; 1.0 if it is this one."""
-        return law(*self._fans(self.shape)) / law(*self._fans(self.tuned)) if self.tuned else 1.0
+    def width_ratio(self, law):
+        """Returns law(fan_in, fan_out) of this leaf over that of the base model's; 1.0 where there is no other model.
+        """
+        return law(*self._fans(self.shape)) / law(*self._fans(self.base_shape)) if self.base_shape else 1.0
 
     def _fans(self, shape):
-        """Returns how many numbers each output sums, and how many outputs there are, of a leaf of this shape.
+        """Returns (fan_in, fan_out) of a leaf of this shape: how many terms an output sums, and how many outputs.
 
-        A row of a table is looked up, which sums nothing; logits made with it are scaled by the model itself. Entries
-        of a vector sum nothing either.
+        The fan-in is 1 for a table, whose rows are looked up (a model scales its logits itself), and for a vector.
         """
         inner, outer = self.inner, self.outer
         if self.table:
@@ -51,9 +53,9 @@ class Layout:
 
 
 def initial(fan_in, fan_out):
-    """Returns how the deviation of initial values goes with width: 1 / sqrt(fan_in), less where outputs are fewer.
+    """Returns muP's standard deviation of initial values: 1 / sqrt(fan_in), less where fan_out is smaller than fan_in.
 
-    That is muP (Yang et al. 2022, arXiv:2203.03466) in the form of Yang et al. 2023, arXiv:2310.17813.
+    Source: Yang et al. 2022, arXiv:2203.03466, in the form of Yang et al. 2023, arXiv:2310.17813.
     """
     return min(1, fan_out / fan_in) ** 0.5 / fan_in ** 0.5
 
@@ -62,17 +64,17 @@ def _base(name):
     return name.split('.')[0] if name else name
 
 
-def layout(leaf, names=None, tuned=None):
-    """Returns the Layout of a leaf with logical axis `names`, `tuned` being the same leaf where its rate was tuned.
+def view(leaf, names=None, base=None):
+    """Returns the MatrixView of a leaf with logical axis `names`; `base` is the same leaf in the muP base model.
 
     The 'embed' axis is one side of the matrix and all others the other: [L D N H] is L matrices [D, N H], and out
     [L N H D] is L matrices [N H, D]. Without one the first axis is one side. 'head_dim' belongs to the axis before it,
     so that a bias [L N H] is a vector. Without names all axes but the last are the rows, and there is no stack.
     """
-    shapes = () if tuned is None else (tuple(leaf.shape), tuple(tuned.shape))
+    shapes = () if base is None else (tuple(leaf.shape), tuple(base.shape))
     if names is None:
         axes = tuple(range(leaf.ndim))
-        return Layout(None, axes[:-1], axes[-1:], *shapes)
+        return MatrixView(None, axes[:-1], axes[-1:], *shapes)
     if len(names) != leaf.ndim:
         raise ValueError(f'axes={names} do not name the {leaf.ndim} axes of shape {leaf.shape}.')
     axes = [axis for axis in range(leaf.ndim) if _base(names[axis]) not in STACKED]
@@ -80,19 +82,26 @@ def layout(leaf, names=None, tuned=None):
     side = tuple(embeds[:1] or _first(axes, names))
     rest = tuple(axis for axis in axes if axis not in side)
     if not rest:
-        return Layout(names, (), side, *shapes)
-    return Layout(names, *((rest, side) if side[0] > rest[-1] else (side, rest)), *shapes)
+        return MatrixView(names, (), side, *shapes)
+    return MatrixView(names, *((rest, side) if side[0] > rest[-1] else (side, rest)), *shapes)
 
 
 def _first(axes, names):
     return axes[:2] if len(axes) > 1 and _base(names[axes[1]]) == 'head_dim' else axes[:1]
 
 
-def of(params, axes=None, tuned=None):
-    """Returns the tree of Layouts of `params`; `axes` is the tree of their logical axis names, where they are known.
+def of(params, axes=None, base_shapes=None):
+    """Returns the tree of MatrixViews of `params`.
 
-    `tuned` is the tree of the same parameters, abstract ones will do, in the model whose learning rates these are; it
-    goes with axes alone.
+    `axes` holds the logical axis names of parameters and `base_shapes` the (abstract) parameters of the muP base model,
+    both under the names that `params` has. A leaf whose name one of them lacks, such as those inside a LoRA node where
+    the model has a plain weight, is seen without axis names, or at a width ratio of 1.
     """
-    known = [tree for tree in (axes, tuned) if tree is not None]
-    return jax.tree.map(layout, params, *(known if axes is not None else ()))
+    known_axes = trees.flatten(axes, is_leaf=_is_axis_names) if axes is not None else {}
+    base = trees.flatten(base_shapes) if base_shapes is not None else {}
+    names = trees.names(params)
+    return jax.tree.map(lambda leaf, name: view(leaf, known_axes.get(name), base.get(name)), params, names)
+
+
+def _is_axis_names(node):
+    return type(node) is tuple and all(name is None or isinstance(name, str) for name in node)

@@ -15,7 +15,10 @@ from lm import config, trees
 from lm.optim import matrices, transforms
 from lm.optim.schedules import Constant, Cosine, Schedule
 
-DECAYS = ('ema', 'b1', 'b2', 'momentum')  # fields of one optimizer or another that are rates of forgetting
+
+def decay_rate(default):
+    """Returns a dataclass field for the decay of a moving average, as of a moment: its value must be in [0, 1)."""
+    return dataclasses.field(default=default, metadata={'decay_rate': True})
 
 
 class State(NamedTuple):
@@ -28,14 +31,14 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer(abc.ABC):
-    """What all optimizers share.
+    """What all optimizers share; a new one is a subclass with a `direction`.
 
-    `decay` and `frozen` are regexes found anywhere in a parameter's name. `decay` tells which parameters decay; empty
-    means all matrices, embeddings included, but no norms or biases. `frozen` parameters do not train and have no state;
-    empty means none. `rates` are pairs (regex, multiplier); a parameter's rate is multiplied by every one that matches.
-    `clip` bounds the global norm of the gradients of the parameters that train, and `ema` is the decay of an average of
-    the parameters; 0 turns either off. `moments` is what the state of the direction is kept in between steps; bfloat16
-    is rounded up or down by chance, so that small increments count in the mean.
+    `decay` and `frozen` are regexes, searched anywhere in a parameter's name. `decay` selects parameters for weight
+    decay; empty means all matrices, embeddings included, but no norms or biases. `frozen` parameters do not train and
+    have no state; empty means none. `rates` are pairs (regex, multiplier); a parameter's learning rate is multiplied by
+    that of every regex that matches. `clip` bounds the global norm of the gradients of the parameters that train, and
+    `ema` is the decay of an average of the parameters; 0 turns either off. `moments` is the storage dtype of the
+    direction's state between steps: bfloat16 is rounded stochastically, so that small updates are not lost.
     """
 
     peak: float = 1e-3
@@ -45,7 +48,7 @@ class Optimizer(abc.ABC):
     frozen: str = ''
     rates: tuple[tuple[str, float], ...] = ()
     clip: float = 1.0
-    ema: float = 0.0
+    ema: float = decay_rate(0.0)
     moments: Literal['float32', 'bfloat16'] = 'float32'
 
     def __post_init__(self):
@@ -53,7 +56,7 @@ class Optimizer(abc.ABC):
             if getattr(self, name) < 0:
                 raise config.Error(f'{name}={getattr(self, name)} is negative; try {name}=0.0.')
         for field in dataclasses.fields(self):
-            if field.name in DECAYS and not 0 <= getattr(self, field.name) < 1:
+            if field.metadata.get('decay_rate') and not 0 <= getattr(self, field.name) < 1:
                 raise config.Error(f'{field.name}={getattr(self, field.name)} is not in [0, 1); try {field.name}=0.9.')
         if any(isinstance(pair, str) or len(pair) != 2 for pair in self.rates):
             raise config.Error(f"rates={self.rates} is not pairs of regex and number; try rates=(('embed', 0.1),).")
@@ -64,55 +67,64 @@ class Optimizer(abc.ABC):
         """Returns the schedule, step -> learning rate, of a run of `steps`; raises config.Error if it does not fit."""
         return self.schedule.make(self.peak, steps)
 
-    def make(self, steps, axes=None, tuned=None):
+    def make(self, steps, axes=None, base_shapes=None):
         """Returns the optax.GradientTransformation of a run of `steps`; its `update` needs the parameters.
 
-        `axes` is the tree of logical axis names of the parameters. Without it a matrix is what has two or more axes.
-        `tuned` is the tree of abstract parameters of the model that the rate was tuned on, where that is another.
-        `init` raises config.Error when a regex matches no parameter.
+        `axes` is the tree of logical axis names of the parameters; without it a leaf with two or more axes is a matrix.
+        `base_shapes` is the tree of abstract parameters of the muP base model, None where this model is its own. Both
+        go by names, see `matrices.of`. `init` raises config.Error when a regex matches no parameter.
         """
         rate = self.rate(steps)
         average = self.average(rate)
 
         def init(params):
-            plan = transforms.plan(self, params, axes, tuned)
-            live = trees.select(params, plan.trained)
-            moments = transforms.kept(self.direction(plan.layout).init(live), self.moments, 0)
-            return State(jnp.zeros([], jnp.int32), moments, average.init(live))
+            plan = transforms.plan(self, params, axes, base_shapes)
+            trained = trees.select(params, plan.trained)
+            moments = transforms.to_storage(self.direction(plan.views).init(trained), self.moments, 0)
+            return State(jnp.zeros([], jnp.int32), moments, average.init(trained))
 
         def update(grads, state, params):
-            plan = transforms.plan(self, params, axes, tuned)
-            live = trees.select(params, plan.trained)
+            plan = transforms.plan(self, params, axes, base_shapes)
+            trained = trees.select(params, plan.trained)
             grads = transforms.clip(trees.select(grads, plan.trained), self.clip)
-            direction, moments = self.direction(plan.layout).update(grads, transforms.widened(state.direction), live)
-            now = rate(state.step)
-            moves = jax.tree.map(lambda d, p, decay, factor: -now * factor * (d if trees.off(decay) else d + decay * p),
-                                 direction, live, plan.decays, plan.multipliers)
-            moves, kept = average.update(moves, state.average, live)
+            direction = self.direction(plan.views)
+            directions, moments = direction.update(grads, transforms.to_float32(state.direction), trained)
+            step_size = rate(state.step)
+
+            def scaled(direction, p, decay, multiplier):
+                decayed = direction if trees.statically_zero(decay) else direction + decay * p
+                return -step_size * multiplier * decayed
+
+            updates = jax.tree.map(scaled, directions, trained, plan.decays, plan.multipliers)
+            updates, averages = average.update(updates, state.average, trained)
             # x + -0.0 is x bit for bit, also where x is -0.0
             still = jax.tree.map(lambda p: jnp.full_like(p, -0.0), params)
-            moments = transforms.kept(moments, self.moments, state.step)
-            return trees.merge(still, moves), State(state.step + 1, moments, kept)
+            moments = transforms.to_storage(moments, self.moments, state.step)
+            return trees.merge(still, updates), State(state.step + 1, moments, averages)
         return optax.GradientTransformation(init, update)
 
     @abc.abstractmethod
-    def direction(self, layout):
-        """Returns the transformation from gradients to directions, before learning rate and weight decay."""
+    def direction(self, views):
+        """Returns the optax transformation from gradients to directions, before learning rate and weight decay.
 
-    def multiplier(self, layout):
-        """Returns the multiplier of the learning rate that a leaf's layout calls for."""
+        `views` is the tree of MatrixViews of the parameters that train.
+        """
+
+    def multiplier(self, view):
+        """Returns the multiplier of a leaf's learning rate by its MatrixView."""
         return 1.0
 
-    def transfer(self, layout):
-        """Returns the multiplier by which a rate that was tuned on a model of another width holds for this leaf (muP).
+    def transfer(self, view):
+        """Returns muP's multiplier of a leaf's learning rate, tuned on a base model of another width.
 
-        Here for directions whose entries are of one size whatever the gradient's: 1 / fan_in (Yang et al. 2022,
-        arXiv:2203.03466, table 8).
+        Here 1 / fan_in, for directions whose entries have one size whatever the gradient's, as Adam's (Yang et al.
+        2022, arXiv:2203.03466, table 8).
         """
-        return layout.ratio(lambda fan_in, fan_out: 1 / fan_in)
+        return view.width_ratio(lambda fan_in, fan_out: 1 / fan_in)
 
     def average(self, rate):
-        """Returns the transformation that sees each update last and keeps an average of the parameters."""
+        """Returns the optax transformation that is applied to the updates last and keeps an average of the parameters.
+        """
         return transforms.track_average(self.ema) if self.ema else optax.identity()
 
     def averaged(self, state, params):
@@ -125,26 +137,26 @@ class SGD(Optimizer):
     """Gradient descent with momentum, in the form v = momentum v + g; with `nesterov` the step is momentum v + g."""
 
     peak: float = 0.1
-    momentum: float = 0.9
+    momentum: float = decay_rate(0.9)
     nesterov: bool = False
 
-    def direction(self, layout):
+    def direction(self, views):
         return optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity()
 
-    def transfer(self, layout):
+    def transfer(self, view):
         """Returns fan_out / fan_in, of the same table; `clip` disturbs it, as the gradient's norm goes with width."""
-        return layout.ratio(lambda fan_in, fan_out: fan_out / fan_in)
+        return view.width_ratio(lambda fan_in, fan_out: fan_out / fan_in)
 
 
 @dataclasses.dataclass(frozen=True)
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2014, arXiv:1412.6980)."""
 
-    b1: float = 0.9
-    b2: float = 0.999
+    b1: float = decay_rate(0.9)
+    b2: float = decay_rate(0.999)
     eps: float = 1e-8
 
-    def direction(self, layout):
+    def direction(self, views):
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
 
 
@@ -153,7 +165,7 @@ class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101) and GPT-3's second decay rate."""
 
     weight_decay: float = 0.1
-    b2: float = 0.95
+    b2: float = decay_rate(0.95)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,11 +176,11 @@ class AdaGrad(Optimizer):
     initial: float = 0.1
     eps: float = 1e-7
 
-    def direction(self, layout):
+    def direction(self, views):
         return optax.scale_by_rss(self.initial, self.eps)
 
-    def transfer(self, layout):
-        if layout.shape != layout.tuned:
+    def transfer(self, view):
+        if view.shape != view.base_shape:
             raise config.Error(f'AdaGrad adds initial={self.initial} to squared gradients, which shrink with width, so '
                                'its rate carries over to no other width; try optimizer=Adam, or model.base=Base().')
         return 1.0
@@ -187,11 +199,11 @@ class Adafactor(Optimizer):
     eps: float = 1e-30
     floor: float = 1e-3
 
-    def direction(self, layout):
-        return transforms.scale_by_factored_moments(layout, self.power, self.eps, self.floor)
+    def direction(self, views):
+        return transforms.scale_by_factored_moments(views, self.power, self.eps, self.floor)
 
-    def transfer(self, layout):
-        return super().transfer(layout) / layout.ratio(matrices.initial)
+    def transfer(self, view):
+        return super().transfer(view) / view.width_ratio(matrices.initial)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,10 +212,10 @@ class Lion(Optimizer):
 
     peak: float = 1e-4
     weight_decay: float = 1.0
-    b1: float = 0.9
-    b2: float = 0.99
+    b1: float = decay_rate(0.9)
+    b2: float = decay_rate(0.99)
 
-    def direction(self, layout):
+    def direction(self, views):
         return optax.scale_by_lion(self.b1, self.b2)
 
 
@@ -218,30 +230,33 @@ class Muon(AdamW):
     'position', and vectors. Without axes every leaf of two axes is orthogonalised and one of more is an error.
     """
 
-    momentum: float = 0.95
+    momentum: float = decay_rate(0.95)
     iterations: int = 5
     rms: float = 0.2
     adam_rate: float = 1.0
 
-    def direction(self, layout):
-        for name, view in trees.flatten(layout).items():
+    def direction(self, views):
+        for name, view in trees.flatten(views).items():
             if view.names is None and len(view.inner) > 1:
                 raise ValueError(f'{name} has {len(view.inner) + 1} axes and Muon does not know which form its '
                                  'matrices; try make(steps, axes) with their logical names.')
-        mask = jax.tree.map(self._orthogonal, layout)
-        matrices = transforms.orthogonalize(trees.select(layout, mask), self.momentum, self.iterations, self.rms)
-        return transforms.divide(mask, matrices, super().direction(layout))
+        mask = jax.tree.map(self._orthogonal, views)
+        orthogonal = transforms.orthogonalize(trees.select(views, mask), self.momentum, self.iterations, self.rms)
+        return transforms.partition(mask, orthogonal, super().direction(views))
 
-    def multiplier(self, layout):
-        return 1.0 if self._orthogonal(layout) else self.adam_rate
+    def multiplier(self, view):
+        return 1.0 if self._orthogonal(view) else self.adam_rate
 
-    def transfer(self, layout):
-        if not self._orthogonal(layout):
-            return super().transfer(layout)
-        return layout.ratio(lambda rows, columns: (columns / rows) ** 0.5 / transforms.norm(rows, columns, self.rms))
+    def transfer(self, view):
+        if not self._orthogonal(view):
+            return super().transfer(view)
 
-    def _orthogonal(self, layout):
-        return layout.matrix and not layout.table
+        def law(rows, columns):
+            return (columns / rows) ** 0.5 / transforms.spectral_norm(rows, columns, self.rms)
+        return view.width_ratio(law)
+
+    def _orthogonal(self, view):
+        return view.matrix and not view.table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +276,7 @@ class ScheduleFree(Adam):
         if not self.b1:
             raise config.Error('b1=0.0 leaves ScheduleFree no average to evaluate; try b1=0.9.')
 
-    def direction(self, layout):
+    def direction(self, views):
         return optax.scale_by_rms(self.b2, self.eps, eps_in_sqrt=False, bias_correction=True)
 
     def average(self, rate):

@@ -12,36 +12,40 @@ from lm.optim import matrices
 
 
 class Plan(NamedTuple):
-    """What an optimizer does with each parameter: whether it trains and, for those that do, by what numbers."""
+    """An optimizer's settings of each parameter, as trees of the parameters' names.
+
+    `trained` has a bool for every parameter. The others have only the parameters that train: their MatrixViews, their
+    weight decay, and the multipliers of their learning rate.
+    """
 
     trained: Any
-    layout: Any
+    views: Any
     decays: Any
     multipliers: Any
 
 
-def plan(optimizer, params, axes=None, tuned=None):
-    """Returns an optim.Optimizer's Plan; its trees, but for `trained`, have only the parameters that train.
+def plan(optimizer, params, axes=None, base_shapes=None):
+    """Returns the Plan of an optim.Optimizer for `params`; `axes` and `base_shapes` as in `matrices.of`.
 
-    What the width does to a rate it does not do to weight decay: rate times decay is the same at every width (Wang and
-    Aitchison 2024, arXiv:2405.13698).
+    Weight decay is divided by muP's multiplier of the rate, so that rate times decay is the same at every width (Wang
+    and Aitchison 2024, arXiv:2405.13698).
     """
-    layout = matrices.of(params, axes, tuned)
+    views = matrices.of(params, axes, base_shapes)
     trained = jax.tree.map(lambda _: True, params)
     if optimizer.frozen:
         trained = jax.tree.map(lambda frozen: not frozen, trees.mask(params, optimizer.frozen))
     if not any(jax.tree.leaves(trained)):
         raise config.Error(f'frozen={optimizer.frozen!r} freezes all parameters; try a regex that leaves some.')
-    decaying = jax.tree.map(lambda view: view.matrix, layout)
+    decaying = jax.tree.map(lambda view: view.matrix, views)
     if optimizer.decay:
         decaying = trees.mask(params, optimizer.decay)
-    transfers = jax.tree.map(optimizer.transfer, layout)
-    decays = jax.tree.map(lambda found, width: optimizer.weight_decay / width if found else 0.0, decaying, transfers)
-    multipliers = jax.tree.map(operator.mul, jax.tree.map(optimizer.multiplier, layout), transfers)
+    transfers = jax.tree.map(optimizer.transfer, views)
+    decays = jax.tree.map(lambda on, transfer: optimizer.weight_decay / transfer if on else 0.0, decaying, transfers)
+    multipliers = jax.tree.map(operator.mul, jax.tree.map(optimizer.multiplier, views), transfers)
     for regex, factor in optimizer.rates:
-        factors = jax.tree.map(lambda found, factor=factor: factor if found else 1.0, trees.mask(params, regex))
+        factors = jax.tree.map(lambda on, factor=factor: factor if on else 1.0, trees.mask(params, regex))
         multipliers = jax.tree.map(operator.mul, multipliers, factors)
-    return Plan(trained, *(trees.select(tree, trained) for tree in (layout, decays, multipliers)))
+    return Plan(trained, *(trees.select(tree, trained) for tree in (views, decays, multipliers)))
 
 
 class Factors(NamedTuple):
@@ -52,7 +56,7 @@ class Factors(NamedTuple):
     columns: Any
 
 
-def scale_by_factored_moments(layout, decay, eps, floor):
+def scale_by_factored_moments(views, decay, eps, floor):
     """Returns Adafactor's transformation (Shazeer and Stern 2018, arXiv:1804.04235), each matrix of a stack on its own.
 
     Second moments decay by 1 - t**-decay, the update's root mean square is clipped at 1 and then multiplied by that of
@@ -63,15 +67,15 @@ def scale_by_factored_moments(layout, decay, eps, floor):
 
     def init(params):
         return Factors(jnp.zeros([], jnp.int32),
-                       jax.tree.map(lambda p, view: jnp.zeros_like(mean(view.outer)(p)), params, layout),
-                       jax.tree.map(lambda p, view: jnp.zeros_like(mean(view.inner)(p)), params, layout))
+                       jax.tree.map(lambda p, view: jnp.zeros_like(mean(view.outer)(p)), params, views),
+                       jax.tree.map(lambda p, view: jnp.zeros_like(mean(view.inner)(p)), params, views))
 
     def update(grads, state, params):
         step = state.step + 1
-        kept = 1 - step.astype(jnp.float32) ** -decay
+        beta = 1 - step.astype(jnp.float32) ** -decay
 
         def moment(axes):
-            return lambda old, g: kept * old + (1 - kept) * mean(axes)(jnp.square(g) + eps)
+            return lambda old, g: beta * old + (1 - beta) * mean(axes)(jnp.square(g) + eps)
 
         def scale(g, row, column, p, view):
             whole = mean(view.inner + view.outer)
@@ -79,60 +83,64 @@ def scale_by_factored_moments(layout, decay, eps, floor):
             u = u / jnp.maximum(1, jnp.sqrt(whole(jnp.square(u))))
             return u * jnp.maximum(floor, jnp.sqrt(whole(jnp.square(p))))
 
-        rows = jax.tree.map(lambda old, g, view: moment(view.outer)(old, g), state.rows, grads, layout)
-        columns = jax.tree.map(lambda old, g, view: moment(view.inner)(old, g), state.columns, grads, layout)
-        return jax.tree.map(scale, grads, rows, columns, params, layout), Factors(step, rows, columns)
+        rows = jax.tree.map(lambda old, g, view: moment(view.outer)(old, g), state.rows, grads, views)
+        columns = jax.tree.map(lambda old, g, view: moment(view.inner)(old, g), state.columns, grads, views)
+        return jax.tree.map(scale, grads, rows, columns, params, views), Factors(step, rows, columns)
     return optax.GradientTransformation(init, update)
 
 
 class Divided(NamedTuple):
-    """The states of two transformations that share out the leaves of a tree."""
+    """The states of two transformations, each of which has some of a tree's leaves."""
 
     chosen: Any
     others: Any
 
 
-def divide(mask, chosen, others):
-    """Returns the transformation that applies `chosen` to the leaves where `mask` is true and `others` to the rest."""
+def partition(mask, chosen, others):
+    """Returns the transformation that applies `chosen` to the leaves where `mask` is true and `others` to the rest.
+
+    Unlike optax.partition it leaves no placeholders in its states, whose trees hold the leaves' names alone.
+    """
     opposite = jax.tree.map(lambda value: not value, mask)
 
     def init(params):
         return Divided(chosen.init(trees.select(params, mask)), others.init(trees.select(params, opposite)))
 
     def update(grads, state, params):
-        ours, first = chosen.update(trees.select(grads, mask), state.chosen, trees.select(params, mask))
-        rest, second = others.update(trees.select(grads, opposite), state.others, trees.select(params, opposite))
-        return trees.merge(trees.merge(grads, ours), rest), Divided(first, second)
+        first, first_state = chosen.update(trees.select(grads, mask), state.chosen, trees.select(params, mask))
+        second, second_state = others.update(trees.select(grads, opposite), state.others,
+                                             trees.select(params, opposite))
+        return trees.merge(trees.merge(grads, first), second), Divided(first_state, second_state)
     return optax.GradientTransformation(init, update)
 
 
-def orthogonalize(layout, momentum, iterations, rms):
-    """Returns Muon's transformation of matrices: Nesterov momentum, made orthogonal for each matrix of a stack, scaled.
+def orthogonalize(views, momentum, iterations, rms):
+    """Returns Muon's transformation: Nesterov momentum, each matrix of a stack orthogonalised, then scaled.
 
-    See `norm` for the scale.
+    The scale is `spectral_norm`.
     """
     def scale(direction, view):
         rows, columns = (math.prod(direction.shape[axis] for axis in axes) for axes in (view.inner, view.outer))
-        return direction * norm(rows, columns, rms)
+        return direction * spectral_norm(rows, columns, rms)
 
-    dimensions = jax.tree.map(lambda view: optax.contrib.MuonDimensionNumbers(view.inner, view.outer), layout)
+    dimensions = jax.tree.map(lambda view: optax.contrib.MuonDimensionNumbers(view.inner, view.outer), views)
     return optax.chain(
         optax.contrib.scale_by_muon(beta=momentum, ns_steps=iterations, weight_dimension_numbers=dimensions),
-        optax.stateless(lambda directions, _: jax.tree.map(scale, directions, layout)))
+        optax.stateless(lambda directions, _: jax.tree.map(scale, directions, views)))
 
 
-def norm(rows, columns, rms):
+def spectral_norm(rows, columns, rms):
     """Returns the spectral norm of Muon's direction for a matrix.
 
-    A matrix with orthogonal rows or columns has root mean square 1 / sqrt(max(rows, columns)). With `rms` above 0 the
-    norm brings that to `rms`; with 0 it is sqrt(max(1, columns / rows)).
+    With `rms` above 0 it gives the direction that root mean square, as a matrix of spectral norm 1 with orthogonal rows
+    or columns has 1 / sqrt(max(rows, columns)); with 0 it is sqrt(max(1, columns / rows)).
     """
     return rms * max(rows, columns) ** 0.5 if rms else max(1, columns / rows) ** 0.5
 
 
 def clip(grads, limit):
     """Returns the gradients scaled so that their global norm is at most `limit`; unchanged where limit is 0."""
-    if trees.off(limit):
+    if trees.statically_zero(limit):
         return grads
     scale = jnp.minimum(1, limit / jnp.maximum(trees.norm(grads), jnp.finfo(jnp.float32).tiny))
     scale = jnp.where(jnp.asarray(limit) > 0, scale, 1)
@@ -149,20 +157,21 @@ class Average(NamedTuple):
 def track_average(decay):
     """Returns the transformation that leaves updates as they are and keeps the average of the parameters they lead to.
 
-    The decay at step t (from 0) is min(decay, (1 + t) / (10 + t)), so that the first steps do not linger.
+    The decay at step t (from 0) is min(decay, (1 + t) / (10 + t)), so that the initial values are soon forgotten.
     """
     def init(params):
         return Average(jnp.zeros([], jnp.int32), trees.copy(params))
 
     def update(updates, state, params):
-        kept = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
-        average = jax.tree.map(lambda a, p: p + kept * (a - p), state.params, optax.apply_updates(params, updates))
+        beta = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+        average = jax.tree.map(lambda a, p: p + beta * (a - p), state.params, optax.apply_updates(params, updates))
         return updates, Average(state.step + 1, average)
     return optax.GradientTransformation(init, update)
 
 
 class Interpolation(NamedTuple):
-    """Schedule-free training's fast sequence `base` (z), the weight of its average, and the highest rate so far."""
+    """The state of schedule-free training: the sequence z (`base`), the sum of weights in x, and the highest rate yet.
+    """
 
     step: jax.Array
     weight: jax.Array
@@ -200,27 +209,29 @@ def average_of(params, state, b1):
     return jax.tree.map(lambda y, z: (y - (1 - b1) * z) / b1, params, state.base)
 
 
-def widened(state):
+def to_float32(state):
     """Returns an optimizer's state with its bfloat16 arrays in float32."""
     return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, state)
 
 
-def kept(state, dtype, step):
-    """Returns an optimizer's state as it is kept between steps: float32 arrays in `dtype`, scalars as they are.
+def to_storage(state, dtype, step):
+    """Returns an optimizer's state with its float32 arrays in `dtype`, except scalars, as it is kept between steps.
 
-    Rounding to bfloat16 is stochastic, drawn from `step` alone: an array rounds up with the probability that makes the
-    result right in the mean.
+    Rounding to bfloat16 is stochastic and unbiased: the chance to round up is such that the mean is right. The random
+    bits depend on `step` alone.
     """
     if dtype == 'float32':
         return state
     leaves, shape = jax.tree.flatten(state)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0), step), max(1, len(leaves)))
-    small = [_rounded(x, key) if x.dtype == jnp.float32 and x.ndim else x for x, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(shape, small)
+    stored = [_round_to_bfloat16(x, key) if x.dtype == jnp.float32 and x.ndim else x
+              for x, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(shape, stored)
 
 
-def _rounded(x, key):
+def _round_to_bfloat16(x, key):
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    moved = (bits + jax.random.bits(key, x.shape, jnp.uint16)) & jnp.uint32(0xFFFF0000)
-    moved = jax.lax.bitcast_convert_type(moved, jnp.float32)
-    return jnp.where(jnp.isfinite(x), moved, x).astype(jnp.bfloat16)
+    # bfloat16 is the upper half of float32: random bits added to the lower half carry into it with the right chance
+    rounded = (bits + jax.random.bits(key, x.shape, jnp.uint16)) & jnp.uint32(0xFFFF0000)
+    rounded = jax.lax.bitcast_convert_type(rounded, jnp.float32)
+    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)

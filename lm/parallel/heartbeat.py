@@ -1,4 +1,7 @@
-"""A thread in each of several processes that beats, hears the others' beats, and ends its process when one is lost."""
+"""Heartbeats: each process publishes a counter through the coordinator, and exits when a peer's stops.
+
+The coordinator is the key-value store of jax.distributed, served by process 0.
+"""
 import contextlib
 import ctypes
 import json
@@ -14,167 +17,170 @@ import jax
 
 from lm import config
 
-LOST = 76  # exit code of a process that ended because another was lost: EX_PROTOCOL, the other side failed
-PERIOD, QUIET, DEAD = 2.0, 10.0, 30.0  # seconds between beats, of silence worth a warning, and of that ends the run
-FALLBACK = 100  # seconds of jax's own heartbeat, which acts after half of them or later: it has no names to give
-ROOM = 'lm/beat'
+LOST = 76  # exit code of a process that ends because a peer was lost: EX_PROTOCOL, the other side failed
+PERIOD, QUIET, DEAD = 2.0, 10.0, 30.0  # seconds between beats, of silence before a warning, and before the run ends
+FALLBACK = 100  # seconds of jax's own heartbeat timeout, which cannot name a host; it acts from half of them on
+PREFIX = 'lm/beat'  # of the keys in the coordinator's store
 
 
-class Guard:
-    """Beats for process `index` and watches the others; `names` are their hosts', `address` is the coordinator's."""
+class Heartbeat:
+    """Publishes the beat of process `index` and watches its peers; names: host names, address: the coordinator's."""
 
     def __init__(self, client, index, names, address):
         self.client, self.index, self.names = client, index, names
-        self.beat, self.heard, self.quiet, self.slow = {'count': 0}, {}, set(), set()
-        self.ended, self.failing, self.reached = threading.Event(), threading.Event(), time.monotonic()
-        self.keep = name_the_lost_coordinator(names[0], address)
-        self.threads = [threading.Thread(target=work, name='watch', daemon=True) for work in (self._watch, self._judge)]
+        self.beat, self.peers = {'count': 0}, {}  # own beat; {index: (last beat, when it came)}
+        self.silent, self.slow = set(), set()  # peers that were warned of
+        self.ended, self.failing, self.coordinator_seen = threading.Event(), threading.Event(), time.monotonic()
+        self.handler = on_coordinator_loss(names[0], address)
+        self.threads = [threading.Thread(target=work, name='heartbeat', daemon=True)
+                        for work in (self._exchange, self._check_coordinator)]
         for thread in self.threads:
             thread.start()
 
-    def note(self, **values):
-        """Adds values to what the beat tells the others."""
-        self.beat = {**self.beat, **values}
-
     def compare(self, own, step):
-        """Returns {name: number} of how the hosts' own seconds a step spread, by their last beats; names a slow one.
+        """Returns {name: number}: the range of the hosts' own seconds a step; warns of a straggler, once.
 
-        `own` is this host's: what a step takes it beside waiting for the devices. `step` is all that a step takes.
+        `own` is what a step takes this host beside waiting for devices, `step` all that a step takes. Those of the
+        peers are as of their last beats.
         """
-        self.note(own=own)
-        told = {i: beat['own'] for i, (beat, _) in sorted(self.heard.items()) if 'own' in beat}
-        if len(told) < 2:
+        self.beat = {**self.beat, 'own': own}
+        seconds = {i: beat['own'] for i, (beat, _) in sorted(self.peers.items()) if 'own' in beat}
+        if len(seconds) < 2:
             return {}
-        late = slowest(told, step)
+        late = straggler(seconds, step)
         if late is not None and late not in self.slow:
             self.slow.add(late)
-            self.say(f'host {late} ({self.names[late]}) is slow: it takes {told[late]:.2g} s of its own a step of '
-                     f'{step:.2g} s, and the fastest {min(told.values()):.2g} s; look at its disk and load.')
-        return {'host_seconds_min': min(told.values()), 'host_seconds_max': max(told.values())}
+            self.warn(f'host {late} ({self.names[late]}) is slow: it takes {seconds[late]:.2g} s of its own of a step '
+                      f'of {step:.2g} s, and the fastest host {min(seconds.values()):.2g} s; check its disk and load.')
+        return {'host_seconds_min': min(seconds.values()), 'host_seconds_max': max(seconds.values())}
 
-    def say(self, line):
-        """Prints a line for the operator, on process 0 alone."""
+    def warn(self, line):
+        """Prints a line on standard error, on process 0 alone."""
         if self.index == 0:
             print(f'lm: {line}', file=sys.stderr, flush=True)
 
-    def clear(self, known):
-        """Returns once every other process has beaten anew, within seconds; where one is lost, ends this one.
+    def wait_for_peers(self, known):
+        """Returns once every peer has published another beat, within seconds; ends this process where one is lost.
 
-        What fails in a process because another is gone says so in many ways: a collective, a barrier, a late save.
-        A fault that is not `known` may also be the echo of one that another process tells, which then ends this one.
+        The loss of a peer shows in many ways: as an error of a collective, of a barrier, of a late save. An error that
+        is not `known`, a config.Error, may also follow from one that a peer reports, which then ends this process.
         """
         if known:
             self.failing.set()
-        began, told = time.monotonic(), {}
+        began, before = time.monotonic(), {}
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            told = self._read()  # now: what is heard is older by up to a beat
+            before = self._read()  # read now: self.peers is older by up to a period
         others = set(range(len(self.names))) - {self.index}
         while time.monotonic() - began < DEAD + 3 * PERIOD:
-            heard = {i: beat for i, (beat, _) in self.heard.items()}
-            if all(i in told and i in heard and ('failed' in heard[i] or heard[i]['count'] > told[i]['count'])
+            now = {i: beat for i, (beat, _) in self.peers.items()}
+            if all(i in before and i in now and ('failed' in now[i] or now[i]['count'] > before[i]['count'])
                    for i in others):
                 return
             time.sleep(PERIOD / 10)
 
     def stop(self):
-        """Ends the watch."""
+        """Ends the heartbeat."""
         self.ended.set()
         self.threads[0].join()
 
-    def _watch(self):
+    def publish(self, **values):
+        """Publishes a beat now, with these values in it from here on."""
+        self.beat = {**self.beat, **values, 'count': self.beat['count'] + 1}
+        self.client.key_value_set(f'{PREFIX}/{self.index}', json.dumps(self.beat), allow_overwrite=True)
+
+    def _exchange(self):
         while not self.ended.wait(PERIOD):
             try:
-                self.tell()
+                self.publish()
                 beats = self._read()
             except jax.errors.JaxRuntimeError:
                 continue  # the coordinator is gone or busy; if it is gone, jax aborts this process within seconds
-            self.reached = time.monotonic()
-            self._hear(beats, self.reached)
+            self.coordinator_seen = time.monotonic()
+            self._check_peers(beats, self.coordinator_seen)
 
-    def _judge(self):
-        """Ends the process when process 0, through which all speak, has not answered for too long."""
+    def _check_coordinator(self):
         while not self.ended.wait(PERIOD):
-            if self.index and time.monotonic() - self.reached > DEAD:
-                self._leave(f'host 0 ({self.names[0]}) is lost: it did not answer for {DEAD:.0f} s')
-
-    def tell(self):
-        """Sends a beat now."""
-        self.beat = {**self.beat, 'count': self.beat['count'] + 1}
-        self.client.key_value_set(f'{ROOM}/{self.index}', json.dumps(self.beat), allow_overwrite=True)
+            if self.index and time.monotonic() - self.coordinator_seen > DEAD:
+                self._exit_lost(f'host 0 ({self.names[0]}) is lost: it did not answer for {DEAD:.0f} s')
 
     def _read(self):
-        return {int(key.split('/')[-1]): json.loads(text) for key, text in self.client.key_value_dir_get(ROOM)}
+        return {int(key.split('/')[-1]): json.loads(text) for key, text in self.client.key_value_dir_get(PREFIX)}
 
-    def _hear(self, beats, now):
+    def _check_peers(self, beats, now):
         for i, beat in beats.items():
-            if i not in self.heard or self.heard[i][0]['count'] != beat['count']:
-                self.heard[i] = beat, now
-            name, silence = f'host {i} ({self.names[i]})', now - self.heard[i][1]
+            if i not in self.peers or self.peers[i][0]['count'] != beat['count']:
+                self.peers[i] = beat, now
+            host, silence = f'host {i} ({self.names[i]})', now - self.peers[i][1]
             if i == self.index:
                 continue
             if 'failed' in beat and not self.failing.is_set():
-                self._leave(f'{name} failed: {beat["failed"]}')
+                self._exit_lost(f'{host} failed: {beat["failed"]}')
             if silence > DEAD:
-                self._leave(f'{name} is lost: nothing was heard from it for {silence:.0f} s')
-            if silence > QUIET and i not in self.quiet:
-                self.say(f'{name} is silent for {silence:.0f} s; after {DEAD:.0f} s the run stops.')
-            self.quiet = self.quiet | {i} if silence > QUIET else self.quiet - {i}
+                self._exit_lost(f'{host} is lost: no heartbeat for {silence:.0f} s')
+            if silence > QUIET and i not in self.silent:
+                self.warn(f'{host} has sent no heartbeat for {silence:.0f} s; after {DEAD:.0f} s the run stops.')
+            self.silent = self.silent | {i} if silence > QUIET else self.silent - {i}
 
-    def _leave(self, fact):
+    def _exit_lost(self, fact):
         if not self.ended.is_set():
-            end(f'{fact}; this run stopped, and the same command on all hosts resumes it.', LOST)
+            exit_now(f'{fact}; this run stopped; to resume it, run the same command on all hosts.', LOST)
 
 
-def slowest(own, step):
-    """Returns the host whose own seconds are over half of a step and twice the middle host's, or None; own: {i: s}."""
-    late = max(own, key=own.get)
-    others = sorted(seconds for i, seconds in own.items() if i != late)
-    return late if own[late] > max(step / 2, 2 * others[len(others) // 2]) else None
+def straggler(seconds, step):
+    """Returns the host whose own seconds are over half of a step and twice the median host's, or None; {host: s}."""
+    late = max(seconds, key=seconds.get)
+    others = sorted(value for i, value in seconds.items() if i != late)
+    return late if seconds[late] > max(step / 2, 2 * others[len(others) // 2]) else None
 
 
-def fail(guard, fault):
-    """Says why this process failed, tells the others, and ends it without the goodbye that they could not answer."""
+def fail(heartbeat, fault):
+    """Ends this process with the reason on standard error, published to its peers first.
+
+    It exits without jax.distributed's shutdown barrier, which peers that wait in a collective cannot join.
+    """
     known = isinstance(fault, config.Error)
-    if guard:
-        guard.clear(known)
+    if heartbeat:
+        heartbeat.wait_for_peers(known)
     if not known and not isinstance(fault, KeyboardInterrupt):
         traceback.print_exception(fault)
     reason = config.first_line(fault)
-    if guard:
-        guard.ended.set()
-        guard.note(failed=reason)
+    if heartbeat:
+        heartbeat.ended.set()
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            guard.tell()
-        time.sleep(3 * PERIOD if guard.index == 0 else 0)  # the others hear it from process 0, while that lives
-    end(reason if known else f'{type(fault).__name__}: {reason}', 2 if known else 130
-         if isinstance(fault, KeyboardInterrupt) else 1)
+            heartbeat.publish(failed=reason)
+        time.sleep(3 * PERIOD if heartbeat.index == 0 else 0)  # peers read it from process 0, while that lives
+    if known:
+        exit_now(reason, 2)
+    exit_now(f'{type(fault).__name__}: {reason}', 130 if isinstance(fault, KeyboardInterrupt) else 1)
 
 
-def end(line, code):
-    """Ends this process at once, with a line on standard error."""
+def exit_now(line, code):
+    """Ends this process at once, without cleaning up, with a line on standard error."""
     sys.stdout.flush()
     os.write(2, f'lm: {line}\n'.encode())
     os._exit(code)
 
 
-def name_the_lost_coordinator(name, address):
-    """Makes jax's abort, which follows when process 0 dies, end with a line that names its host; see at_abort."""
+def on_coordinator_loss(name, address):
+    """Names the host of process 0 when jax aborts this process because that host is gone; see `at_abort`."""
     host, _, port = address.rpartition(':')
 
     def stop(number):
         try:
             socket.create_connection((host.strip('[]'), int(port)), 2).close()
         except OSError:
-            end(f'host 0 ({name}) is lost; this run stopped, and the same command on all hosts resumes it.', LOST)
-        end('jax ended this process, for the reason above.', 128 + number)
+            exit_now(f'host 0 ({name}) is lost; this run stopped; to resume it, run the same command on all hosts.',
+                     LOST)
+        exit_now('jax ended this process, for the reason above.', 128 + number)
     return at_abort(stop)
 
 
-def at_abort(answer):
-    """Calls answer(number) when jax aborts this process: it gives Python no other way to hear of what it found.
+def at_abort(handler):
+    """Calls handler(signal number) when jax aborts this process, and returns the C callback, which must be kept.
 
-    Returns the handler, which must be kept.
+    jax calls abort() in a C++ thread. A handler of Python's `signal` would wait for the main thread's next bytecode,
+    which abort() does not; a C callback runs at once.
     """
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(answer)
-    ctypes.CDLL(None).signal(signal.SIGABRT, handler)
-    return handler
+    callback = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
+    ctypes.CDLL(None).signal(signal.SIGABRT, callback)
+    return callback

@@ -1,6 +1,6 @@
-"""Several processes as one run: how they find each other, what they agree on, and what becomes of all when one fails.
+"""Several processes as one run: initialising jax.distributed, collectives of JSON values, and stopping at one step.
 
-A process that is alone pays nothing: each function here is then its own answer. Only this file knows jax.distributed.
+In a run of one process every function here returns at once. No other file imports jax.distributed.
 """
 import contextlib
 import importlib.util
@@ -23,17 +23,17 @@ from lm import config
 from lm.parallel import heartbeat
 
 EXPLICIT = ('LM_COORDINATOR', 'LM_PROCESSES', 'LM_PROCESS')
-WEEK = 7 * 24 * 3600 * 1000  # ms: how long a host waits for the others while none of them is known to be lost
-SKEW = 2.0  # seconds between two hosts' clocks that are worth a warning
-_calls = itertools.count()
-_guards = []
+WEEK = 7 * 24 * 3600 * 1000  # ms: a barrier has no timeout of its own, as the heartbeat ends it when a peer is lost
+SKEW = 2.0  # seconds of clock skew that are worth a warning
+_calls = itertools.count()  # numbers the barriers, which have the same order on every process
+_heartbeats = []  # the one of this process, while it is one of several
 
 
-def settings(environ=os.environ):
-    """Returns the arguments of jax.distributed.initialize that the environment asks for, or None for a process alone.
+def initialize_arguments(environ=os.environ):
+    """Returns the arguments of jax.distributed.initialize by the environment, or None for a process alone.
 
-    LM_COORDINATOR=host:port, LM_PROCESSES and LM_PROCESS say it outright; else Slurm's task of several, or a Cloud TPU
-    slice of several workers, by jax's own detection.
+    They come from LM_COORDINATOR=host:port, LM_PROCESSES and LM_PROCESS; else from jax's own detection, in a Slurm step
+    of several tasks or on a Cloud TPU slice of several workers.
     """
     if any(name in environ for name in EXPLICIT):
         return _explicit(environ)
@@ -43,9 +43,9 @@ def settings(environ=os.environ):
 
 
 def _explicit(environ):
-    lacking = [name for name in EXPLICIT if not environ.get(name)]
-    if lacking:
-        raise config.Error(f'{lacking[0]} is not set beside {next(n for n in EXPLICIT if environ.get(n))}; '
+    missing = [name for name in EXPLICIT if not environ.get(name)]
+    if missing:
+        raise config.Error(f'{missing[0]} is not set beside {next(n for n in EXPLICIT if environ.get(n))}; '
                            'set LM_COORDINATOR=host:port LM_PROCESSES=n LM_PROCESS=i, or none of them.')
     address, count, index = (environ[name] for name in EXPLICIT)
     if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
@@ -62,29 +62,30 @@ def _explicit(environ):
 
 
 def _slurm_devices(environ):
-    """Returns which GPUs a task takes: all it can see if it sees fewer than there are tasks on its node, or is alone.
+    """Returns {'local_device_ids': all visible GPUs} where a task is alone on its node or sees fewer GPUs than tasks.
 
-    jax itself takes the one numbered as the task is on its node: of a task with eight that would leave seven idle, and
-    under --gpus-per-task=1, where every task sees one, there would be none of that number.
+    jax by itself gives a task the GPU of its rank on the node: that would leave seven of a task's eight idle, and under
+    --gpus-per-task=1, where a task sees one GPU, name one that is not there.
     """
-    seen = [name for name in environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name]
+    visible = [name for name in environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name]
     tasks = int(environ.get('SLURM_STEP_TASKS_PER_NODE', '1').split('(')[0].split(',')[0])
-    return {'local_device_ids': list(range(len(seen)))} if seen and (tasks == 1 or len(seen) < tasks) else {}
+    return {'local_device_ids': list(range(len(visible)))} if visible and (tasks == 1 or len(visible) < tasks) else {}
 
 
 def _tpu_workers(environ):
-    """Returns how many hosts the Cloud TPU that this machine is part of has, by its metadata; 1 where there is none."""
+    """Returns the number of hosts of this machine's Cloud TPU slice, by environment or metadata; 1 without a TPU."""
     if environ.get('JAX_PLATFORMS', 'tpu').split(',')[0] != 'tpu' or not importlib.util.find_spec('libtpu'):
         return 1
-    named = environ.get('TPU_PROCESS_ADDRESSES') or environ.get('TPU_WORKER_HOSTNAMES')
-    if not named and not environ.get('TPU_SKIP_MDS_QUERY') and (glob('/dev/accel*') or glob('/dev/vfio/[0-9]*')):
-        named = _metadata(environ, 'worker-network-endpoints')
-    return len((named or '').split(',')) * int(environ.get('MEGASCALE_NUM_SLICES') or 1)
+    hosts = environ.get('TPU_PROCESS_ADDRESSES') or environ.get('TPU_WORKER_HOSTNAMES')
+    if not hosts and not environ.get('TPU_SKIP_MDS_QUERY') and (glob('/dev/accel*') or glob('/dev/vfio/[0-9]*')):
+        hosts = _metadata(environ, 'worker-network-endpoints')
+    return len((hosts or '').split(',')) * int(environ.get('MEGASCALE_NUM_SLICES') or 1)
 
 
 def _metadata(environ, name):
-    place = environ.get('GCE_METADATA_IP', 'metadata.google.internal')
-    request = urllib.request.Request(f'http://{place}/computeMetadata/v1/instance/attributes/{name}',
+    """Returns an attribute of this machine from Google's metadata server, None where there is no such server."""
+    server = environ.get('GCE_METADATA_IP', 'metadata.google.internal')
+    request = urllib.request.Request(f'http://{server}/computeMetadata/v1/instance/attributes/{name}',
                                      headers={'Metadata-Flavor': 'Google'})
     with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5) as reply:
         return reply.read().decode()
@@ -92,60 +93,62 @@ def _metadata(environ, name):
 
 @contextlib.contextmanager
 def joined(environ=os.environ):
-    """Makes this process one of several for the time of a block, where the environment says so.
+    """Makes this process one of several within a block, where the environment says so.
 
-    It must begin before anything touches a device. Only process 0 writes to standard output. A process that fails
-    within the block tells the others, says why and ends; a process that loses another ends with exit code watch.LOST.
+    The block must begin before anything touches a device. Only process 0 writes to standard output. A process that
+    fails in the block publishes why and ends; one that loses a peer ends with exit code heartbeat.LOST.
     """
-    given = settings(environ)
-    if given is None:
+    arguments = initialize_arguments(environ)
+    if arguments is None:
         yield
         return
-    guard = None
+    beat = None
     try:
-        guard = _start(given)
-        _guards.append(guard)
+        beat = _start(arguments)
+        _heartbeats.append(beat)
         yield
     except BaseException as fault:
         if not isinstance(fault, SystemExit):
-            heartbeat.fail(guard, fault)
+            heartbeat.fail(beat, fault)
         code = fault.code
     else:
         code = 0
     gather(None)
-    _guards.remove(guard)
-    guard.stop()
+    _heartbeats.remove(beat)
+    beat.stop()
     if code:
         raise SystemExit(code)
 
 
-def _start(given):
-    """Returns the running watch.Guard of this process, once all are here; warns where their clocks disagree."""
-    address = given.get('coordinator_address', '')
-    if given.get('process_id') == 0:
+def _start(arguments):
+    """Returns the running Heartbeat of this process once all processes have started; warns of clock skew."""
+    address = arguments.get('coordinator_address', '')
+    if arguments.get('process_id') == 0:
         check_port(address)
-    with _waiting(f'process {given.get("process_id", "")} on {socket.gethostname()}'.replace('  ', ' '), address):
-        jax.distributed.initialize(**given, heartbeat_timeout_seconds=heartbeat.FALLBACK, shutdown_timeout_seconds=60)
+    name = f'process {arguments.get("process_id", "")} on {socket.gethostname()}'.replace('  ', ' ')
+    with startup_messages(name, address):
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=heartbeat.FALLBACK,
+                                   shutdown_timeout_seconds=60)
         if _state().process_id:
             sys.stdout = open(os.devnull, 'w')
         names = gather(socket.gethostname())
-        guard = heartbeat.Guard(_state().client, _state().process_id, names, _state().coordinator_address)
-    for line in skewed(names, gather(time.time())):
-        guard.say(line)
-    return guard
+        beat = heartbeat.Heartbeat(_state().client, _state().process_id, names, _state().coordinator_address)
+    for line in clock_warnings(names, gather(time.time())):
+        beat.warn(line)
+    return beat
 
 
 @contextlib.contextmanager
-def _waiting(name, address):
-    """Says after a while for whom a process waits in a block, and why it ends where jax aborts it for want of them."""
+def startup_messages(name, address):
+    """Prints that a process waits for the others in a block, after a while, and why it ends where jax gives up."""
     alone = (f'{name} found no others{" at " if address else ""}{address}; start all processes within 5 minutes, with '
              'one LM_COORDINATOR that they can reach.')
     timer = threading.Timer(heartbeat.QUIET,
-                            lambda: print(f'lm: {waiting(name, address)}', file=sys.stderr, flush=True))
-    handler = heartbeat.at_abort(lambda number: heartbeat.end(alone, 2))
+                            lambda: print(f'lm: {waiting_message(name, address)}', file=sys.stderr, flush=True))
+    callback = heartbeat.at_abort(lambda number: heartbeat.exit_now(alone, 2))  # jax aborts after its own timeout
     timer.start()
     try:
-        yield handler
+        yield callback
     except RuntimeError as error:
         raise config.Error(alone) from error
     finally:
@@ -153,33 +156,33 @@ def _waiting(name, address):
 
 
 def check_port(address):
-    """Raises config.Error where process 0 cannot have the port of host:port."""
+    """Raises config.Error where process 0 cannot listen on the port of host:port."""
     host, _, port = address.rpartition(':')
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(('', int(port)))
         except OSError as error:
-            raise config.Error(f'process 0 cannot have port {port} of {socket.gethostname()} ({error.strerror}); try '
-                               f'LM_COORDINATOR={host}:{int(port) + 1} on all.') from error
+            raise config.Error(f'process 0 cannot listen on port {port} of {socket.gethostname()} ({error.strerror}); '
+                               f'try LM_COORDINATOR={host}:{int(port) + 1} on all hosts.') from error
 
 
-def waiting(name, address):
+def waiting_message(name, address):
     """Returns the line for a process that still waits for the others; address is the coordinator's or ''."""
     host, _, port = address.rpartition(':')
-    known = ''
+    unknown = ''
     try:
         socket.getaddrinfo(host.strip('[]') or 'localhost', port)
     except OSError:
-        known = ', which names no host known here'
-    return f'{name} waits for the others{" at " if address else ""}{address}{known}, for 5 minutes at most.'
+        unknown = ', a host name that does not resolve here'
+    return f'{name} waits for the others{" at " if address else ""}{address}{unknown}, for 5 minutes at most.'
 
 
-def skewed(names, times):
-    """Returns a line for each host whose clock is far from the middle one's; `times` were read at one moment."""
-    middle = sorted(times)[len(times) // 2]
-    return [f'the clock of host {i} ({name}) is {abs(now - middle):.1f} s {"ahead" if now > middle else "behind"}; '
-            'set it by NTP.' for i, (name, now) in enumerate(zip(names, times)) if abs(now - middle) > SKEW]
+def clock_warnings(names, times):
+    """Returns a line for each host whose clock is far from the median; `times` [s] were read after one barrier."""
+    median = sorted(times)[len(times) // 2]
+    return [f'the clock of host {i} ({name}) is {abs(now - median):.1f} s {"ahead" if now > median else "behind"}; '
+            'set it by NTP.' for i, (name, now) in enumerate(zip(names, times)) if abs(now - median) > SKEW]
 
 
 def _state():
@@ -187,64 +190,67 @@ def _state():
 
 
 def first():
-    """Returns whether this process is the one that writes for all."""
+    """Returns whether this is the primary process, number 0, which writes the record and the console for all."""
     return _state().process_id == 0
 
 
 def gather(value):
-    """Returns the JSON-able values that the processes give, in their order, once all have called; [value] if alone."""
+    """Returns the JSON-able values of all processes, by index: an all-gather and a barrier; [value] if alone."""
     client = _state().client
     if client is None:
         return [value]
-    room = f'lm/gather/{next(_calls)}'
-    client.key_value_set(f'{room}/{_state().process_id:06}', json.dumps(value))
-    client.wait_at_barrier(room, WEEK)
-    return [json.loads(found) for _, found in sorted(client.key_value_dir_get(room))]
+    barrier = f'lm/gather/{next(_calls)}'
+    client.key_value_set(f'{barrier}/{_state().process_id:06}', json.dumps(value))
+    client.wait_at_barrier(barrier, WEEK)
+    return [json.loads(text) for _, text in sorted(client.key_value_dir_get(barrier))]
 
 
 def decide(function):
-    """Returns on all processes what function() gives on process 0, JSON-able; a config.Error there is raised on all."""
+    """Returns on all processes the JSON-able value of function() on process 0, where alone it runs: a broadcast.
+
+    A config.Error of the function is raised on all.
+    """
     if _state().client is None:
         return function()
-    answer = None
+    outcome = None
     if first():
         try:
-            answer = {'value': function()}
+            outcome = {'value': function()}
         except config.Error as error:
-            answer = {'error': str(error)}
-    decided = gather(answer)[0]
-    if 'error' in decided:
-        raise config.Error(decided['error'])
-    return decided['value']
+            outcome = {'error': str(error)}
+    outcome = gather(outcome)[0]
+    if 'error' in outcome:
+        raise config.Error(outcome['error'])
+    return outcome['value']
 
 
 def agree(values):
-    """Raises config.Error, naming the first host that differs, unless {what: text} is the same on all hosts."""
-    told = gather(values)
-    for i, other in enumerate(told):
-        for what in sorted({*other, *told[0]}):
-            one, another = (found.get(what, 'absent') for found in (told[0], other))
+    """Raises config.Error with the first difference unless {what: text} is equal on all hosts."""
+    first_host, *others = gather(values)
+    for i, other in enumerate(others, 1):
+        for what in sorted({*other, *first_host}):
+            one, another = (host.get(what, 'absent') for host in (first_host, other))
             if one != another:
                 raise config.Error(f'{what} is {one} on host 0 and {another} on host {i}; '
-                                   'start the same command with the same code and data on all.')
+                                   'start the same command with the same code and data on all hosts.')
 
 
 def compare(own, step):
-    """Returns {name: number} of how the hosts' own seconds a step spread, on process 0; nothing where one is alone."""
-    return next((guard.compare(own, step) for guard in _guards), {})
+    """Returns {name: number}: the range of the hosts' own seconds a step, see Heartbeat.compare; {} if alone."""
+    return next((beat.compare(own, step) for beat in _heartbeats), {})
 
 
 class Stop:
-    """Whether the run was asked to stop, at a step that all processes agree on.
+    """Whether a stop was requested by SIGTERM or SIGINT, at a step that all processes agree on.
 
-    jax's preemption service hears SIGTERM on any of them, and finds the first step that none has passed.
+    jax's preemption service sees SIGTERM on any of them, and finds the first step that none has passed.
     """
 
     def __init__(self):
         self.asked, self.handlers = False, {}
 
-    def heed(self):
-        """Makes SIGTERM and the first SIGINT ask for a stop; a second SIGINT interrupts at once."""
+    def install(self):
+        """Makes SIGTERM and the first SIGINT request a stop; a second SIGINT interrupts at once."""
         several = _state().client is not None
 
         def ask(number, frame):
@@ -259,7 +265,9 @@ class Stop:
         """Returns whether all processes stop after `step`; to be called at every step."""
         return self.asked if _state().client is None else multihost_utils.reached_preemption_sync_point(step)
 
-    def forget(self):
-        """Leaves signals as they were."""
+    def restore(self):
+        """Restores the signal handlers from before `install`."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
+
+    heed, forget = install, restore  # the names that lm.train and lm.sweep call

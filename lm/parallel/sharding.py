@@ -1,4 +1,4 @@
-"""Meshes from a dict, logical axis names to partition specs, host rows to global arrays."""
+"""Device meshes from {axis: size}, partition specs from logical axis names, global arrays from rows of hosts."""
 import bisect
 import math
 from functools import lru_cache
@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from lm import config, hardware
 
-# Logical axis of a parameter or activation -> the mesh axes it is split over, those the mesh lacks being skipped.
+# Logical axis of a parameter or activation -> the mesh axes that shard it; those that a mesh lacks are skipped.
 RULES = {
     'batch': ('data', 'fsdp', 'expert'),
     'rows': ('data', 'fsdp', 'expert', 'stage'),
@@ -24,18 +24,18 @@ RULES = {
     'experts': ('expert',),
     'layers': ('stage',),
 }
-# The same for the state of an optimizer under ZeRO (Rajbhandari et al. 2019, arXiv:1910.02054): split over data too.
+# The same for optimizer state under ZeRO (Rajbhandari et al. 2019, arXiv:1910.02054): sharded over data too.
 ZERO = {**RULES, 'embed': ('fsdp', 'data')}
-# Those that say least to each other first: the first is laid over the slow network between slices and nodes.
+# Axes with the least communication first: the outermost maps to the slow network between slices or nodes (DCN).
 AXES = ('data', 'stage', 'fsdp', 'expert', 'context', 'tensor')
 
 
 def make_mesh(sizes, devices=None):
-    """Returns a Mesh with the axes of `sizes`, e.g. {'data': -1, 'fsdp': 2}; one size may be -1: what is left over.
+    """Returns a Mesh with the axes of `sizes`, e.g. {'data': -1, 'fsdp': 2}; one size may be -1: all that are left.
 
     The name of a cluster, such as 'v5e-256' or '16xh100', stands for data over its slices or nodes and fsdp within.
-    Axes come in the order of AXES. Over several slices of TPUs, data takes the network between them. Raises
-    config.Error when an axis is unknown or the sizes do not multiply to the number of devices.
+    Axes come in the order of AXES. Over several TPU slices, data is the axis between slices. Raises config.Error where
+    an axis is unknown or the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     full = fill(sizes, len(devices))
@@ -45,15 +45,16 @@ def make_mesh(sizes, devices=None):
     if slices == 1:
         try:
             return jax.make_mesh(shape, axes, devices=devices, axis_types=kinds)
-        except NotImplementedError:  # a side of the torus holds more than one axis
-            laid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-            return jax.sharding.Mesh(laid, axes, axis_types=kinds)
+        except NotImplementedError:  # more than one mesh axis on a side of the torus
+            grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+            return jax.sharding.Mesh(grid, axes, axis_types=kinds)
     if full.get('data', 1) % slices:
-        raise config.Error(f'mesh={sizes} does not lay the axis data over {slices} slices; try data={slices}.')
+        raise config.Error(f'mesh={sizes} has data={full.get("data", 1)}, no multiple of the {slices} slices; '
+                           f'try data={slices}.')
     outer = tuple(slices if axis == 'data' else 1 for axis in axes)
-    inner = tuple(size // many for size, many in zip(shape, outer, strict=True))
-    laid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
-    return jax.sharding.Mesh(laid, axes, axis_types=kinds)
+    inner = tuple(size // across for size, across in zip(shape, outer, strict=True))
+    grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+    return jax.sharding.Mesh(grid, axes, axis_types=kinds)
 
 
 def fill(sizes, count):
@@ -75,8 +76,8 @@ def fill(sizes, count):
 
 
 def spec(names, shape, mesh, rules=RULES):
-    """Returns the PartitionSpec of an array with logical axis `names`: each split over as many of its mesh axes, in
-    order, as divide it. Axes that a shard_map around it splits by are not named again.
+    """Returns the PartitionSpec of an array with logical axis `names`: each sharded over as many of its mesh axes, in
+    order, as divide it. Manual axes, those of a shard_map around the array, are left out.
     """
     used, entries = set(mesh.manual_axes), []
     for name, size in zip(names, shape, strict=True):
@@ -89,12 +90,12 @@ def spec(names, shape, mesh, rules=RULES):
 
 
 def check_rows(batch, accumulate, mesh):
-    """Raises config.Error where micro-batches do not divide over the mesh axes that batches are split over."""
-    parts, rows = math.prod(mesh.shape[axis] for axis in RULES['batch'] if axis in mesh.shape), batch // accumulate
-    if rows % parts:
-        fewer = [n for n in range(1, accumulate) if batch % (n * parts) == 0]
-        near = max(1, round(rows / parts)) * parts * accumulate
-        raise config.Error(f'{rows} rows at a time do not divide over {parts} devices '
+    """Raises config.Error where the rows of a micro-batch do not divide over the mesh axes that shard them."""
+    shards, rows = math.prod(mesh.shape[axis] for axis in RULES['batch'] if axis in mesh.shape), batch // accumulate
+    if rows % shards:
+        fewer = [n for n in range(1, accumulate) if batch % (n * shards) == 0]
+        near = max(1, round(rows / shards)) * shards * accumulate
+        raise config.Error(f'{rows} rows of a micro-batch do not divide over {shards} devices '
                            f'({" x ".join(a for a in RULES["batch"] if a in mesh.shape)}); '
                            f'try {f"accumulate={fewer[-1]}" if fewer else f"data.batch={near}"}.')
 
@@ -102,40 +103,49 @@ def check_rows(batch, accumulate, mesh):
 def check(shapes, axes, mesh):
     """Raises config.Error where a logical axis of the parameters does not divide over its mesh axis.
 
-    Fewer key and value heads than the axis tensor has devices are no mistake: each device keeps them all.
+    Key and value heads may be fewer than the devices of the axis tensor: they are then replicated.
     """
     for names, x in zip(jax.tree.leaves(axes, is_leaf=lambda node: isinstance(node, tuple)), jax.tree.leaves(shapes),
                         strict=True):
         for name, size in zip(names, x.shape, strict=True):
             for axis in RULES.get(name, ()) if name != 'kv_heads' else ():
-                parts = mesh.shape.get(axis, 1)
-                if size % parts:
-                    near = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - parts))
-                    raise config.Error(f'{size} {name} do not divide over mesh.{axis}={parts}; '
+                shards = mesh.shape.get(axis, 1)
+                if size % shards:
+                    near = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - shards))
+                    raise config.Error(f'{size} {name} do not divide over mesh.{axis}={shards}; '
                                        f'try mesh.{axis}={near}.')
 
 
 def mirror(tree, axes, mesh, rules=RULES):
-    """Returns NamedShardings for a tree that holds parameters and what mirrors them, such as an optimizer's state.
+    """Returns NamedShardings for a tree of parameters and of state in the same structure, such as an optimizer's.
 
-    A leaf is split like the parameter whose dict keys its path has, if their numbers of axes agree; else it is whole.
+    A leaf is sharded like the parameter with the same dict keys where both have as many axes; else it is replicated.
     """
-    known = {_keys(path): names for path, names in jax.tree_util.tree_leaves_with_path(
-        axes, is_leaf=lambda node: isinstance(node, tuple))}
+    names = names_by_path(axes)
 
     def place(path, x):
-        names = known.get(_keys(path), ())
-        names = names if len(names) == len(x.shape) else (None,) * len(x.shape)
-        return NamedSharding(mesh, spec(names, x.shape, mesh, rules))
+        return NamedSharding(mesh, spec(names(path, x), x.shape, mesh, rules))
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _keys(path):
-    return tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
+def names_by_path(axes):
+    """Returns a function (path, array) -> the logical axis names of the parameter with the same dict keys.
+
+    Names are None where no parameter has these keys and as many axes.
+    """
+    def keys(path):
+        return tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
+    known = {keys(path): names for path, names in jax.tree_util.tree_leaves_with_path(
+        axes, is_leaf=lambda node: isinstance(node, tuple))}
+
+    def names_of(path, x):
+        names = known.get(keys(path), ())
+        return names if len(names) == len(x.shape) else (None,) * len(x.shape)
+    return names_of
 
 
 def constrain(x, *names):
-    """Returns x, its sharding pinned by logical axis names under the mesh in context; x itself where there is none."""
+    """Returns x with a sharding constraint by logical axis names, under the mesh in context; x itself without one."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -143,35 +153,41 @@ def constrain(x, *names):
 
 
 def platform():
-    """Returns 'cpu', 'gpu' or 'tpu': what the program is being compiled for, by the mesh in context if there is one."""
+    """Returns 'cpu', 'gpu' or 'tpu', which JAX compiles for: that of the mesh in context, else the default backend."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 
 
 @lru_cache
 def rows(size, mesh):
-    """Returns the numbers [rows], ascending, of the rows of a batch of `size` that this host's devices hold.
+    """Returns the indices [rows], ascending, of the rows of a batch of `size` that this host's devices hold.
 
-    They need not be neighbours, and another host may hold the same ones: where a mesh splits more than the batch.
+    They need not be contiguous, and where other axes shard the model several hosts hold the same rows.
     """
-    placed = NamedSharding(mesh, spec(('batch',), (size,), mesh))
-    parts = placed.addressable_devices_indices_map((size,)).values()
-    return tuple(sorted({number for (part,) in parts for number in range(size)[part]}))
+    placement = NamedSharding(mesh, spec(('batch',), (size,), mesh))
+    slices = placement.addressable_devices_indices_map((size,)).values()
+    return tuple(sorted({row for (part,) in slices for row in range(size)[part]}))
 
 
 def put(batch, mesh, size=None):
-    """Returns global arrays split by rows over the mesh, from {name: [rows ...]}: this host's `rows(size, mesh)`.
+    """Returns global arrays, sharded by rows over the mesh, from {name: [rows ...]}: this host's `rows(size, mesh)`.
 
-    Without a size, the batch given is the whole of it, on every host.
+    Without a size, `batch` is the whole batch, on every host.
     """
     def place(x):
         x = np.asarray(x)
         shape = (size or x.shape[0], *x.shape[1:])
-        held = rows(size, mesh) if size else range(shape[0])
+        local = rows(size, mesh) if size else range(shape[0])
 
-        def part(index):
-            first = bisect.bisect_left(held, index[0].start or 0)
+        def shard(index):
+            first = bisect.bisect_left(local, index[0].start or 0)
             return x[(slice(first, first + len(range(shape[0])[index[0]])), *index[1:])]
-        placed = NamedSharding(mesh, spec(('batch',) + (None,) * (x.ndim - 1), shape, mesh))
-        return jax.make_array_from_callback(shape, placed, part)
+        placement = NamedSharding(mesh, spec(('batch',) + (None,) * (x.ndim - 1), shape, mesh))
+        return jax.make_array_from_callback(shape, placement, shard)
     return jax.tree.map(place, batch)
+
+
+def splits(name):
+    """Returns whether the mesh in context splits arrays along the logical axis `name`."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return any(shape.get(axis, 1) > 1 for axis in RULES[name])

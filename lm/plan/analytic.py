@@ -1,4 +1,4 @@
-"""What a step takes on each device by formula: memory, FLOPs, bytes through memory and between devices, in no time."""
+"""Memory, FLOPs, HBM traffic and collective traffic of a training step on each device, in closed form."""
 import functools
 import math
 import types
@@ -6,210 +6,199 @@ from dataclasses import dataclass
 
 import jax
 
-from lm.nn import layers
+from lm import train
 from lm.parallel import reductions, sharding
-from lm.plan import layouts
+from lm.plan.shape import RECOMPUTED, Shape, shape_of
 
-WIDTH = {'bfloat16': 2, 'float32': 4}
+ROW_AXES = ('data', 'fsdp', 'expert')  # mesh axes that split the rows of a batch
 
 
 @dataclass(frozen=True)
-class Subject:
-    """An experiment as the formulas see it: its settings, and its state as tuples of (logical axes, shape, width)."""
+class Workload:
+    """An experiment as the formulas see it: settings, model, state, and the share of pairs that attention reads.
 
-    settings: object
+    The state's arrays are tuples of (logical axes, shape, bytes of an element).
+    """
+
+    settings: train.Config
+    shape: Shape
     parameters: tuple
     optimizer: tuple
+    attended: float
 
 
-def subject(settings):
-    """Returns the Subject of a train.Config; shapes only, nothing is computed."""
-    axes = settings.model.axes()
+def workload_of(settings):
+    """Returns the Workload of a train.Config; shapes only, nothing is computed."""
+    params = settings.start.shapes(settings.model)
+    optimizer = jax.eval_shape(train.parts(settings).init, params).optimizer
+    names = sharding.names_by_path(settings.model.axes())
 
-    def init():
-        params = settings.model.init(jax.random.key(0))
-        return params, settings.optimizer.make(settings.steps, axes).init(params)
-    params, optimizer = jax.eval_shape(init)
-    known = {_keys(path): names for path, names in jax.tree_util.tree_leaves_with_path(
-        axes, is_leaf=lambda node: isinstance(node, tuple))}
-    return Subject(settings, _arrays(params, known), _arrays(optimizer, known))
-
-
-def _keys(path):
-    return tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
+    def arrays(tree):
+        return tuple((names(path, x), x.shape, x.dtype.itemsize)
+                     for path, x in jax.tree_util.tree_leaves_with_path(tree))
+    return Workload(settings, shape_of(settings.model), arrays(params), arrays(optimizer),
+                    attended_share(settings.model, settings.data.context))
 
 
-def _arrays(tree, known):
-    found = []
-    for path, x in jax.tree_util.tree_leaves_with_path(tree):
-        names = known.get(_keys(path), ())
-        names = names if len(names) == len(x.shape) else (None,) * len(x.shape)
-        found.append((names, x.shape, x.dtype.itemsize))
-    return tuple(found)
+def device_bytes(arrays, mesh, zero=False):
+    """Returns the bytes of a Workload's arrays that one device of a mesh {axis: size} holds."""
+    return _device_bytes(arrays, tuple(mesh.items()), zero)
 
 
-def held(arrays, sizes, zero=False):
-    """Returns the bytes that one device holds of arrays under a mesh of `sizes`."""
-    return _held(arrays, tuple(sizes.items()), zero)
-
-
-@functools.cache
-def _held(arrays, sizes, zero):
+@functools.cache  # a search asks again for each rematerialisation and each number of micro-batches of a mesh
+def _device_bytes(arrays, sizes, zero):
     mesh = types.SimpleNamespace(shape=dict(sizes), manual_axes=())
     total = 0
-    for names, shape, width in arrays:
+    for names, shape, itemsize in arrays:
         split = sharding.spec(names, shape, mesh, sharding.ZERO if zero else sharding.RULES)
         axes = [axis for entry in split if entry for axis in ((entry,) if isinstance(entry, str) else entry)]
-        total += width * math.prod(shape) / math.prod(mesh.shape[axis] for axis in axes)
+        total += itemsize * math.prod(shape) / math.prod(mesh.shape[axis] for axis in axes)
     return total
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """The numbers of one micro-batch on one device that all formulas are made of.
+class DeviceShape:
+    """What one device has of a model and of one micro-batch.
 
-    tokens: in it. width: bytes of a value in products. hidden, heads, keys, inner: D, N H, K H and F (of all experts
-    that a token uses) on this device. routed: rows [D] for experts that there is room for, a token. layers: on it.
-    matrices: weights of one layer, gathered but not those of other tensor shards. vocab: rows of the output on this
-    device at a time.
+    tokens: of the micro-batch. query, key: N H and K H. ff: F, of a mixture that of all experts of a token. routed:
+    rows [D] in the experts' buffers, a token. layers: on this device. layer_weights: elements of one layer, gathered
+    over fsdp but not over tensor. table: elements of the output layer. vocab: rows of it in one chunk.
     """
 
     tokens: float
-    length: float
-    width: int
-    hidden: int
-    heads: float
-    keys: float
-    inner: float
+    query: float
+    key: float
+    ff: float
     routed: float
     layers: float
-    matrices: float
+    layer_weights: float
     table: float
     vocab: float
 
 
-def sizes_of(layout, subject):
-    """Returns the Sizes of a Subject under a Layout."""
-    model, mesh = subject.settings.model, layout.sizes
-    rows, length = layouts.rows(layout, subject.settings)
-    tensor, width = mesh.get('tensor', 1), WIDTH[model.dtype]
-    stage = mesh.get('stage', 1)
-    inner, routed = model.ff or 4 * model.width, 0
-    if model.experts:
-        inner = model.experts.ff * (model.experts.top + model.experts.shared)
-        owners = mesh.get('expert', 1)
-        routed = model.experts.top * (1 if owners == 1 else model.experts.room or owners)
-    whole = {axis: size for axis, size in mesh.items() if axis in ('tensor', 'expert', 'stage')}
-    blocks = tuple(each for each in subject.parameters if 'layers' in each[0] and len(each[1]) > 2)
-    table = model.padded * model.width / tensor
-    return Sizes(rows * length, length, width, model.width, model.heads * model.size / tensor,
-                 model.groups * model.size / min(tensor, model.groups), inner / tensor, routed,
-                 model.depth / stage, held(blocks, whole) / 4 / (model.depth / stage), table,
-                 model.padded / tensor / layout.loss_parts)
+def device_shape(layout, workload):
+    """Returns the DeviceShape of a Workload under a Layout."""
+    shape, mesh, data = workload.shape, layout.mesh, workload.settings.data
+    rows = data.batch / layout.accumulate / math.prod(mesh.get(axis, 1) for axis in ROW_AXES)
+    tensor, stage, owners = (mesh.get(axis, 1) for axis in ('tensor', 'stage', 'expert'))
+    ff, routed = shape.ff, 0
+    if shape.experts:
+        ff = shape.experts.ff * (shape.experts.top_k + shape.experts.shared)
+        # without a capacity factor a device must have room for the tokens of all owners
+        routed = shape.experts.top_k * (1 if owners == 1 else shape.experts.capacity_factor or owners)
+    gathered = {axis: size for axis, size in mesh.items() if axis in ('tensor', 'expert', 'stage')}
+    matrices = tuple(array for array in workload.parameters if 'layers' in array[0] and len(array[1]) > 2)
+    layers = shape.depth / stage
+    return DeviceShape(
+        tokens=rows * (data.context / mesh.get('context', 1)), query=shape.heads * shape.head_dim / tensor,
+        key=shape.kv_heads * shape.head_dim / min(tensor, shape.kv_heads), ff=ff / tensor, routed=routed, layers=layers,
+        layer_weights=device_bytes(matrices, gathered) / 4 / layers, table=shape.vocab * shape.width / tensor,
+        vocab=shape.vocab / tensor / layout.vocab_chunks)
 
 
-def memory(layout, subject, platform):
+def peak_memory(layout, workload, platform):
     """Returns {what: bytes} of one device at the fullest moment of a step, on 'tpu' or 'cuda'."""
-    settings, mesh, s = subject.settings, layout.sizes, sizes_of(layout, subject)
-    parameters = held(subject.parameters, mesh)
-    optimizer = held(subject.optimizer, mesh, settings.zero)
-    rows = settings.data.batch / math.prod(mesh.get(axis, 1) for axis in ('data', 'fsdp', 'expert'))
-    gradients = parameters * (2 if layout.accumulate > 1 else 1)
-    return {'parameters': parameters, 'optimizer': optimizer,
+    settings, shape, device = workload.settings, workload.shape, device_shape(layout, workload)
+    parameters = device_bytes(workload.parameters, layout.mesh)
+    rows = settings.data.batch / math.prod(layout.mesh.get(axis, 1) for axis in ROW_AXES)
+    return {'parameters': parameters, 'optimizer': device_bytes(workload.optimizer, layout.mesh, settings.zero),
             'batch': 4 * rows * (2 * settings.data.context + 1),
-            'gradients': gradients, 'saved': s.layers * _saved(layout.remat, settings.model, s) * s.tokens,
-            'working': max(_layer_work(layout.remat, settings.model, s), _loss_work(layout, s, platform))}
+            'gradients': parameters * (2 if layout.accumulate > 1 else 1),  # the sum, and those of one micro-batch
+            'saved': device.layers * _saved_bytes(layout.remat, shape, device) * device.tokens,
+            'working': max(_layer_working_bytes(layout.remat, shape, device),
+                           _loss_working_bytes(layout, shape, device, platform))}
 
 
-def _saved(remat, model, s):
-    """Returns the bytes for each token that one layer keeps for the backward pass."""
+def _saved_bytes(remat, shape, device):
+    """Returns the bytes, for each token, that one layer keeps for the backward pass."""
     if remat == 'offload':
         return 0
     if remat == 'full':
-        return s.width * s.hidden
-    gates = 2 if model.activation in ('swiglu', 'geglu') else 1
-    products = s.width * (s.heads + 2 * s.keys + gates * s.inner + 2 * s.hidden)
+        return shape.itemsize * shape.width
+    products = shape.itemsize * (device.query + 2 * device.key + shape.up_projections * device.ff + 2 * shape.width)
     if remat == 'dots':
-        return products + s.width * s.hidden
-    return products + s.width * (2 * s.heads + (1 + gates) * s.inner) + 4 * 2 * s.hidden + 4 * model.heads
+        return products + shape.itemsize * shape.width
+    elementwise = shape.itemsize * (2 * device.query + (1 + shape.up_projections) * device.ff)
+    return products + elementwise + 4 * 2 * shape.width + 4 * shape.heads  # norms and softmax statistics: float32
 
 
-def _layer_work(remat, model, s):
-    """Returns the bytes of one layer's backward pass: its weights, gathered, their gradients, and its activations.
+def _layer_working_bytes(remat, shape, device):
+    """Returns the bytes of one layer's backward pass: its gathered weights, their gradients, and its activations."""
+    ups = shape.up_projections
+    if RECOMPUTED[remat] < 1:
+        values = (1 + 2 * ups) * device.ff + 3 * device.query + 2 * device.key + shape.width
+        return shape.itemsize * (device.layer_weights + values * device.tokens)
+    # beside the MLP: queries, keys, values, attention's output; the layer's input, the MLP's before and after its norm,
+    # and two gradients [D]
+    beside = 2 * device.query + 2 * device.key + 5 * shape.width
+    if shape.experts:
+        # rows as dispatched, as sorted by expert, as combined, and the gradients of two of these
+        values = (device.routed * (5 * shape.width + (1 + ups) * shape.experts.ff) + shape.experts.top_k * shape.width
+                  + beside)
+        return shape.itemsize * (device.layer_weights + values * device.tokens)
+    chunks = shape.mlp_chunks(round(shape.ff / device.ff))
+    absent = (1 - 1 / chunks) * (1 + ups) * shape.width * device.ff  # weights of chunks that are not gathered yet
+    values = (1 + 2 * ups) * device.ff / chunks + beside
+    return shape.itemsize * (device.layer_weights - absent + values * device.tokens)
 
-    Where all is recomputed the MLP is, with its weights, in parts, beside queries, keys, values and what they gave, the
-    inputs of the layer and of the MLP before and after its norm, and two gradients. Rows of experts are there as sent,
-    as sorted, as given back, and the gradients of two of these.
+
+def _loss_working_bytes(layout, shape, device, platform):
+    """Returns the bytes of the output layer: logits, their gradient, and the gathered chunk of the table.
+
+    In one chunk logits are float32 beside their gradient on TPU; fused kernels of a GPU keep both in the dtype of
+    products.
     """
-    gates = 2 if model.activation in ('swiglu', 'geglu') else 1
-    if remat not in layers.FULL:
-        each = (1 + 2 * gates) * s.inner + 3 * s.heads + 2 * s.keys + s.hidden
-        return s.width * (s.matrices + each * s.tokens)
-    beside = 2 * s.heads + 2 * s.keys + 5 * s.hidden
-    if model.experts:
-        each = s.routed * (5 * s.hidden + (1 + gates) * model.experts.ff) + model.experts.top * s.hidden + beside
-        return s.width * (s.matrices + each * s.tokens)
-    ff = model.ff or 4 * model.width
-    parts = layers.parts(ff, model.width, round(ff / s.inner))
-    later = (1 - 1 / parts) * (1 + gates) * s.hidden * s.inner
-    return s.width * (s.matrices - later + ((1 + 2 * gates) * s.inner / parts + beside) * s.tokens)
+    itemsize, weights = shape.itemsize, 2 * shape.itemsize * device.table
+    if layout.vocab_chunks == 1:
+        return device.tokens * device.vocab * (itemsize + (4 if platform == 'tpu' else itemsize)) + weights
+    return device.tokens * (device.vocab * (4 + itemsize) + 2 * 4 * shape.width) + weights / layout.vocab_chunks
 
 
-def _loss_work(layout, s, platform):
-    """Returns the bytes of the output layer: scores, their gradient, and the gathered part of the table.
-
-    The scores of all classes at once are held in float32 beside their gradient on TPU, where a GPU's fused kernels make
-    them twice in the width of products.
-    """
-    if layout.loss_parts == 1:
-        return s.tokens * s.vocab * (s.width + (4 if platform == 'tpu' else s.width)) + 2 * s.width * s.table
-    return s.tokens * (s.vocab * (4 + s.width) + 2 * 4 * s.hidden) + 2 * s.width * s.table / layout.loss_parts
-
-
-def measure(layout, subject, seen):
-    """Returns {'flops', 'memory_bytes', 'collectives'} as costs.measure does, by formula."""
-    settings, s = subject.settings, sizes_of(layout, subject)
-    model, times = settings.model, layout.accumulate
-    again = {'none': 0, 'dots': 0.2, 'full': 1, 'offload': 1}[layout.remat]
-    active = s.matrices
-    if model.experts:
-        active = s.hidden * (2 * s.heads + 2 * s.keys) + 3 * s.hidden * s.inner
-    products = 2 * active * s.layers * s.tokens * (3 + again)
-    output = 2 * s.tokens * s.table * (3 if layout.loss_parts == 1 else 4)
-    attention = 2 * s.tokens * settings.data.context * seen * s.heads * s.layers * (9 + 2 * again)
-    parameters = held(subject.parameters, layout.sizes)
-    touched = s.layers * (_saved('none', model, s) * s.tokens * (3 + again) + s.width * s.matrices * (4 + again))
-    touched += s.tokens * s.vocab * layout.loss_parts * 4 * 3 + s.width * s.table * 4
-    state = 2 * (parameters + held(subject.optimizer, layout.sizes)) + 2 * parameters
-    return {'flops': times * (products + output + attention), 'memory_bytes': times * touched + state,
-            'collectives': {key: value for key, value in _sent(layout, subject, s, again).items() if value}}
+def step_cost(layout, workload):
+    """Returns {'flops', 'hbm_bytes', 'collectives'} as costs.measure does, in closed form."""
+    shape, device = workload.shape, device_shape(layout, workload)
+    again, state = RECOMPUTED[layout.remat], device_bytes(workload.parameters, layout.mesh)
+    active = device.layer_weights
+    if shape.experts:
+        active = shape.width * (2 * device.query + 2 * device.key) + 3 * shape.width * device.ff
+    products = 2 * active * device.layers * device.tokens * (3 + again)
+    output = 2 * device.tokens * device.table * (3 if layout.vocab_chunks == 1 else 4)  # chunks: logits are recomputed
+    # attention: products [T H] x [H S], 2 forward and 7 backward, whose two kernels compute the scores once more each
+    product = 2 * device.tokens * workload.settings.data.context * workload.attended * device.query
+    attention = product * device.layers * (9 + 2 * again)
+    traffic = device.layers * (_saved_bytes('none', shape, device) * device.tokens * (3 + again)
+                               + shape.itemsize * device.layer_weights * (4 + again))
+    traffic += device.tokens * device.vocab * layout.vocab_chunks * 4 * 3 + shape.itemsize * device.table * 4
+    update = 2 * (state + device_bytes(workload.optimizer, layout.mesh)) + 2 * state
+    return {'flops': layout.accumulate * (products + output + attention),
+            'hbm_bytes': layout.accumulate * traffic + update,
+            'collectives': {key: sent for key, sent in _collectives(layout, workload, device).items() if sent}}
 
 
-def _sent(layout, subject, s, again):
-    """Returns {(kind, axes): bytes sent by a device} of one step."""
-    model, sizes, times = subject.settings.model, layout.sizes, layout.accumulate
-    once = times > 1 and reductions.separable(sizes) and not subject.settings.noise_scale
+def _collectives(layout, workload, device):
+    """Returns {(collective, mesh axis): bytes that a device sends} of one step."""
+    shape, mesh, micro_batches = workload.shape, layout.mesh, layout.accumulate
+    passes = 2 + bool(RECOMPUTED[layout.remat])  # over a layer: forward, backward, and forward again
+    deferred = micro_batches > 1 and reductions.separable(mesh) and not workload.settings.noise_scale
+    weights = shape.itemsize * (device.layers * device.layer_weights + device.table * (1 if shape.tied else 2))
+    reduced = (device_bytes(workload.parameters, mesh) if deferred  # in float32, once a step
+               else micro_batches * weights / mesh.get('fsdp', 1))
+    residual = shape.itemsize * device.tokens * shape.width
+    keys = 2 * shape.itemsize * device.tokens * device.key * (mesh.get('context', 1) - 1)
+    routed = residual * shape.experts.top_k * 2 * passes * device.layers if shape.experts else 0
 
     def share(axis):
-        return (sizes.get(axis, 1) - 1) / sizes.get(axis, 1)
-    weights = s.width * (s.layers * s.matrices + s.table * (1 if model.tied else 2))
-    flow = s.width * s.tokens * s.hidden
-    summed = held(subject.parameters, sizes) if once else times * weights / sizes.get('fsdp', 1)
-    rounds = 2 * (2 + bool(again)) * s.layers
-    keys = 2 * s.width * s.tokens * s.keys * (sizes.get('context', 1) - 1)
-    routed = flow * model.experts.top * 2 * (2 + bool(again)) * s.layers if model.experts else 0
-    away = 2 * times * s.layers * flow if layout.remat == 'offload' else 0
-    return {('copy', 'host'): away,
-            ('all-gather', 'fsdp'): times * 2 * weights * share('fsdp'),
-            ('reduce-scatter', 'fsdp'): times * weights * share('fsdp'),
-            ('all-reduce', 'data'): 2 * summed * share('data'),
-            ('all-reduce', 'tensor'): times * rounds * 2 * flow * share('tensor'),
-            ('all-gather', 'context'): times * s.layers * keys * (2 + bool(again)),
-            ('ragged-all-to-all', 'expert'): times * routed * share('expert')}
+        return (mesh.get(axis, 1) - 1) / mesh.get(axis, 1)
+    return {('copy', 'host'): 2 * micro_batches * device.layers * residual if layout.remat == 'offload' else 0,
+            ('all-gather', 'fsdp'): micro_batches * 2 * weights * share('fsdp'),
+            ('reduce-scatter', 'fsdp'): micro_batches * weights * share('fsdp'),
+            ('all-reduce', 'data'): 2 * reduced * share('data'),
+            ('all-reduce', 'tensor'): micro_batches * 2 * passes * device.layers * 2 * residual * share('tensor'),
+            ('all-gather', 'context'): micro_batches * device.layers * keys * passes,
+            ('ragged-all-to-all', 'expert'): micro_batches * routed * share('expert')}
 
 
-def seen_share(settings):
-    """Returns the share of all pairs of positions that attention looks at, on average over layers."""
-    model, length = settings.model, settings.data.context
-    windows = [min(model.windows[i % len(model.windows)] or length, length) for i in range(model.depth)]
-    return sum(w * (length - w / 2) / length ** 2 for w in windows) / len(windows)
+def attended_share(model, context):
+    """Returns the share of all pairs of positions of a row that a model's causal attention reads, mean over layers."""
+    windows = [min(window or context, context) for window in shape_of(model).windows]
+    return sum(w * (context - w / 2) / context ** 2 for w in windows) / len(windows)

@@ -1,16 +1,16 @@
-"""The text of a compiled program as values: computations of instructions, and how often each one runs."""
+"""A parser of HLO text: computations of instructions, and how often each computation runs."""
 import math
 import re
 from dataclasses import dataclass
 
-WIDTHS = {'pred': 1, 'bf16': 2, 'f16': 2, 'f32': 4, 'f64': 8, 'c64': 8}  # others, such as s32 and f8e4m3fn, say it
+ITEMSIZE = {'pred': 1, 'bf16': 2, 'f16': 2, 'f32': 4, 'f64': 8, 'c64': 8}  # else bits in the name: s32, f8e4m3fn
 INNER = re.compile(r'(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)')
 START = re.compile(r'\s+(?:ROOT )?%?[\w.\-]+ = ')
 
 
 @dataclass(frozen=True)
 class Array:
-    """One array of a type. fast: kept in the chip's on-chip memory (S(1) in its layout), not in main memory."""
+    """An array type. fast: in the chip's on-chip memory (S(1) in its layout) instead of HBM."""
 
     dtype: str
     shape: tuple
@@ -20,13 +20,13 @@ class Array:
     def size(self):
         """Bytes, without padding."""
         digits = re.match(r'[a-z]+(\d+)', self.dtype)
-        width = WIDTHS[self.dtype] if self.dtype in WIDTHS else int(digits[1]) / 8 if digits else 0
-        return width * math.prod(self.shape)
+        itemsize = ITEMSIZE[self.dtype] if self.dtype in ITEMSIZE else int(digits[1]) / 8 if digits else 0
+        return itemsize * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """`name = type opcode(operands), rest`; arrays: those of the type, in order; root: whether it is the result."""
+    """`name = type opcode(operands), rest`. arrays: of the type, in order. root: whether it is the result."""
 
     name: str
     opcode: str
@@ -37,28 +37,28 @@ class Instruction:
 
     @property
     def size(self):
-        """Bytes of all arrays of the result."""
+        """Bytes of all its arrays."""
         return sum(array.size for array in self.arrays)
 
     def inner(self):
-        """Returns the names of the computations that this one runs, but for branches."""
+        """Returns the names of the computations that it calls, but for the branches of a conditional."""
         return INNER.findall(self.rest)
 
     def numbers(self, attribute):
         """Returns the tuple of integers in `attribute={1,2}`; () where it is missing."""
-        found = re.search(rf'\b{attribute}={{([\d,]*)}}', self.rest)
-        return tuple(int(part) for part in found[1].split(',') if part) if found else ()
+        match = re.search(rf'\b{attribute}={{([\d,]*)}}', self.rest)
+        return tuple(int(part) for part in match[1].split(',') if part) if match else ()
 
 
 @dataclass(frozen=True)
 class Program:
-    """Computations {name: {instruction name: Instruction}} and the name of the one that is entered."""
+    """Computations {name: {instruction name: Instruction}} and the name of the entry computation."""
 
     computations: dict
     entry: str
 
     def root(self, computation):
-        """Returns the Instruction that is a computation's result."""
+        """Returns the root Instruction of a computation."""
         return next(i for i in self.computations[computation].values() if i.root)
 
 
@@ -77,17 +77,17 @@ def parse(text):
 
 
 def _joined(text):
-    """Yields lines, those that an attribute with line breaks of its own goes on over put together."""
-    held = None
+    """Yields the logical lines of a module: an attribute may contain line breaks, which are removed."""
+    logical = None
     for line in text.splitlines():
         if START.match(line) or line.startswith(('%', 'ENTRY', '}', 'HloModule')):
-            if held is not None:
-                yield held
-            held = line
-        elif held is not None:
-            held += line
-    if held is not None:
-        yield held
+            if logical is not None:
+                yield logical
+            logical = line
+        elif logical is not None:
+            logical += line
+    if logical is not None:
+        yield logical
 
 
 def _instruction(line):
@@ -116,8 +116,8 @@ def _balanced(text):
 def runs(program):
     """Returns {computation: how often it runs} in one run of the program, fused and asynchronous ones included.
 
-    Loops count as often as they turn; each branch of a conditional counts an even share. Computations that only combine
-    two numbers, as in a reduction, are not counted.
+    The body of a loop counts by its trip count, each branch of a conditional an even share. The scalar computations of
+    reductions are left out.
     """
     counts = {}
 
@@ -132,10 +132,10 @@ def runs(program):
 
 
 def _calls(program, body, instruction):
-    """Returns [(computation, how often)] of what one instruction runs."""
+    """Returns [(computation, how often it runs)] of the computations that one instruction calls."""
     if instruction.opcode == 'while':
-        turns = trips(program, body, instruction)
-        return [(name, turns) for name in instruction.inner()]
+        trips = trip_count(program, body, instruction)
+        return [(name, trips) for name in instruction.inner()]
     if instruction.opcode == 'conditional':
         branches = re.search(r'branch_computations={([^}]*)}', instruction.rest)
         names = re.findall(r'%?([\w.\-]+)', branches[1]) if branches else instruction.inner()
@@ -145,51 +145,51 @@ def _calls(program, body, instruction):
     return []
 
 
-def trips(program, body, loop):
-    """Returns how often a while loop turns: as the compiler notes it, or by the bound that its counter is held against.
+def trip_count(program, body, loop):
+    """Returns the trip count of a while loop: the compiler's annotation, or from its counter's start, step and bound.
 
-    1 where neither tells.
+    1 where neither is found.
     """
     noted = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
     if noted:
         return int(noted[1])
     condition = re.search(r'condition=%?([\w.\-]+)', loop.rest)[1]
-    bounds = [int(i.operands[0]) for name in (condition, *_fused(program, condition))
-              for i in program.computations[name].values() if i.opcode == 'constant' and _whole(i)]
+    fused = [name for i in program.computations[condition].values() if i.opcode == 'fusion' for name in i.inner()]
+    bounds = [int(i.operands[0]) for name in (condition, *fused)
+              for i in program.computations[name].values() if _is_integer(i)]
     counter = next((i for i in program.computations[condition].values() if i.opcode == 'get-tuple-element'), None)
     if len(bounds) != 1 or counter is None:
         return 1
     index = int(re.search(r'index=(\d+)', counter.rest)[1])
-    given, turned = body.get(loop.operands[0]), re.search(r'body=%?([\w.\-]+)', loop.rest)[1]
-    start = _constant(body, given.operands[index]) if given and given.opcode == 'tuple' else None
-    return max(1, -(-(bounds[0] - (start or 0)) // _step(program, turned, index)))
+    carry, loop_body = body.get(loop.operands[0]), re.search(r'body=%?([\w.\-]+)', loop.rest)[1]
+    start = _integer(body, carry.operands[index]) if carry and carry.opcode == 'tuple' else None
+    return max(1, -(-(bounds[0] - (start or 0)) // _step(program, loop_body, index)))
 
 
-def _fused(program, computation):
-    return [name for i in program.computations[computation].values() if i.opcode == 'fusion' for name in i.inner()]
+def _is_integer(instruction):
+    """Returns whether an instruction is an integer constant."""
+    return instruction.opcode == 'constant' and (
+        instruction.arrays[0].dtype in ('s32', 'u32', 's64', 'u64') and instruction.operands[0].lstrip('-').isdigit())
 
 
-def _whole(instruction):
-    return instruction.arrays[0].dtype in ('s32', 'u32', 's64', 'u64') and instruction.operands[0].lstrip('-').isdigit()
+def _integer(body, name):
+    """Returns the integer constant that `name` is in a computation, or None."""
+    value = _source(body, name)
+    return int(value.operands[0]) if value is not None and _is_integer(value) else None
 
 
-def _constant(body, name):
-    """Returns the integer that `name` is in a computation, None where it is no constant."""
-    value = _behind(body, name)
-    return int(value.operands[0]) if value is not None and value.opcode == 'constant' and _whole(value) else None
-
-
-def _behind(body, name):
+def _source(body, name):
+    """Returns the instruction whose value `name` is a copy, bitcast or conversion of; None for a foreign name."""
     while name in body and body[name].opcode in ('copy', 'bitcast', 'convert'):
         name = body[name].operands[0]
     return body.get(name)
 
 
-def _step(program, turned, index):
-    """Returns by how much the body of a loop raises its counter, element `index` of what it carries; 1 if not seen."""
-    root, body = program.root(turned), program.computations[turned]
+def _step(program, loop_body, index):
+    """Returns what a loop's body adds to the counter, element `index` of the carry; 1 where no addition is found."""
+    root, body = program.root(loop_body), program.computations[loop_body]
     if root.opcode != 'tuple':
         return 1
-    raised = _behind(body, root.operands[index])
-    steps = [_constant(body, name) for name in raised.operands] if raised is not None and raised.opcode == 'add' else []
+    added = _source(body, root.operands[index])
+    steps = [_integer(body, name) for name in added.operands] if added is not None and added.opcode == 'add' else []
     return next((step for step in steps if step), 1)

@@ -1,19 +1,20 @@
-"""The best of all layouts of an experiment: ranked by formula; and the cheapest changes that make one fit."""
+"""All layouts of an experiment ranked by formula; the smallest changes, or the smallest cluster, that make it fit."""
 import math
 import operator
 from dataclasses import dataclass
 
 from lm import hardware
-from lm.plan import analytic, layouts, roofline
+from lm.plan import analytic, roofline
+from lm.plan.layout import Layout, all_layouts, layout_of
 
-MARGIN = 0.95  # of the memory, which the formulas may be off by
+MARGIN = 0.95  # share of a device's memory that the formulas, which are not exact, may fill
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A Layout with what the formulas say of it: bytes by what they hold, and seconds."""
+    """A Layout with its Roofline and {what: bytes} of one device, both by formula."""
 
-    layout: layouts.Layout
+    layout: Layout
     memory: dict
     roof: roofline.Roofline
 
@@ -23,54 +24,57 @@ class Candidate:
 
     @property
     def seconds(self):
-        """Seconds of a step between those of perfect overlap and of none."""
+        """Seconds of a step: the mean of those with full and with no overlap of collectives."""
         return (self.roof.least + self.roof.most) / 2
 
 
-def judge(layout, subject, cluster, seen):
+def candidate_of(layout, workload, cluster):
     """Returns the Candidate of one Layout."""
-    measured = analytic.measure(layout, subject, seen)
-    roof = roofline.roofline(cluster, layout.sizes, subject.settings.model.dtype, measured)
-    return Candidate(layout, analytic.memory(layout, subject, cluster.chip.platform), roof)
+    cost = analytic.step_cost(layout, workload)
+    return Candidate(layout, analytic.peak_memory(layout, workload, cluster.chip.platform),
+                     roofline.roofline(cluster, layout.mesh, workload.shape.dtype, cost))
 
 
 def ranked(settings, cluster):
     """Returns all Candidates of an experiment on a cluster: those that fit, fastest first, then the others by peak."""
-    layouts.check(settings)
-    subject, seen = analytic.subject(settings), analytic.seen_share(settings)
-    found = [judge(layout, subject, cluster, seen) for layout in layouts.every(settings, cluster)]
-    fits = sorted((c for c in found if c.peak <= MARGIN * cluster.chip.memory), key=operator.attrgetter('seconds'))
-    rest = sorted((c for c in found if c.peak > MARGIN * cluster.chip.memory), key=operator.attrgetter('peak'))
-    return fits + rest
-
-
-def remedies(settings, cluster, off=1.0, count=3):
-    """Returns the Candidates that fit with the fewest changes to the experiment's own layout, then the least time.
-
-    `off` is how many times more the compiler takes than the formulas say.
-    """
-    own = layouts.given(settings, cluster.devices)
+    workload = analytic.workload_of(settings)
+    candidates = [candidate_of(layout, workload, cluster) for layout in all_layouts(settings, cluster)]
     limit = MARGIN * cluster.chip.memory
-    found = [c for c in ranked(settings, cluster) if off * c.peak <= limit]
-    found.sort(key=lambda c: (len(c.layout.changes(own)), c.seconds))
-    return found[:count]
+    fitting = sorted((c for c in candidates if c.peak <= limit), key=operator.attrgetter('seconds'))
+    return fitting + sorted((c for c in candidates if c.peak > limit), key=operator.attrgetter('peak'))
 
 
-def enough(settings, cluster, off=1.0, most=16):
-    """Returns the name of the smallest cluster of the same chip, up to `most` times as large, on which a layout fits.
+def remedies(settings, cluster, calibration=1.0, count=3):
+    """Returns the `count` Candidates that fit with the fewest changes to the experiment's own layout, fastest first.
+
+    `calibration` is the compiler's peak memory as a multiple of the formulas'.
+    """
+    own = layout_of(settings, cluster.devices)
+    fitting = [c for c in ranked(settings, cluster) if calibration * c.peak <= MARGIN * cluster.chip.memory]
+    return sorted(fitting, key=lambda c: (len(c.layout.changes(own)), c.seconds))[:count]
+
+
+def smallest_cluster(settings, cluster, calibration=1.0, most=16):
+    """Returns the name of the smallest cluster of the same chip, 2, 4, ... `most` times as large, that a layout fits.
 
     '' where there is none.
     """
-    chip, times, subject = cluster.chip, 2, analytic.subject(settings)
+    chip, workload, times = cluster.chip, analytic.workload_of(settings), 2
     while times <= most:
-        number = cluster.chips * times
-        cores = number * (2 if chip.named_by_core else 1)
-        larger = f'{chip.name}-{cores}' if chip.torus else f'{number}x{chip.name}'
-        if chip.torus and cluster.count * times * math.prod(cluster.shape) > hardware.LARGEST[chip.name]:
-            larger = f'{cluster.count * times}x{cluster.name.split("x", 1)[-1] if cluster.count > 1 else cluster.name}'
-        peaks = (sum(analytic.memory(layout, subject, chip.platform).values())
-                 for layout in layouts.every(settings, hardware.cluster(larger)))
-        if any(off * peak <= MARGIN * chip.memory for peak in peaks):
-            return larger
+        name = _larger(cluster, times)
+        peaks = (sum(analytic.peak_memory(layout, workload, chip.platform).values())
+                 for layout in all_layouts(settings, hardware.cluster(name)))
+        if any(calibration * peak <= MARGIN * chip.memory for peak in peaks):
+            return name
         times *= 2
     return ''
+
+
+def _larger(cluster, times):
+    """Returns the name of a cluster `times` as large: one slice as long as there is one of that size, then several."""
+    chip, count = cluster.chip, cluster.count * times
+    if not chip.torus:
+        return f'{cluster.chips * times}x{chip.name}'
+    if count * math.prod(cluster.shape) > hardware.LARGEST[chip.name]:
+        return f'{count}x{cluster.name.split("x", 1)[-1] if cluster.count > 1 else cluster.name}'
+    return f'{chip.name}-{cluster.chips * times * (2 if chip.named_by_core else 1)}'

@@ -10,7 +10,7 @@ KINDS = tuple((lambda text: CLASSES.get(text, 'same')) if name == 'verdict' else
 
 def render(study):
     """Returns the page of a Study as the text of one HTML file."""
-    flops = study.table.flops or costs.per_token(study.variants[0].finished) or {}
+    flops = study.table.flops or costs.per_token(study.variants[0].finished)
     drawn = {'losses': plots.losses(study, study.metric), 'training': plots.losses(study, 'loss')}
     rates = plots.sensitivity(study)
     drawn |= {'rates': {'rate': rates}} if rates else {}

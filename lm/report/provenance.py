@@ -41,7 +41,7 @@ def _peak(trial):
     if 'device' not in trial.about:
         return math.nan
     chip = hardware.find(trial.about['device'])
-    dtype = trial.settings.get('model.dtype')
+    dtype = trial.settings.get('model.execution.dtype')
     return chip.flops[dtype] * trial.about['devices'] if chip and dtype in chip.flops else math.nan
 
 

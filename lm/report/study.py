@@ -13,9 +13,9 @@ from lm.config import Error
 from lm.config.annotations import close
 from lm.report import comparisons, costs, curves, trials, variants
 
-UNKNOWN = {'tokens': 'no loss recorded at this many tokens; set a smaller eval_every',
-           'flops': 'no loss recorded at this many FLOPs, or FLOPs per token unknown; set a smaller eval_every',
-           'seconds': 'no loss recorded after this many seconds, or no speed; set a smaller eval_every'}
+UNKNOWN = {'tokens': 'no loss recorded at this many tokens; set a smaller cadence.eval',
+           'flops': 'no loss recorded at this many FLOPs, or FLOPs per token unknown; set a smaller cadence.eval',
+           'seconds': 'no loss recorded after this many seconds, or no speed; set a smaller cadence.eval'}
 
 
 @dataclass(frozen=True)
@@ -181,9 +181,7 @@ class Table(NamedTuple):
     def family(self, axis, name=''):
         """Returns the Family of a metric, not judged yet, at the smallest final cost of any finished trial."""
         if axis == 'flops' and len({self.cost(trial) for variant in self.variants for trial in variant.finished}) == 1:
-            why = f'not counted for more than {costs.MOST} models' if self.flops is None else \
-                'all variants have the same FLOPs per token: see equal tokens'
-            return Family(axis, math.nan, {}, [], {}, why)
+            return Family(axis, math.nan, {}, [], {}, 'all variants have the same FLOPs per token: see equal tokens')
         if axis == 'seconds' and any(trial.together for variant in self.variants for trial in variant.finished):
             why = 'runs of one program (--together) have no speed of their own; train some of each variant without it'
             return Family(axis, math.nan, {}, [], {}, why)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lm import records
-from lm.config import Error
+from lm.config import Error, legacy
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _listing(path, modified):  # read once for all trials of a sweep, and again 
 def _open(directory, root):
     try:
         about = json.loads((directory / 'config.json').read_text())
-        flat = flatten(about['config'])
+        flat = flatten(legacy.upgraded(about['config']))
         missing = [key for key in ('steps', 'data.batch', 'data.context') if key not in flat]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise Error(f'{directory}/config.json is no record of a run ({error}); remove the directory.') from error
@@ -140,7 +140,7 @@ def _open(directory, root):
 def variant(flat):
     """Returns {dotted key: value} without seeds and without what affects no result."""
     return {key: value for key, value in flat.items()
-            if key not in records.SEEDS and key.split('.')[0] not in records.FREE}
+            if key not in records.SEEDS and not records.free(key)}
 
 
 def _state(records, steps):

@@ -94,7 +94,7 @@ def _sizes(done, non_embedding):
 
 def _flops(chosen, n):
     """Returns (least, most) counted training FLOPs per parameter and token of trials, None if unknown."""
-    counted = costs.per_token(chosen) or {}
+    counted = costs.per_token(chosen)
     ratios = [counted[costs.key(trial.settings)] / size for trial, size in zip(chosen, n, strict=True)
               if costs.key(trial.settings) in counted]
     return (min(ratios), max(ratios)) if ratios else None

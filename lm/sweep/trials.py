@@ -9,7 +9,9 @@ from typing import Any
 
 from lm import config, records
 from lm.config import files
+from lm.config.annotations import is_component
 from lm.config.overrides import branches
+from lm.config.snapshots import name_of
 from lm.config.values import Text, fit
 from lm.sweep import zipped
 from lm.sweep.rules import Rule
@@ -41,7 +43,8 @@ class Sweep:
 
 def identity(settings):
     """Returns 16 hex digits of what a run computes: of its settings without those that do not change it."""
-    return config.fingerprint({name: value for name, value in vars(settings).items() if name not in records.FREE})
+    return config.fingerprint({key: name_of(type(value)) if is_component(value) else value
+                               for key, value in branches(settings) if not records.free(key)})
 
 
 def axes(over, seeds):
@@ -136,7 +139,7 @@ def _check_same(begun, base):
 
 def judged_every(settings):
     """Returns the number of steps between two losses that a rule can judge by; 0 for a loss at the end only."""
-    return settings.eval_every if settings.data.valid else settings.log_every
+    return settings.cadence.eval if settings.data.valid else settings.cadence.log
 
 
 def _check_rule(base, rule, steps):
@@ -145,8 +148,8 @@ def _check_rule(base, rule, steps):
         raise config.Error(f'{rule} judges first at step {rule.first} and the trials end at step {steps}; '
                            f'try first={max(1, steps // 10)}.')
     if rule and (not every or rule.first % every):
-        raise config.Error(f'{rule} judges at step {rule.first} and eval_every={every} has no loss there; '
-                           f'try eval_every={rule.first}.')
+        raise config.Error(f'{rule} judges at step {rule.first} and cadence.eval={every} has no loss there; '
+                           f'try cadence.eval={rule.first}.')
 
 
 def add(directory, trials):

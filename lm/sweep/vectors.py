@@ -1,13 +1,16 @@
 """Trials that differ only in numbers as one program: vmap of the pure step over an axis C of trials."""
+import contextlib
 import copy
+import dataclasses
 import os
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm import config, evaluate, records, train
+from lm import config, records, train
 from lm.parallel import sharding
 
 _known = {}
@@ -15,27 +18,27 @@ DEVICES = '--xla_force_host_platform_device_count'
 
 
 def spread(count, environ=os.environ):
-    """Asks for a device on each core of a CPU, up to `count`, among which trials are shared out; what is set stays.
+    """Makes each core of a CPU a device, up to `count`, over which trials are spread; XLA_FLAGS that say how many stay.
 
-    It must come before anything touches a device. Trials say nothing to each other, so that no core waits for another.
+    It must come before anything touches a device. Trials do not communicate, so that no core waits for another.
     """
-    given = environ.get('XLA_FLAGS', '')
+    flags = environ.get('XLA_FLAGS', '')
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    if DEVICES not in given:
-        environ['XLA_FLAGS'] = f'{given} {DEVICES}={min(count, cores)}'.strip()
+    if DEVICES not in flags:
+        environ['XLA_FLAGS'] = f'{flags} {DEVICES}={min(count, cores)}'.strip()
 
 
 def alone(settings):
-    """Returns the mesh for a trial on its own in a worker that spreads others: one device of a CPU, which uses all its
-    cores, as several would wait for each other; None for the trial's own.
+    """Returns the mesh for a single trial in a worker that made each core a device: one device, whose threads use all
+    cores, as devices would wait for each other; None for the trial's own mesh.
     """
     if jax.default_backend() != 'cpu' or settings.mesh != {'data': -1}:
         return None
     return sharding.make_mesh({'data': 1}, jax.devices()[:1])
 
 
-def akin(a, b):
-    """Returns whether two trials can be one program: they differ in seeds and in numbers that the step can trace."""
+def can_vmap(a, b):
+    """Returns whether two trials can be one program: they differ only in seeds and in floats that a step can trace."""
     changed = config.diff(a.settings, b.settings)
     return saved(a) == saved(b) and all(
         key in records.SEEDS or (type(x) is type(y) is float and traceable(a.settings, key))
@@ -50,15 +53,16 @@ def saved(trial):
 
 
 def traceable(settings, key):
-    """Returns whether a step can be made without knowing the number at a dotted key, as jax finds by trying.
+    """Returns whether a step can be traced with the number at a dotted key abstract, by trying.
 
     It cannot where Python branches on it: a clip of 0.0 is another program than any other.
     """
     def run(number):
-        init, step = train.functions(planted(settings, {key: number}))
-        state = init()
-        return state, step(state, settings.data.example())[0]
-    known = type(settings.model), type(settings.optimizer), type(settings.optimizer.schedule), key
+        parts = train.parts(with_traced_fields(settings, {key: number}))
+        state = parts.init()
+        return state, parts.step(state, settings.data.example())[0]
+    parts = settings.model, settings.objective, settings.optimizer, settings.optimizer.schedule
+    known = *map(type, parts), key
     if known not in _known:
         try:
             before, after = jax.eval_shape(run, jax.ShapeDtypeStruct((), jnp.float32))
@@ -68,67 +72,93 @@ def traceable(settings, key):
     return _known[known]
 
 
-def planted(value, changes):
-    """Returns a component with values put in at dotted keys, unchecked: a number being traced has no value to check."""
+def with_traced_fields(value, changes):
+    """Returns a component with fields at dotted keys replaced, unchecked: a traced number has no value to check."""
     groups = {}
     for key, change in changes.items():
         name, _, rest = key.partition('.')
         groups.setdefault(name, {})[rest] = change
     new = copy.copy(value)
     for name, group in groups.items():
-        object.__setattr__(new, name, group[''] if '' in group else planted(getattr(value, name), group))
+        object.__setattr__(new, name, group[''] if '' in group else with_traced_fields(getattr(value, name), group))
     return new
 
 
-class Program(NamedTuple):
-    """C trials made executable: `numbers` [C] by key, and functions of them with C leading all that they take and give.
+@dataclasses.dataclass(frozen=True)
+class Trials(train.Program):
+    """C trials made executable: states, batches and metrics have a leading axis C, spread over a mesh of `trials`.
 
-    init(numbers) -> states, step(numbers, states, batches) -> (states, metrics), sums(numbers, states, batch) -> [C
-    sources 2] of one batch for all. `place` says on which devices they are.
+    settings: the first trial's. sums(state, batch) -> validation sums [C ...] of one batch for all.
     """
 
-    numbers: dict
-    init: Any
-    step: Any
     sums: Any
-    place: jax.sharding.NamedSharding
+
+    @property
+    def place(self):
+        """The sharding of all that has the axis C."""
+        return jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec('trials'))
+
+    def context(self):
+        return contextlib.nullcontext()
+
+    def feed(self, monitors):
+        def batch_at(step):
+            batches = [monitor.stream.batch_at(step + monitor.offset) for monitor in monitors]
+            return jax.device_put({name: np.stack([batch[name] for batch in batches]) for name in batches[0]},
+                                  self.place)
+        return batch_at
+
+    def join(self, states):
+        return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(states)), self.place)
+
+    def split(self, tree):
+        whole = jax.device_get(tree)
+        return [jax.tree.map(lambda x, i=i: np.asarray(x[i]), whole) for i in range(len(jax.tree.leaves(whole)[0]))]
+
+    def score(self, state, valid, batches=0):
+        count = min(batches, valid.batches) if batches else valid.batches
+        sums = [self.sums(len(valid.sources), state, valid.batch_at(i)) for i in range(count)]
+        return [self.settings.objective.scores(total, valid)
+                for total in np.sum(jax.device_get(sums), axis=0, dtype=np.float64)]
 
 
-def program(trials, sources=1):
-    """Returns the Program of akin trials, spread over as many devices as divide their number."""
+def program(trials):
+    """Returns the Trials of some that `can_vmap`, spread over as many devices as divide their number."""
     lead = trials[0].settings
     keys = {key for trial in trials for key in config.diff(lead, trial.settings)} - {'seed', 'data.seed'}
     leaves = [config.flatten(trial.settings) for trial in trials]
-    numbers = {key: np.array([each[key] for each in leaves], np.float32) for key in sorted(keys)}
+    numbers = {key: np.array([flat[key] for flat in leaves], np.float32) for key in sorted(keys)}
     numbers['seed'] = np.array([trial.settings.seed for trial in trials], np.int32)
     count = max(n for n in range(1, len(jax.devices()) + 1) if len(trials) % n == 0)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ('trials',))
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('trials'))
 
     def init(numbers):
-        return train.functions(planted(lead, numbers))[0]()
+        return train.parts(with_traced_fields(lead, numbers)).init()
 
     def step(numbers, state, batch):
-        return train.functions(planted(lead, numbers))[1](state, batch)
+        return train.parts(with_traced_fields(lead, numbers)).step(state, batch)
 
-    def sums(numbers, state, batch):
-        settings = planted(lead, numbers)
-        params = settings.optimizer.averaged(state.optimizer, state.params)
-        return evaluate.sums(settings.model, sources, params, batch)
-
-    def all_sums(numbers, states, batch):
-        return _each(lambda *one: sums(*one, batch), mesh)(numbers, states)
-    return Program(jax.device_put(numbers, place), jax.jit(_each(init, mesh), out_shardings=place),
-                   jax.jit(_each(step, mesh), donate_argnums=1, out_shardings=(place, place)),
-                   jax.jit(all_sums), place)
+    def sums(sources, numbers, states, batch):
+        def one(numbers, state):
+            settings = with_traced_fields(lead, numbers)
+            params = settings.optimizer.averaged(state.optimizer, state.params)
+            return settings.objective.sums(settings.model, sources, params, batch)
+        return _each(one, mesh)(numbers, states)
+    # The numbers are arguments of what is compiled, so that groups with other numbers find it in the compilation cache.
+    numbers = jax.device_put(numbers, place)
+    sums = jax.jit(sums, static_argnums=0)
+    return Trials(lead, mesh, partial(jax.jit(_each(init, mesh), out_shardings=place), numbers),
+                  partial(jax.jit(_each(step, mesh), donate_argnums=1, out_shardings=(place, place)), numbers),
+                  train.placed(lead, sharding.make_mesh({'data': 1}, jax.devices()[:1])),
+                  lambda sources, states, batch: sums(sources, numbers, states, batch))
 
 
 def _each(function, mesh):
-    """Returns a function of all trials: vmap, but on CPUs one after another, which keeps the activations of each in the
-    caches of its CPU.
+    """Returns `function` over a leading axis C: vmap, but on CPUs one trial after another, which stays in the caches.
     """
     if jax.default_backend() != 'cpu':
         return jax.vmap(function)
-    over = mesh.axis_names
-    return jax.shard_map(lambda *given: jax.lax.map(lambda one: function(*one), given), mesh=mesh,
-                         in_specs=jax.sharding.PartitionSpec(*over), out_specs=jax.sharding.PartitionSpec(*over))
+    spec = jax.sharding.PartitionSpec('trials')
+    return jax.shard_map(lambda *args: jax.lax.map(lambda one: function(*one), args), mesh=mesh, in_specs=spec,
+                         out_specs=spec)

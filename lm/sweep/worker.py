@@ -8,10 +8,10 @@ import traceback
 from lm import config
 from lm.config import files
 from lm.parallel import processes
-from lm.sweep import claims, search, vectors, view
-from lm.sweep import together as groups
-from lm.sweep.trials import FAILED, SETTLED, judged_every, open_sweep, shown, states
-from lm.train import loop, runs
+from lm.sweep import claims, search, together, vectors, view
+from lm.sweep.stopping import Judged
+from lm.sweep.trials import FAILED, SETTLED, open_sweep, shown, states
+from lm.train import loop, runs, session
 
 
 def refuse(verb, names):
@@ -49,9 +49,9 @@ def work(sweep, cache, width=1):
                 continue
             try:
                 alone |= _train(sweep, chosen, cache, width)
-            except loop.Stopped:
-                print(f'stopped and saved in {sweep.directory}; the same line goes on.')
-                return loop.STOPPED
+            except loop.Preempted:
+                print(f'stopped and saved in {sweep.directory}; run the same command to resume.')
+                return loop.PREEMPTED
             finally:
                 for trial in chosen:
                     desk.release(trial.id)
@@ -67,7 +67,7 @@ def choose(sweep, desk, width=1, alone=()):
     ready.sort(key=lambda trial: -progressed[trial.id][0])
     for trial in ready:
         if taken and (len(taken) == width or {trial.id, taken[0].id} & set(alone)
-                      or not vectors.akin(taken[0], trial)):
+                      or not vectors.can_vmap(taken[0], trial)):
             continue
         if desk.take(trial.id):
             taken.append(trial)
@@ -80,38 +80,16 @@ def choose(sweep, desk, width=1, alone=()):
     return [trial for trial in taken if trial not in settled], waiting or bool(settled)
 
 
-class Judged(processes.Stop):
-    """Whether a trial's run stops: asked to, or by the sweep's rule, which is heard one step after each validation."""
-
-    def __init__(self, sweep, trial):
-        super().__init__()
-        self.sweep, self.trial, self.lags = sweep, trial, False
-
-    def reached(self, step):
-        """Returns whether the run stops after `step`."""
-        self.lags = self.trial.id in lagging(self.sweep, [self.trial], step - 1)
-        return super().reached(step) or self.lags
-
-
-def lagging(sweep, some, step):
-    """Returns the ids of those of some trials that the sweep's rule stops by their losses at `step`, as files are now.
-    """
-    if not sweep.rule or step % judged_every(sweep.base) or not sweep.rule.judges(step):
-        return set()
-    found, _ = states(open_sweep(sweep.directory))
-    return {trial.id for trial in some if found[trial.id] == 'stopped'}
-
-
 def _train(sweep, chosen, cache, width):
     """Trains the chosen trials as far as they go, and returns the ids of those that must go on alone."""
     try:
         if len(chosen) > 1:
-            return groups.train(sweep, chosen, cache, lagging)
+            return together.train(sweep, chosen, cache)
         _train_one(sweep, chosen[0], cache, vectors.alone(chosen[0].settings) if width > 1 else None)
     except runs.Busy as busy:
         print(f'lm: {busy}', flush=True)
         time.sleep(claims.PERIOD)
-    except (loop.Stopped, KeyboardInterrupt):
+    except (loop.Preempted, KeyboardInterrupt):
         raise
     except Exception as fault:
         if full := _full(fault):
@@ -139,10 +117,10 @@ def _full(fault):
 def _train_one(sweep, trial, cache, mesh):
     print(f'trial {trial.id}: {shown(trial)}', flush=True)
     run = runs.Run(trial.directory, config.Experiment(trial.settings, {}, sweep.directory / 'experiment.py'))
-    run.stop = Judged(sweep, trial)
+    run.stop = Judged(sweep, trial, processes.Stop())
     try:
-        loop.train_in(trial.settings, run, cache, mesh)
-    except loop.Stopped:
+        session.train(trial.settings, run, cache, mesh)
+    except loop.Preempted:
         if run.stop.asked:
             raise
         print(f"trial {trial.id} is stopped: its loss lags behind the others'.", flush=True)

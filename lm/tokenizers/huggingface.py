@@ -10,6 +10,7 @@ import re
 import numpy as np
 
 from lm import config
+from lm.config import paths
 from lm.config.files import require
 from lm.tokenizers.plain import Encoder, Tokenizer, hashed, keep
 
@@ -29,7 +30,7 @@ class HuggingFace(Tokenizer):
     bos: str = ''
 
     @property
-    def given(self):
+    def source_file(self):
         return self.file
 
     def fit(self, texts, directory):
@@ -46,19 +47,17 @@ class HuggingFace(Tokenizer):
 
 
 def _load(path):
+    content = paths.read(path, 'tokenizer.json')
     try:
-        content = pathlib.Path(path).expanduser().read_bytes()
         content = gzip.decompress(content) if path.endswith('.gz') else content
         json.loads(content)
-    except OSError as error:
-        raise config.Error(f'cannot read the tokenizer {path!r}: {error.strerror or error}; '
-                           'give the path of a tokenizer.json.') from error
-    except ValueError as error:
+    except (OSError, EOFError, ValueError) as error:
         raise config.Error(f'{path!r} is not JSON ({error}); give the path of a tokenizer.json.') from error
     return content
 
 
 def _find(named, usual, vocabulary):
+    """Returns the id of the token `named`, else of the first of the `usual` names, None where there is none."""
     if named and named not in vocabulary:
         raise config.Error(f'{named!r} is not a token of this tokenizer; choose one that its file lists.')
     return next((vocabulary[name] for name in ([named] if named else usual) if name in vocabulary), None)
@@ -97,6 +96,7 @@ class JsonEncoder(Encoder):
 
     @functools.cached_property
     def _seamless(self):
+        """Whether segments encoded one by one decode to their text: not where a tokenizer puts a space before each."""
         return self.decode(self.join(self.encode_segments(['a\n', 'b']))) == 'a\nb'
 
     def split(self, text):

@@ -1,7 +1,7 @@
-"""Tokenizers: what every one answers, and the plain ones: bytes, characters, words.
+"""Tokenizers: the base classes, and those without a library: bytes, characters, words.
 
-A tokenizer says how to make an Encoder, `fit` makes or loads it; an Encoder turns text into token ids and back. Text is
-never parsed for control tokens: a '<eos>' that a user writes becomes ordinary tokens.
+A Tokenizer is a setting whose `fit` makes or loads an Encoder, which turns text into token ids and back. Text is never
+parsed for control tokens: a '<eos>' that a user writes becomes ordinary tokens.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ _BREAK = re.compile(r'(?<=\S)\n(?=\S)')
 
 
 class Tokenizer:
-    """How text becomes tokens; `given` is the path of a file that says so, '' where the training text does."""
+    """How text becomes tokens. `source_file` is the path of the file that defines it, '' where training text does."""
 
-    given = ''
+    source_file = ''
 
     def fit(self, texts, directory):
         """Returns the Encoder kept in `directory`, made from the strings `texts` and kept there where it is missing."""
@@ -79,7 +79,7 @@ class Encoder:
 def segments(text):
     """Yields consecutive pieces of some 65,000 characters that add up to `text`.
 
-    They begin behind the lone end of a line, or else at a space: where tokens begin anyway.
+    They begin after a single line break, or else at a space: where a token begins in any case.
     """
     start = 0
     while len(text) - start > 2 * _SEGMENT:
@@ -93,7 +93,7 @@ def segments(text):
 
 
 def keep(path, content):
-    """Writes bytes to `path` at once: a reader sees all of them or no file."""
+    """Writes bytes to `path` atomically: a reader sees all of them or no file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'{path.name}.{os.getpid()}')
     temporary.write_bytes(content)
@@ -142,10 +142,10 @@ class Chars(Tokenizer):
     def fit(self, texts, directory):
         path = pathlib.Path(directory) / 'chars.json'
         if not path.exists():
-            found = set()
+            characters = set()
             for text in texts:
-                found.update(text)
-            keep(path, json.dumps(sorted(found)).encode())
+                characters.update(text)
+            keep(path, json.dumps(sorted(characters)).encode())
         return CharEncoder(tuple(json.loads(path.read_bytes())))
 
 

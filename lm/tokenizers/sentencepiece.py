@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from lm import config
+from lm.config import paths
 from lm.config.files import require
 from lm.config.hashing import fraction
 from lm.tokenizers.plain import Encoder, Tokenizer, hashed, keep
@@ -20,7 +21,7 @@ from lm.tokenizers.plain import Encoder, Tokenizer, hashed, keep
 _MARK = '▁'
 _MARK_BYTES = ('<0xE2>', '<0x96>', '<0x81>')
 _PIECE = 4000
-_sampling = threading.Lock()
+_sampling = threading.Lock()  # SentencePiece has one random generator for all threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +49,13 @@ class SentencePiece(Tokenizer):
             raise config.Error(f'size={self.size} has no room for 256 bytes and 3 control pieces; try size=512.')
 
     @property
-    def given(self):
+    def source_file(self):
         return self.model
 
     def fit(self, texts, directory):
         path = pathlib.Path(directory) / 'sentencepiece.model'
         if not path.exists():
-            keep(path, _load(self.model) if self.model else self._train(texts))
+            keep(path, paths.read(self.model, 'SentencePiece model') if self.model else self._train(texts))
         return PieceEncoder(path.read_bytes(), self.alpha)
 
     def _train(self, texts):
@@ -62,7 +63,7 @@ class SentencePiece(Tokenizer):
         written = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=iter(drawn(texts, self.sample)), model_writer=written, model_type=self.kind,
+                sentence_iterator=iter(sample_pieces(texts, self.sample)), model_writer=written, model_type=self.kind,
                 vocab_size=self.size, byte_fallback=True, normalization_rule_name='identity', add_dummy_prefix=False,
                 remove_extra_whitespaces=False, split_digits=True, allow_whitespace_only_pieces=True,
                 max_sentence_length=4 * _PIECE, unk_id=0, bos_id=1, eos_id=2, pad_id=-1, num_threads=16, minloglevel=2)
@@ -81,18 +82,10 @@ class SentencePiece(Tokenizer):
         return f'SentencePiece could not be trained: {" ".join(message.split())}; give it more text or a smaller size.'
 
 
-def _load(path):
-    try:
-        return pathlib.Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise config.Error(f'cannot read the model {path!r}: {error.strerror}; '
-                           'give the path of a .model file.') from error
+def sample_pieces(texts, limit):
+    """Returns a uniform sample of pieces of lines of `texts`, some `limit` bytes in all, in their order.
 
-
-def drawn(texts, limit):
-    """Returns pieces of lines of `texts`, some `limit` bytes of them in all, each piece as likely as any other.
-
-    Pieces have at most 4,000 characters. The choice depends on their numbers alone, and keeps their order.
+    Pieces have at most 4,000 characters. Which are chosen depends on their numbers alone: those of the least hash.
     """
     kept, total = [], 0
     for number, piece in enumerate(piece for text in texts for piece in _pieces(text)):
@@ -145,11 +138,12 @@ class PieceEncoder(Encoder):
 
     @functools.cached_property
     def _seamless(self):
+        """Whether segments encoded one by one decode to their text: not where a model puts a space before each."""
         return self.decode(self.join(self._pieces(['a\n', 'b']))) == 'a\nb'
 
     @functools.cached_property
     def _mark(self):
-        """The ids that spell a '▁' of the text, which SentencePiece itself takes for a space; empty if it has none."""
+        """The ids of the bytes of '▁', which SentencePiece itself would decode as a space; empty where it has none."""
         ids = [self._processor.piece_to_id(piece) for piece in _MARK_BYTES]
         return np.array(ids if self._seamless and all(map(self._processor.is_byte, ids)) else [], self.dtype)
 
@@ -157,6 +151,7 @@ class PieceEncoder(Encoder):
         return super().split(text) if self._seamless else (text,)
 
     def encode_segments(self, texts):
+        """Returns the ids of each of a list of segments; a '▁' in the text is spelled in bytes, between its parts."""
         whole = self._pieces(texts)
         if self._mark.size:
             for number, text in enumerate(texts):

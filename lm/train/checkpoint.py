@@ -9,12 +9,12 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from lm import config, trees
+from lm import config
 from lm.parallel import processes
 
 STATE, META = 'state', 'meta'
-# Seconds for reads that a failed restore leaves under way. What it leaves is freed when they have ended: where the
-# collector frees it in the middle of the next restore, tensorstore was seen to deadlock.
+# Seconds for the reads that a failed restore leaves in flight to end, before their buffers are freed: tensorstore was
+# seen to deadlock where the garbage collector freed them in the middle of the next restore.
 SETTLE = 2.0
 
 
@@ -22,7 +22,8 @@ SETTLE = 2.0
 class Store:
     """Checkpoints under a directory, of which the last `keep` are kept, and the one with the lowest score.
 
-    Of several processes all call every method, each writes and reads its part, and process 0 decides what goes.
+    Every method is collective: all processes call it, each writes and reads its shards, process 0 decides what is
+    deleted.
     """
 
     directory: Path
@@ -43,9 +44,10 @@ class Store:
         return sorted(self.manager.all_steps())
 
     def save(self, step, state, meta):
-        """Starts to write state and the JSON-able meta as `step`; what was saved before stays until this is whole.
+        """Starts to write state and the JSON-able meta as `step`, asynchronously and atomically.
 
-        Raises config.Error when the save before this one failed, e.g. on a full disk.
+        Older checkpoints are deleted once it is complete. Raises config.Error when the save before this one failed,
+        e.g. on a full disk.
         """
         self.wait()
         self.prune()
@@ -54,10 +56,11 @@ class Store:
                 **{STATE: ocp.args.PyTreeSave(state), META: ocp.args.JsonSave(meta)})))
 
     def wait(self):
-        """Returns when the save under way is whole on disk."""
+        """Returns when the save in flight is complete on disk."""
         self._guard(self.manager.wait_until_finished)
 
     def _guard(self, write):
+        """Calls write(), and raises config.Error where the disk is at fault."""
         try:
             write()
         except jax.errors.JaxRuntimeError:
@@ -65,10 +68,10 @@ class Store:
         except (OSError, ValueError, RuntimeError) as error:
             kept = self.steps()[-1] if self.steps() else 'none'
             raise config.Error(f'saving to {self.directory} failed: {config.first_line(error)[:300]}; the last good '
-                               f'checkpoint is {kept}; free some space and run the same line again.') from error
+                               f'checkpoint is {kept}; free some space and run the same command again.') from error
 
     def score(self, step, value):
-        """Notes the validation loss of a saved step, so that the best is kept."""
+        """Sets the validation loss of a saved step; the lowest is kept."""
         self.scores[step] = value
 
     def best(self):
@@ -88,16 +91,16 @@ class Store:
         """Returns (state, meta) of `step`, or of the newest that can be read; None where nothing was saved.
 
         `abstract` is the state's tree of ShapeDtypeStructs with shardings, or a part of it; its mesh need not be the
-        one saved from. A checkpoint that cannot be read is put aside, with a warning, for the one before it.
+        one saved from. An unreadable checkpoint is moved to `unreadable`, with a warning, for the one before it.
         """
         self.wait()
         steps = processes.decide(self.steps)
         for candidate in steps[::-1] if step is None else [step]:
-            found, fault = self._try(candidate, abstract)
-            faults = [f'host {i}: {other}' if found else other
+            restored, fault = self._try(candidate, abstract)
+            faults = [f'host {i}: {other}' if restored else other
                       for i, other in enumerate(processes.gather(fault)) if other]
             if not faults:
-                return found
+                return restored
             if step is not None or candidate == steps[0]:
                 raise config.Error(f'checkpoint {candidate} in {self.directory} cannot be read: {faults[0]}; '
                                    f'the steps there are {steps}.')
@@ -118,12 +121,12 @@ class Store:
         return self.manager.directory / str(step)
 
     def _try(self, step, abstract):
-        """Returns ((state, meta), None), or (None, why they cannot be read); no host waits for another on the way."""
+        """Returns ((state, meta), None), or (None, why they cannot be read); not a collective."""
         folder = self._folder(step)
         placed = ocp.checkpoint_utils.construct_restore_args(abstract)
-        given = ocp.args.PyTreeRestore(item=abstract, restore_args=placed, partial_restore=True)
+        args = ocp.args.PyTreeRestore(item=abstract, restore_args=placed, partial_restore=True)
         try:
-            state = ocp.PyTreeCheckpointHandler().restore(folder / STATE, args=given)
+            state = ocp.PyTreeCheckpointHandler().restore(folder / STATE, args=args)
             return (state, ocp.JsonCheckpointHandler().restore(folder / META, args=ocp.args.JsonRestore())), None
         except Exception as error:  # orbax and tensorstore raise many kinds for a file that is broken
             fault = config.first_line(error)[:300]
@@ -138,17 +141,6 @@ class Store:
         (self.directory / str(step)).rename(aside)
 
     def close(self):
-        """Waits for the save under way and lets go of the directory."""
+        """Waits for the save in flight and releases the directory."""
         self.wait()
         self.manager.close()
-
-
-def restore_some(store, params, regex, step=None):
-    """Returns params with the leaves whose names match regex taken from the store's parameters.
-
-    `params` are arrays or ShapeDtypeStructs with shardings; raises config.Error where a leaf has another shape there.
-    """
-    chosen = trees.select(params, trees.mask(params, regex))
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), chosen)
-    (state, _) = store.restore({'params': abstract}, step)
-    return trees.merge(params, state['params'])

@@ -1,171 +1,109 @@
-"""The loop: runs the step over the data, saves, validates and records; and `lm train`."""
+"""The loop: steps over the data, saves and validates, for one run or several in one program."""
+import collections
 import contextlib
-import sys
-from functools import partial
 
 import jax
+import numpy as np
 
-from lm import config, evaluate, generate, records, train, trees
+from lm import config
 from lm.data import loader
-from lm.data.cache import home
-from lm.debug.replay import serve
-from lm.models import ngram
-from lm.parallel import processes
-from lm.train import runs, spikes
-from lm.train.monitor import FRESH, Log, NotFinite, due
+from lm.train.monitor import NotFinite, Readout, due
 
-STOPPED = 75  # exit code of a run that was asked to stop and has saved: EX_TEMPFAIL, try again
+PREEMPTED = 75  # exit code of a run that saved because it was asked to stop: EX_TEMPFAIL, try again
+RETRIES = 3  # rollbacks to one step
 
 
-class Stopped(Exception):
-    """The run was asked to stop, and has saved."""
+class Preempted(Exception):
+    """Raised after a checkpoint was written because a stop was requested (SIGTERM, Ctrl-C, a sweep's rule)."""
 
 
-def fit(settings, program, streams, run):
-    """Trains to `settings.steps`, from the run's newest checkpoint if it has one, and returns the last State.
+def fit(program, monitors, valid=None):
+    """Trains from the newest checkpoints to the last step, and returns the last state.
 
-    `streams` are (training, validation or None). Raises Stopped, after saving, when `run.stop` says so.
+    `monitors` are those of the runs in the program, usually one; `valid` is the validation stream. A run alone that has
+    `patience` updates in a row that are not finite goes back to its checkpoint and skips the batches up to there.
     """
-    (state, meta), setbacks = _restore(program, run.store, streams[0]), {}
-    run.note_offset(int(state.step), meta['offset'])
-    log = Log(settings, run, streams[0])
-    while int(state.step) < settings.steps:
-        jumped = False
+    state, rollbacks = _begin(program, monitors), collections.Counter()
+    for monitor in monitors:
+        monitor.run.note_offset(_step(state), monitor.offset)
+    while True:
         try:
-            state = _advance(settings, program, streams, log, (state, meta))
-        except spikes.Spike:
-            jumped = True
+            return _advance(program, monitors, valid, state)
         except NotFinite as fault:
-            batch = fault.args[0] + meta['offset']
-            state, meta = _restore(program, run.store, streams[0])
-            step = int(state.step)
-            setbacks[step] = setbacks.get(step, 0) + 1
-            if setbacks[step] > 3:
-                raise config.Error(f'the loss is not finite whichever batches follow step {step}; '
-                                   f'try optimizer.peak={settings.optimizer.peak / 3:.1g}.') from fault
-            meta = {**meta, 'offset': batch - step}
-            run.rewind(step)
-            run.note_offset(step, meta['offset'])
-        if jumped:  # only here does the exception no longer hold the state that is left
-            state, meta = _restore(program, run.store, streams[0])
-            run.rewind(int(state.step))
+            failed = fault.args[0]
+        # The exception's traceback keeps the old state alive; restore only after it is gone, or both fill memory.
+        state = _roll_back(program, monitors, failed, rollbacks)
+
+
+def _begin(program, monitors):
+    """Returns the state of the newest checkpoints, or that of new runs."""
+    states = [monitor.restore(program.abstract) for monitor in monitors]
+    if all(state is None for state in states):
+        with program.context():
+            return program.init()
+    if len({None if state is None else int(state.step) for state in states}) > 1:
+        raise config.Error('their checkpoints are not of one step; train each alone.')
+    return program.join(states)
+
+
+def _step(state):
+    return int(np.ravel(jax.device_get(state.step))[0])
+
+
+def _roll_back(program, monitors, failed, rollbacks):
+    """Returns the state of the newest checkpoint, from which the batches up to those of step `failed` are skipped."""
+    (monitor,) = monitors
+    batch = failed + monitor.offset
+    state = _begin(program, monitors)
+    step = _step(state)
+    rollbacks[step] += 1
+    if rollbacks[step] > RETRIES:
+        raise config.Error(f'the loss is not finite whichever batches follow step {step}; '
+                           f'try optimizer.peak={program.settings.optimizer.peak / 3:.1g}.')
+    monitor.offset = batch - step
+    monitor.run.rewind(step)
+    monitor.run.note_offset(step, monitor.offset)
     return state
 
 
-def _restore(program, store, stream):
-    """Returns (state, meta) of the newest checkpoint, or of a new run; raises config.Error if its data differs."""
-    fresh = {**FRESH, 'data': dict(stream.fingerprint)}
-    found = store.restore(program.abstract)
-    if found is None:
-        with jax.set_mesh(program.mesh):
-            return program.init(), fresh
-    state, meta = found
-    runs.check_data(meta, fresh)
-    return state, {**fresh, **meta}
-
-
-def _advance(settings, program, streams, log, begun):
-    """Returns the State after the last step; raises Stopped, NotFinite or spikes.Spike on the way."""
-    stream, valid = streams
-    state, meta = begun
-    run = log.run
-    start = int(state.step)
-    batch_at = partial(serve, stream, program.mesh, meta['offset'])
-    log.begin(meta)
-    with jax.set_mesh(program.mesh), contextlib.closing(loader.prefetch(batch_at, start)) as batches:
+def _advance(program, monitors, valid, state):
+    """Returns the state after the last step; raises NotFinite, and Preempted when no run is left."""
+    steps, cadence, start = program.settings.steps, program.settings.cadence, _step(state)
+    if start >= steps:
+        return state
+    readout = Readout(program, monitors)
+    with program.context(), contextlib.closing(loader.prefetch(program.feed(monitors), start)) as batches:
         for step, batch in batches:
-            log.watch.look(program, state, batch, step + 1)
-            state, measured = program.step(state, batch)
-            log.push(step + 1, measured)
-            stopping, last = run.stop.reached(step + 1), step + 1 == settings.steps
-            if stopping or last or due(step + 1, settings.save_every):
-                log.flush(hasty=stopping)
-                if stopping or last or not log.bad:
-                    run.store.save(step + 1, state, log.kept(meta))
-            if stopping:
-                raise Stopped
-            if valid and not last and due(step + 1, settings.eval_every):
-                log.flush()
-                validate(settings, program, state, valid, run)
-            if last:
+            state, metrics = program.step(state, batch)
+            done, last = step + 1, step + 1 == steps
+            readout.push(done, metrics)
+            stopping = [monitor for monitor in monitors if monitor.open and monitor.run.stop.reached(done)]
+            saving = monitors if last or due(done, cadence.save) else stopping
+            validating = valid and not last and due(done, cadence.eval)
+            if saving or validating:
+                readout.flush()
+            for monitor, own in zip(monitors, program.split(state), strict=True) if saving else ():
+                if monitor.open and monitor in saving and (last or monitor in stopping or not monitor.skipped):
+                    monitor.save(done, own)
+            for monitor in stopping:
+                monitor.open = False
+            if stopping and not any(monitor.open for monitor in monitors):
+                raise Preempted
+            if validating:
+                validate(program, monitors, valid, state)
+            if last or not any(monitor.open for monitor in monitors):
                 break
-    run.store.wait()
+    for monitor in monitors:
+        monitor.run.store.wait()
     return state
 
 
-def validate(settings, program, state, valid, run):
-    """Records the validation loss of a State, on all batches after the last step, and returns {name: value}."""
-    step = int(state.step)
-    batches = settings.eval_batches if step < settings.steps else 0
-    params = settings.optimizer.averaged(state.optimizer, state.params)
-    scores = evaluate.score(settings.model, params, valid, program.mesh, batches)
-    run.writer.write(step, {f'valid/{name}': value for name, value in scores.items()})
-    run.store.score(step, scores['loss'])
+def validate(program, monitors, valid, state):
+    """Records the validation scores of all runs, on all batches after the last step, and returns [{name: value}]."""
+    step = _step(state)
+    batches = program.settings.cadence.eval_batches if step < program.settings.steps else 0
+    scores = program.score(state, valid, batches)
+    for monitor, values in zip(monitors, scores, strict=True):
+        if monitor.open:
+            monitor.validated(step, values)
     return scores
-
-
-def train_in(settings, run, cache, mesh=None):
-    """Trains to the end, on `mesh` if given instead of the settings' own, and says how it ended or had ended before."""
-    if processes.decide(lambda: settings.steps in run.store.steps() and _scored(settings, run.directory)):
-        print(f'{run.directory} is finished: {settings.steps} steps.')
-        return
-    run.stop.heed()
-    data = settings.data
-    stream = data.open(cache, 'train')
-    processes.agree(stream.fingerprint)
-    processes.decide(lambda: runs.keep_tokenizer(run.directory, home(data.train, data.tokenizer, cache)))
-    valid = data.open(cache, 'valid') if data.valid else None
-    check_vocabulary(settings.model, stream.encoder)
-    built = train.program(settings, mesh)
-    print(f'{trees.count(built.abstract.params):,} parameters, {stream.rows:,} rows of {data.context} tokens, '
-          f'mesh {dict(built.mesh.shape)} of {jax.devices()[0].device_kind}, run {run.directory}', flush=True)
-    state = fit(settings, built, (stream, valid), run)
-    summarise(settings, built, state, (stream, valid), run)
-
-
-def _scored(settings, directory):
-    """Returns whether the last validation is on record, which a run may have been killed before."""
-    return not settings.data.valid or any('valid/loss' in record for record in records.read(directory)
-                                          if record['step'] == settings.steps)
-
-
-def check_vocabulary(model, encoder):
-    """Raises config.Error unless the model has as many tokens as the tokenizer."""
-    if model.vocab != encoder.size:
-        raise config.Error(f'model.vocab={model.vocab} and the tokenizer has {encoder.size} tokens; '
-                           f'try model.vocab={encoder.size}.')
-
-
-def summarise(settings, built, state, streams, run):
-    """Prints how the run ended: validation scores beside the baselines', a sample, and where it all is."""
-    stream, valid = streams
-    if valid:
-        scores = validate(settings, built, state, valid, run)
-        print(f'validation loss {scores["loss"]:.4f}, perplexity {scores["perplexity"]:.2f}')
-        rows = {'this model': scores['bits_per_byte']}
-        if settings.baselines:
-            rows |= processes.decide(partial(_baselines, settings.data))
-        for name, value in rows.items():
-            print(f'  {value:6.3f} bits per byte  {name}')
-    params = settings.optimizer.averaged(state.optimizer, state.params)
-    print('sample:')
-    with jax.set_mesh(built.mesh):
-        sample(settings, params, stream.encoder, run.directory, sys.stdout)
-    print(f'run: {run.directory}')
-
-
-def sample(settings, params, encoder, directory, out):
-    """Writes a sample to `out` as it grows, and to sample.txt in a run's directory."""
-    drawn = generate.generate(settings.model, params, encoder, [settings.sample],
-                              sampler=generate.Sampler(temperature=0.8))
-    text = generate.stream(settings.sample, drawn, out)
-    if processes.first():
-        (directory / 'sample.txt').write_text(text, encoding='utf-8')
-
-
-def _baselines(data):
-    return ngram.bits_per_byte(_text(data.train), _text(data.valid))
-
-
-def _text(source):
-    return '\n'.join(document.text for document in source.documents()).encode()

@@ -1,13 +1,14 @@
-"""What steps measured, read a step late and recorded: every so often, and where the loss jumps or is not finite."""
+"""Fetches step metrics one step late (the device never waits for the host), logs them, checks for NaNs and spikes."""
 import time
+from functools import partial
 
 import jax
 import numpy as np
 
 from lm.parallel import processes
-from lm.train import noise_scale, spikes
+from lm.train import noise_scale, runs, spikes
 
-FRESH = {'offset': 0, 'losses': [], 'noise': [0.0, 0.0]}  # what is kept with a checkpoint, as a run begins
+FRESH = {'offset': 0, 'losses': [], 'noise': [0.0, 0.0]}  # what is saved with a checkpoint, at step 0
 
 
 class NotFinite(Exception):
@@ -19,68 +20,106 @@ def due(step, every):
     return every > 0 and step % every == 0
 
 
-class Log:
-    """Reads the metrics of a step once the next is dispatched, so that the device never waits for the host."""
+class Monitor:
+    """One run as the loop sees it: its settings, directory and data, and what its steps measured.
 
-    def __init__(self, settings, run, stream, patient=True):
-        self.settings, self.run = settings, run
-        self.watch = spikes.Watch(settings, run, stream, patient)
+    offset: batches by which the data is ahead of the step. skipped: updates skipped in a row. open: whether the run
+    still trains; of several in one program, one that has left computes on and nothing of it is written.
+    """
+
+    def __init__(self, settings, run, stream):
+        self.settings, self.run, self.stream, self.open = settings, run, stream, True
+        self.detector = spikes.Detector(settings.diagnosis.spike)
         self.noise = noise_scale.Scale(settings.accumulate)
         self.rate = settings.optimizer.rate(settings.steps)
         self.begin(FRESH)
 
     def begin(self, meta):
-        """Starts anew from what is kept with a checkpoint."""
-        self.watch.begin(meta)
-        self.noise.sums = meta['noise']
-        self.pending, self.mark, self.bad, self.own, self.left = None, None, 0, 0.0, None
+        """Goes on from what was saved with a checkpoint."""
+        self.offset, self.noise.sums = meta['offset'], meta['noise']
+        self.detector.begin(meta['losses'])
+        self.last_logged, self.skipped, self.host_seconds = None, 0, 0.0
 
-    def kept(self, meta):
-        """Returns `meta` with what a later run goes on from."""
-        return {**meta, 'losses': list(self.watch.losses), 'noise': self.noise.sums}
+    def restore(self, abstract):
+        """Returns the State of the newest checkpoint, None for a new run; raises config.Error where its data differs.
+        """
+        fresh = {**FRESH, 'data': dict(self.stream.fingerprint)}
+        state, meta = self.run.store.restore(abstract) or (None, fresh)
+        runs.check_data(meta, fresh)
+        self.begin({**fresh, **meta})
+        return state
 
-    def push(self, step, measured):
-        """Takes the metrics of a step, and reads those of the step before."""
-        if self.left:
-            self.own += time.monotonic() - self.left
-        pending, self.pending = self.pending, (step, measured)
-        self.read(pending)
-        self.left = time.monotonic()
+    def save(self, step, state):
+        """Starts to save a State with what a resumed run goes on from."""
+        self.run.store.save(step, state, {'offset': self.offset, 'losses': list(self.detector.losses),
+                                          'noise': self.noise.sums, 'data': dict(self.stream.fingerprint)})
 
-    def flush(self, hasty=False):
-        """Reads what is still to be read; `hasty` where there is no time to go back for anything."""
-        self.watch.left = 0 if hasty else self.watch.left
-        pending, self.pending = self.pending, None
-        self.read(pending)
-        self.left = None
-
-    def read(self, pending):
-        """Records (step, metrics) where that is due; raises NotFinite after `patience` bad steps."""
-        if pending is None:
-            return
-        step, measured = pending
-        values = {name: value.item() for name, value in jax.device_get(measured).items()}
-        self.bad = values['bad']
+    def record(self, step, values, host_seconds=0.0):
+        """Takes {name: number} of a step and what the host took for it; raises NotFinite after `patience` bad steps."""
+        settings, values = self.settings, dict(values)
+        self.skipped, self.host_seconds = values['bad'], self.host_seconds + host_seconds
         if 'grad_square' in values:
             square = values.pop('grad_square')
-            if not self.bad:
+            if not self.skipped:
                 self.noise.take(square, values['grad_norm'] ** 2, values['weight'])
                 values |= self.noise.value()
         self.run.writer.advance(step)
-        if due(step, self.settings.log_every) or self.bad or step == self.settings.steps:
-            self.run.writer.write(step, {**values, 'rate': float(self.rate(np.int32(step - 1))), **self.speed(step)})
-        back = self.watch.see(step, values)
-        if self.bad >= self.settings.patience or back:
-            jax.block_until_ready(self.pending)
-            raise spikes.Spike(step) if back else NotFinite(step)
+        if due(step, settings.cadence.log) or self.skipped or step == settings.steps:
+            self.run.writer.write(step, {**values, 'rate': float(self.rate(np.int32(step - 1))), **self._speed(step)})
+        if spike := self.detector.observe(values['loss']):
+            found = spikes.describe({'step': step, **spike}, values, self.stream, step - 1 + self.offset)
+            self.run.writer.tell(processes.decide(partial(spikes.keep, self.run.directory, found)))
+        if self.skipped >= settings.patience:
+            raise NotFinite(step)
 
-    def speed(self, step):
-        """Returns tokens per second since the last record, and what part of it the hosts themselves took."""
-        now, before = time.monotonic(), self.mark
-        own, self.own, self.mark = self.own, 0.0, (step, now)
+    def _speed(self, step):
+        """Returns tokens per second since the last record, and the share of it that the hosts themselves took."""
+        now, before = time.monotonic(), self.last_logged
+        host, self.host_seconds, self.last_logged = self.host_seconds, 0.0, (step, now)
         if before is None:
             return {}
-        tokens = self.settings.data.batch * self.settings.data.context
         steps, seconds = step - before[0], now - before[1]
+        tokens = self.settings.data.batch * self.settings.data.context
         return {'tokens_per_second': round(steps * tokens / seconds, 1),
-                **processes.compare(own / steps, seconds / steps)}
+                **processes.compare(host / steps, seconds / steps)}
+
+    def validated(self, step, scores):
+        """Records validation scores, by which the best checkpoint is kept."""
+        self.run.writer.write(step, {f'valid/{name}': value for name, value in scores.items()})
+        self.run.store.score(step, scores['loss'])
+
+
+class Readout:
+    """The metrics of a program's steps, read once the next step is dispatched, and handed to each run's Monitor."""
+
+    def __init__(self, program, monitors):
+        self.program, self.monitors = program, monitors
+        self.pending, self.host_since = None, None
+
+    def push(self, step, metrics):
+        """Takes the metrics of a step, and reads those of the step before."""
+        host = time.monotonic() - self.host_since if self.host_since else 0.0
+        before, self.pending = self.pending, (step, metrics)
+        self._read(before, host)
+        self.host_since = time.monotonic()
+
+    def flush(self):
+        """Reads the pending metrics."""
+        before, self.pending = self.pending, None
+        self._read(before, 0.0)
+        self.host_since = None
+
+    def _read(self, pending, host_seconds):
+        if pending is None:
+            return
+        step, metrics = pending
+        for monitor, own in zip(self.monitors, self.program.split(jax.device_get(metrics)), strict=True):
+            if not monitor.open:
+                continue
+            try:
+                monitor.record(step, {name: value.item() for name, value in own.items()}, host_seconds)
+            except NotFinite:
+                jax.block_until_ready(self.pending)
+                if len(self.monitors) == 1:
+                    raise
+                monitor.open = False  # the others go on; on its own it can go back to its checkpoint

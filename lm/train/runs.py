@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lm import config, records, train
+from lm import config, records
 from lm.config import files
 from lm.parallel import processes, sharding
-from lm.train import checkpoint, metrics
+from lm.train import checkpoint, metrics, step
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sentencepiece')
 
@@ -26,23 +26,25 @@ class Busy(config.Error):
 
 
 class Run:
-    """A directory in which one run trains, of one process or several: its checkpoints, its record, when it stops."""
+    """The directory of a run while it trains, in one process or several: its checkpoints, its record, its stop request.
+    """
 
     def __init__(self, directory, experiment):
         self.directory = Path(directory)
         self.stop, self.locks = processes.Stop(), []
         mark = processes.decide(lambda: _claim(self.directory, self.locks))
         _check_shared(self.directory, mark)
-        processes.agree({'jax': jax.__version__, **_plain(config.flatten(experiment.config))})
-        devices = jax.devices()  # found by all processes together: one that asks alone waits for the others
+        settings = {key: repr(value) for key, value in config.flatten(experiment.config).items()}
+        processes.agree({'jax': jax.__version__, **settings})
+        devices = jax.devices()  # collective: a process that called it alone would wait for the others
         processes.decide(lambda: _record(self.directory, experiment, devices))
-        self.store = checkpoint.Store(self.directory / 'checkpoints', experiment.config.keep)
+        self.store = checkpoint.Store(self.directory / 'checkpoints', experiment.config.cadence.keep)
         self.steps = experiment.config.steps
         self.writer = None
         self.rewind(max(self.store.steps(), default=0))
 
     def rewind(self, step):
-        """Starts the record anew after `step`, and takes the scores of what is saved from it."""
+        """Drops the record after `step`, which will be written again, and reads the checkpoints' scores from it."""
         if not processes.first():
             self.writer = metrics.NullWriter()
             return
@@ -55,12 +57,12 @@ class Run:
         self.writer = metrics.Writer(self.directory, self.steps, step)
 
     def note_offset(self, step, offset):
-        """Records by how many batches the data is ahead of the steps after `step`, where that is new."""
+        """Records the offset of the data after `step`, the batches that a rollback skipped, where it has changed."""
         if processes.first() and records.offset(records.read(self.directory), step) != offset:
             self.writer.write(step, {'offset': offset})
 
     def close(self):
-        """Waits for the save under way, closes the record, and leaves signals as they were."""
+        """Waits for the save in flight, closes the record, and restores signal handlers."""
         self.stop.forget()
         self.writer.close()
         self.store.close()
@@ -69,9 +71,9 @@ class Run:
 
 
 def _claim(directory, locks):
-    """Adds the open lock file of a run's directory to `locks` and returns the text that is in it now.
+    """Locks a run's directory, adds the open lock file to `locks`, and returns the mark that it wrote there.
 
-    Raises config.Error if it cannot be written or is taken.
+    Raises config.Error if it cannot be written, Busy if another process has it.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -91,25 +93,22 @@ def _claim(directory, locks):
 
 
 def _check_shared(directory, mark, patience=20):
-    """Raises config.Error unless all hosts see process 0's mark in the directory, within `patience` seconds."""
+    """Raises config.Error unless all hosts read process 0's mark in the directory, within `patience` seconds."""
     path, until = directory / 'lock', time.monotonic() + patience
-    while not (seen := path.exists() and path.read_text() == mark) and time.monotonic() < until:
+    while not (shared := path.exists() and path.read_text() == mark) and time.monotonic() < until:
         time.sleep(0.5)
-    blind = [i for i, found in enumerate(processes.gather(seen)) if not found]
-    if blind:
-        raise config.Error(f'{directory} on host {blind[0]} is not the directory of host 0; '
+    apart = [host for host, sees in enumerate(processes.gather(shared)) if not sees]
+    if apart:
+        raise config.Error(f'{directory} on host {apart[0]} is not the directory of host 0; '
                            'give a --workdir on a file system that all hosts share.')
-
-
-def _plain(values):
-    return {key: repr(value) for key, value in values.items()}
 
 
 def _record(directory, experiment, devices):
     """Writes what the run is made from, or checks that it is the same as when the directory was begun."""
     path = directory / 'config.json'
-    if path.exists():
-        _check_same(directory, read(directory), experiment.config)
+    if path.exists() and (changed := differences(read(directory), experiment.config)):
+        raise config.Error(f'{directory} belongs to another experiment: {changed}; '
+                           'give another --workdir, or the values it was begun with.')
     shutil.copyfile(experiment.file, directory / 'experiment.py')
     about = {'config': config.dump(experiment.config), 'file': str(experiment.file), 'command': sys.argv,
              'device': devices[0].device_kind, 'devices': len(devices),
@@ -117,15 +116,8 @@ def _record(directory, experiment, devices):
     files.replace(path, json.dumps(about, indent=1) + '\n')
 
 
-def _check_same(directory, was, now):
-    changed = differences(was, now)
-    if changed:
-        raise config.Error(f'{directory} belongs to another experiment: {changed}; '
-                           'give another --workdir, or the values it was begun with.')
-
-
 def check_data(was, now):
-    """Raises config.Error unless the data of a checkpoint's meta are those of another."""
+    """Raises config.Error unless two metas of checkpoints name the same data."""
     for name in sorted({*was['data'], *now['data']}):
         before, after = (meta['data'].get(name) for meta in (was, now))
         if before != after:
@@ -134,8 +126,8 @@ def check_data(was, now):
 
 
 def differences(was, now):
-    """Returns in words where two experiments differ in what is computed, '' where they do not."""
-    changed = {key: pair for key, pair in config.diff(was, now).items() if key.split('.')[0] not in records.FREE}
+    """Returns in words the settings in which two experiments compute something else, '' for none."""
+    changed = {key: pair for key, pair in config.diff(was, now).items() if not records.free(key)}
     return ', '.join(f'{key} ({old} there, {new} here)' for key, (old, new) in changed.items())
 
 
@@ -152,13 +144,13 @@ def _commit():
 
 
 def _versions():
-    found = {}
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = 'absent'
-    return found
+            versions[name] = 'absent'
+    return versions
 
 
 def read(directory):
@@ -180,7 +172,7 @@ def keep_tokenizer(directory, source):
 
 
 class Trained(NamedTuple):
-    """What a run has reached: its settings and tokenizer, and the parameters to use at `step`, on a mesh."""
+    """A trained model: the run's settings and tokenizer, and the parameters to use, of `step`, on a mesh."""
 
     settings: Any
     encoder: Any
@@ -189,21 +181,29 @@ class Trained(NamedTuple):
     mesh: jax.sharding.Mesh
 
 
-def load(directory, step=0, devices=None):
-    """Returns what a run has reached at a saved step (0: the newest), over all devices or those given.
-
-    Only the parameters are read, and the optimizer's average of them where it keeps one.
-    """
+def load(directory, number=0, devices=None):
+    """Returns the Trained of a run at a saved step (0: the newest), spread over all devices or those given."""
     settings = read(directory)
-    devices = jax.devices() if devices is None else devices
-    mesh = sharding.make_mesh({'data': -1}, devices)
-    wanted = train.placed(settings, mesh)._asdict()
+    mesh = sharding.make_mesh({'data': -1}, jax.devices() if devices is None else devices)
+    params, reached = saved(settings, directory, number, mesh)
+    encoder = settings.data.tokenizer.fit((), Path(directory) / 'tokenizer').exact()
+    return Trained(settings, encoder, params, reached, mesh)
+
+
+def saved(settings, directory, number, mesh):
+    """Returns (parameters on a mesh, step) of a run's checkpoint, the newest for a `number` of 0.
+
+    They are the optimizer's average where it keeps one; else the parameters alone are read.
+    """
+    wanted = step.placed(settings, mesh)._asdict()
     if settings.optimizer.averaged(wanted['optimizer'], wanted['params']) is wanted['params']:
         wanted = {'params': wanted['params'], 'step': wanted['step']}
-    found = checkpoint.Store(Path(directory) / 'checkpoints').restore(wanted, step or None)
-    if found is None:
+    store = checkpoint.Store(Path(directory) / 'checkpoints')
+    try:
+        restored = store.restore(wanted, number or None)
+    finally:
+        store.close()
+    if restored is None:
         raise config.Error(f'{directory} holds no checkpoint yet; wait until the run has saved one.')
-    state, _ = found
-    params = settings.optimizer.averaged(state.get('optimizer'), state['params'])
-    encoder = settings.data.tokenizer.fit((), Path(directory) / 'tokenizer').exact()
-    return Trained(settings, encoder, params, int(state['step']), mesh)
+    state, _ = restored
+    return settings.optimizer.averaged(state.get('optimizer'), state['params']), int(state['step'])

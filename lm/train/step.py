@@ -1,60 +1,14 @@
-"""Training as pure functions: the experiment's Config, the State, the one step, and both made executable on a mesh."""
-from dataclasses import dataclass, field
+"""Training as pure functions: the State, the one step, what an experiment is made of, and all of it on a mesh."""
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lm import config, optim, trees
-from lm.data import Corpus
+from lm import trees
 from lm.parallel import reductions, sharding
-
-
-@dataclass(frozen=True)
-class Config:
-    """An experiment: what to train, on what, how, and for how many steps.
-
-    mesh: sizes of its axes, or the name of a cluster, see sharding.make_mesh. zero: the optimizer's state is split over
-    the mesh axis data as well as fsdp. accumulate: micro-batches a step, equal to one big batch. Every `log_every`
-    steps are logged, every `eval_every` validated on `eval_batches` batches (0 for all, as at the end), every
-    `save_every` saved (0: only at the end). The last `keep` checkpoints are kept beside the best. After `patience`
-    updates in a row that are not finite the run goes back to the last checkpoint and steps past the batches. spike: how
-    many deviations above the running median a loss is recorded as a spike, see spikes.Watch (0: none is). noise_scale:
-    whether it is estimated from the micro-batches, see noise.Scale, for the memory of about a gradient. sample:
-    prompt of the sample shown at the end. baselines: whether compressors are measured on the held-out text at the end.
-    """
-
-    model: Any
-    data: Corpus
-    optimizer: optim.Optimizer
-    steps: int
-    seed: int = 0
-    mesh: dict[str, int] | str = field(default_factory=lambda: {'data': -1})
-    zero: bool = False
-    accumulate: int = 1
-    log_every: int = 10
-    eval_every: int = 0
-    eval_batches: int = 0
-    save_every: int = 0
-    keep: int = 2
-    patience: int = 5
-    spike: float = 8.0
-    noise_scale: bool = False
-    sample: str = '\n'
-    baselines: bool = False
-
-    def __post_init__(self):
-        config.positive(self, 'steps', 'accumulate', 'log_every', 'keep', 'patience')
-        if self.noise_scale and self.accumulate == 1:
-            raise config.Error('noise_scale=true compares micro-batches and accumulate=1 makes one; try accumulate=2.')
-        if not self.spike >= 0:
-            raise config.Error(f'spike={self.spike} is not a number of deviations; try spike=8.0, or 0.0 for none.')
-        if self.data.batch % self.accumulate:
-            near = max(1, round(self.data.batch / self.accumulate)) * self.accumulate
-            raise config.Error(f'data.batch={self.data.batch} is not a multiple of accumulate={self.accumulate}; '
-                               f'try data.batch={near}.')
-        self.optimizer.rate(self.steps)
+from lm.train import feed
 
 
 class State(NamedTuple):
@@ -66,30 +20,27 @@ class State(NamedTuple):
     bad: jax.Array
 
 
-def unadjusted(params, measured):
-    """Returns its arguments: what a step does with its metrics where the model asks for nothing else."""
-    return params, measured
-
-
-def make_step(loss, tx, seed=0, accumulate=1, adjusted=unadjusted, *, noise_scale=False):
+def make_step(loss, tx, seed=0, accumulate=1, post_update=lambda params, metrics: (params, metrics), *,
+              noise_scale=False):
     """Returns step(state, batch) -> (state, metrics), pure: randomness comes from the seed and state.step alone.
 
-    `loss(params, batch, key) -> (loss, metrics)` is a mean over metrics['weight'] tokens. `adjusted(params, metrics) ->
-    (params, metrics)` comes after the optimizer, for what learns without a gradient. An update whose loss or gradient
-    is not finite leaves parameters and optimizer as they were. noise_scale: see `accumulated`.
+    `loss(params, batch, key) -> (loss, metrics)` is a mean over metrics['weight'] tokens. `post_update(params, metrics)
+    -> (params, metrics)` is applied after the optimizer, for parameters learned without a gradient (router bias). An
+    update whose loss or gradient is not finite leaves parameters and optimizer as they were. noise_scale: see
+    `accumulated`.
     """
     gradient = gradients(loss, seed, accumulate, noise_scale=noise_scale)
 
     def step(state, batch):
-        grads, measured = gradient(state, batch)
+        grads, metrics = gradient(state, batch)
         norm = trees.norm(grads)
-        finite = jnp.isfinite(measured['loss']) & jnp.isfinite(norm)
+        finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(norm)
         updates, optimizer = tx.update(grads, state.optimizer, state.params)
-        params, measured = adjusted(jax.tree.map(jnp.add, state.params, updates), measured)
+        params, metrics = post_update(jax.tree.map(jnp.add, state.params, updates), metrics)
         params, optimizer = jax.tree.map(partial(jnp.where, finite), (params, optimizer),
                                          (state.params, state.optimizer))
         bad = jnp.where(finite, 0, state.bad + 1)
-        return State(state.step + 1, params, optimizer, bad), {**measured, 'grad_norm': norm, 'bad': bad}
+        return State(state.step + 1, params, optimizer, bad), {**metrics, 'grad_norm': norm, 'bad': bad}
     return step
 
 
@@ -106,9 +57,9 @@ def accumulated(loss, parts, *, noise_scale=False):
 
     Micro-batch i takes rows i, i + parts, ..., so that each stays spread over the mesh as the batch is. Each counts by
     its metrics['weight'], which makes the sum the gradient of the mean over the whole batch; so does each part of the
-    mesh axis data, which sees its own rows alone where `sums.once` sets it apart. noise_scale: the metrics of two
-    or more have 'grad_square' too, the mean of the squared norms of their gradients, see noise.Scale; each of those is
-    summed over the mesh then.
+    mesh axis data, which sees its own rows alone where `reductions.once` sets it apart. noise_scale: the metrics of
+    two or more have 'grad_square' too, the mean of the squared norms of their gradients, see noise_scale.Scale; each of
+    those is summed over the mesh then.
     """
     gradient = jax.grad(loss, has_aux=True)
     if parts == 1:
@@ -138,25 +89,73 @@ def accumulated(loss, parts, *, noise_scale=False):
     return sweep
 
 
-def functions(settings):
-    """Returns the pure functions init() -> State and step(state, batch) -> (State, metrics) of a Config."""
-    model = settings.model
-    tx = settings.optimizer.make(settings.steps, model.axes(), model.tuned())
+class Parts(NamedTuple):
+    """What an experiment is made of: the one place where its pure functions are built.
 
-    def init():
-        params = model.init(jax.random.key(settings.seed))
+    objective(params, batch, key) -> (loss, metrics). optimizer: an optax.GradientTransformation. gradient(state, batch)
+    -> (gradient, metrics). init(params) -> State, by default of the start's parameters. step(state, batch) -> (State,
+    metrics).
+    """
+
+    objective: Any
+    optimizer: Any
+    gradient: Any
+    init: Any
+    step: Any
+
+
+def parts(settings):
+    """Returns the Parts of a Config."""
+    model, start = settings.model, settings.start
+    frozen = '|'.join(f'(?:{regex})' for regex in (settings.optimizer.frozen, start.frozen) if regex)
+    optimizer = dataclasses.replace(settings.optimizer, frozen=frozen) if start.frozen else settings.optimizer
+    tx = optimizer.make(settings.steps, model.axes(), model.base_shapes())
+    loss = partial(settings.objective.loss, model)
+    how = {'seed': settings.seed, 'accumulate': settings.accumulate, 'noise_scale': settings.diagnosis.noise_scale}
+
+    def init(params=None):
+        params = start.params(model, jax.random.key(settings.seed)) if params is None else params
         return State(jnp.int32(0), params, tx.init(params), jnp.int32(0))
-    return init, make_step(model.loss, tx, settings.seed, settings.accumulate, model.adjusted,
-                           noise_scale=settings.noise_scale)
+    return Parts(loss, tx, gradients(loss, **how), init, make_step(loss, tx, post_update=model.post_update, **how))
 
 
-class Program(NamedTuple):
-    """A Config made executable on a mesh: init() -> state, step(state, batch) -> (state, metrics), state's shapes."""
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A Config made executable on a mesh: init() -> state, step(state, batch) -> (state, metrics).
 
+    abstract: a run's State as ShapeDtypeStructs with shardings. The methods are all that the loop knows of a state;
+    sweep.vectors.Trials has several runs in one.
+    """
+
+    settings: Any
     mesh: jax.sharding.Mesh
     init: Any
     step: Any
     abstract: State
+
+    def context(self):
+        """Returns the context in which steps are called."""
+        return jax.set_mesh(self.mesh)
+
+    def feed(self, monitors):
+        """Returns step (from 0) -> its batch, from the streams of the monitors."""
+        (monitor,) = monitors
+        return partial(feed.serve, monitor.stream, self.mesh, monitor.offset)
+
+    def join(self, states):
+        """Returns the state of the program made of the States of its runs."""
+        (state,) = states
+        return state
+
+    def split(self, tree):
+        """Returns the parts [tree of one run] of a state or of metrics."""
+        return [tree]
+
+    def score(self, state, valid, batches=0):
+        """Returns the [{name: value}] of its runs on a validation stream, of all its batches or the first so many."""
+        settings = self.settings
+        params = settings.optimizer.averaged(state.optimizer, state.params)
+        return [settings.objective.score(settings.model, params, valid, self.mesh, batches)]
 
 
 def placed(settings, mesh):
@@ -164,8 +163,9 @@ def placed(settings, mesh):
 
     Raises config.Error where a size of the model does not divide over the mesh.
     """
-    axes, shapes = settings.model.axes(), jax.eval_shape(functions(settings)[0])
-    sharding.check(shapes.params, axes, mesh)
+    axes, params = settings.model.axes(), settings.start.shapes(settings.model)
+    shapes = jax.eval_shape(parts(settings).init, params)
+    sharding.check(params, axes, mesh)
     places = sharding.mirror(shapes, axes, mesh)
     if settings.zero:
         places = places._replace(optimizer=sharding.mirror(shapes.optimizer, axes, mesh, sharding.ZERO))
@@ -179,8 +179,10 @@ def program(settings, mesh=None):
     """
     mesh = sharding.make_mesh(settings.mesh) if mesh is None else mesh
     sharding.check_rows(settings.data.batch, settings.accumulate, mesh)
-    init, step = functions(settings)
-    abstract = placed(settings, mesh)
+    built, abstract = parts(settings), placed(settings, mesh)
     places = jax.tree.map(lambda x: x.sharding, abstract)
-    step = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
-    return Program(mesh, jax.jit(init, out_shardings=places), step, abstract)
+    begin = jax.jit(built.init, donate_argnums=0, out_shardings=places)
+
+    def init():
+        return begin(settings.start.params(settings.model, jax.random.key(settings.seed), mesh))
+    return Program(settings, mesh, init, jax.jit(built.step, donate_argnums=0, out_shardings=(places, None)), abstract)

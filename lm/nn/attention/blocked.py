@@ -10,7 +10,7 @@ from lm.nn.attention import spec
 BLOCK = 128
 
 
-def refuses(query, key, view, platform):
+def unsupported(query, key, view, platform):
     """Returns why plain attention cannot do the case, or None."""
     return 'the mesh splits the length, which only a ring or splash follows' if view.zigzag else None
 

@@ -6,7 +6,7 @@ import jax
 HINT = "try model.dtype='bfloat16'"
 
 
-def refuses(query, key, view, platform):
+def unsupported(query, key, view, platform):
     """Returns why cuDNN cannot do the case, or None; what JAX itself checks is left to JAX."""
     if platform != 'gpu':
         return f'it runs on NVIDIA GPUs, and this is {platform}'

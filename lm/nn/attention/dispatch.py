@@ -9,11 +9,11 @@ from lm.nn.attention import blocked, cudnn, ring, splash
 from lm.parallel import sharding
 
 KERNELS = {
-    'blocked': (blocked.refuses, blocked.attend),
-    'reference': (blocked.refuses, blocked.reference),
-    'splash': (splash.refuses, splash.attend),
-    'cudnn': (cudnn.refuses, cudnn.attend),
-    'ring': (ring.refuses, ring.attend),
+    'blocked': (blocked.unsupported, blocked.attend),
+    'reference': (blocked.unsupported, blocked.reference),
+    'splash': (splash.unsupported, splash.attend),
+    'cudnn': (cudnn.unsupported, cudnn.attend),
+    'ring': (ring.unsupported, ring.attend),
 }
 FAST = {'tpu': 'splash', 'gpu': 'cudnn'}
 

@@ -16,7 +16,7 @@ AXIS = 'context'
 BLOCK = 512  # queries whose scores are held at a time
 
 
-def refuses(query, key, view, platform):
+def unsupported(query, key, view, platform):
     """Returns why there is no ring to go round, or None."""
     return None if view.zigzag else 'no mesh axis splits the length; a training loss on a mesh with context > 1 does'
 
@@ -59,7 +59,7 @@ def _forward(arrays, segments, view, score):
 
     state = jnp.zeros(query.shape, jnp.float32), jnp.full((*query.shape[:-1], 1), spec.MASKED)
     state = fold(state, (key, value, of_keys), ring.rank, ring.own)
-    for shift, first, last in ring.journeys():
+    for shift, first, last in ring.rotations():
         def hop(carry, step, shift=shift):
             state, keys = carry
             source = ring.source(shift, step)
@@ -89,7 +89,7 @@ def _backward(view, score, given, g):
 
     none = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (query, (key, value), table))
     own, whole = fold(((none[0], none[2]), none[1]), (key, value, of_keys), ring.rank, ring.own)
-    for shift, first, last in ring.journeys():
+    for shift, first, last in ring.rotations():
         def hop(carry, step, shift=shift):
             grads, keys = carry
             source = ring.source(shift, step)
@@ -139,7 +139,7 @@ class _Ring:
         same = jnp.where(source < self.rank, 0, 1)
         return [(1, 0), (same, same)]
 
-    def journeys(self):
+    def rotations(self):
         """Returns the (shift, first step, last step) that bring all keys a query may see: around, or a bit each way.
 
         A chunk's neighbours are on the devices beside its own, before and after.

@@ -1,4 +1,4 @@
-"""What each query sees: the View, the scores it makes, and how both are split over a mesh."""
+"""What each query sees: the AttentionSpec, the scores it makes, and how both are split over a mesh."""
 import math
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,7 +47,7 @@ class Zigzag:
         return jax.tree.map(lambda x: x[:, np.argsort(self.order(x.shape[1]))], tree)
 
 
-def spread(batch):
+def shard_sequence(batch):
     """Returns a batch {name: [B T] or [B]} in the order that the mesh in context splits its length by, and that Zigzag.
 
     Positions are added, since the order hides them. Where no mesh axis splits the length: the batch as it is, and None.
@@ -66,7 +66,7 @@ def spread(batch):
 
 
 @dataclass(frozen=True)
-class View:
+class AttentionSpec:
     """What each query sees, and how its scores are shaped.
 
     window: a query sees itself and window - 1 keys before it; 0 for all. softcap: scores become c * tanh(scores / c),
@@ -87,7 +87,7 @@ class View:
     zigzag: Zigzag | None = None
 
     def scaled(self, query):
-        """Returns queries [... H] times the scale, 1 / sqrt(H) unless the View has its own."""
+        """Returns queries [... H] times the scale, 1 / sqrt(H) unless the AttentionSpec has its own."""
         return query * (query.shape[-1] ** -0.5 if self.scale is None else self.scale)
 
 
@@ -121,7 +121,7 @@ def visible(view, at, among):
 def over_mesh(call, query, key, value, view):
     """Returns call(query, key, value, view) with each device of the mesh in context at its own rows and heads.
 
-    Its own part of the length too, where the View is a zigzag. Key heads fewer than the devices that split the query
+    Its own part of the length too, where the spec has a zigzag. Key heads fewer than the devices that split the query
     heads are repeated. The call sees arrays of one device and may use collectives over the axis 'context'.
     """
     mesh = jax.sharding.get_abstract_mesh()

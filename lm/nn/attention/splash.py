@@ -13,7 +13,7 @@ BLOCKS = (512, 384, 256, 128)
 SAVED = 'attended'
 
 
-def refuses(query, key, view, platform):
+def unsupported(query, key, view, platform):
     """Returns why splash attention cannot do the case, or None."""
     if platform != 'tpu':
         return f'it runs on TPU, and this is {platform}'
@@ -48,12 +48,12 @@ def _local(query, key, value, view, interpret):
     if zigzag:
         kernel = _own(kernel, jax.lax.axis_index('context'), zigzag.shards)
     heads_first = (jnp.moveaxis(x, 2, 1) for x in (query, key, value))
-    mixed = _settled(kernel, *heads_first, segments)
+    mixed = _materialize_residuals(kernel, *heads_first, segments)
     return jnp.moveaxis(mixed, 1, 2)[:, :length]
 
 
 @jax.custom_vjp
-def _settled(kernel, *given):
+def _materialize_residuals(kernel, *given):
     """Returns what a kernel gives for each row, and leaves for the gradient what it returns at once, ready.
 
     Of the kernel's statistics [B N T 128] one lane is kept. XLA would take it when it is needed, after all of the MLP's
@@ -62,14 +62,14 @@ def _settled(kernel, *given):
     return jax.vmap(kernel)(*given)
 
 
-def _settled_forward(kernel, *given):
+def _materialize_residuals_forward(kernel, *given):
     def attend(*given):
         return jax.vmap(kernel)(*given)
     mixed, pull = jax.vjp(attend, *given)
     return jax.lax.optimization_barrier((mixed, pull))
 
 
-_settled.defvjp(_settled_forward, lambda pull, g: (None, *pull(g)))
+_materialize_residuals.defvjp(_materialize_residuals_forward, lambda pull, g: (None, *pull(g)))
 
 
 def _whole(x, zigzag):
@@ -83,7 +83,7 @@ def _pad(x, value):
 
 
 def _kernel(length, heads, view, interpret):
-    """Returns the splash kernel for `heads` heads of `length` keys under a View."""
+    """Returns the splash kernel for `heads` heads of `length` keys under a AttentionSpec."""
     from jax.experimental.pallas.ops.tpu import splash_attention
     shards = view.zigzag.shards if view.zigzag else 1
     window = view.window or length

@@ -1,7 +1,4 @@
-"""Rows of a fixed length cut from a token cache: windows over the whole stream, or whole documents packed best-fit.
-
-A row predicts `context` tokens: it pairs context inputs with the token that follows each of them.
-"""
+"""Whole documents packed into rows by best-fit decreasing; none is predicted from another."""
 
 import bisect
 import dataclasses
@@ -10,48 +7,26 @@ import shutil
 import tempfile
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 _VERSION = 1
 
 
-def windows(tokens, context):
-    """Returns how many windows a stream of `tokens` tokens holds.
+def cut(tokens, offsets, context, directory=None):
+    """Returns the Packed rows of the documents that `offsets` bound in `tokens` [N]; `directory` keeps their Layout."""
+    layout = pack(offsets, context) if directory is None else open_layout(offsets, context, directory)
+    return Packed(tokens, layout, context)
 
-    Window i covers tokens [i * context, i * context + context + 1): neighbours share one token, so that every token
-    but the first is predicted once. What is left at the end is dropped.
+
+def prefix(encoder):
+    """Returns []: each document begins a context of its own, so that no end token is ever an input.
+
+    Nor is the first token of a document ever predicted; an empty prompt has no continuation there.
     """
-    return max(0, (tokens - 1) // context)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Windows:
-    """The rows of `tokens` [N] by concat-and-split: document ends are ordinary tokens."""
-    tokens: np.ndarray
-    context: int
-
-    @property
-    def rows(self):
-        """How many rows there are."""
-        return windows(self.tokens.size, self.context)
-
-    def gather(self, index):
-        """Returns rows `index` [B] as 'inputs' and 'targets', int32 [B T].
-
-        Splits [8 3 5 1] into inputs [8 3 5] and targets [3 5 1].
-        """
-        width = self.tokens.itemsize
-        shape, strides = (self.rows, self.context + 1), (self.context * width, width)
-        block = as_strided(self.tokens, shape, strides, writeable=False)[index]
-        return {'inputs': block[:, :-1].astype(np.int32), 'targets': block[:, 1:].astype(np.int32)}
-
-    def spans(self, row):
-        """Returns [(start, stop)] of the stretches of tokens that one row is cut from."""
-        return [(row * self.context, (row + 1) * self.context + 1)]
+    return []
 
 
 def split(offsets, context):
-    """Returns the first tokens (int64) and prediction counts (int32) of the pieces that documents are packed in.
+    """Returns the first tokens (int64) and prediction counts (int32) of the pieces of documents that are packed.
 
     `offsets` [documents + 1] bounds the documents. One of n tokens has n - 1 predictions, each token but its first
     from those before; more than `context` of them are split into full pieces and a rest, which share a token as
@@ -81,12 +56,12 @@ def best_fit(lengths, context):
     for size, pieces in zip((-sizes).tolist(), np.split(order, starts[1:])):
         while pieces.size:
             room, rows = space.take(size, pieces.size, context)
-            each = room // size
-            row_of[pieces[:rows.size * each]] = np.repeat(rows, each)[:pieces.size]
-            unused = max(0, rows.size * each - pieces.size)
-            space.add(room - each * size, rows[:-1] if unused else rows)
-            space.add(room - (each - unused) * size, rows[-1:] if unused else rows[:0])
-            pieces = pieces[rows.size * each:]
+            per_row = room // size
+            row_of[pieces[:rows.size * per_row]] = np.repeat(rows, per_row)[:pieces.size]
+            unused = max(0, rows.size * per_row - pieces.size)
+            space.add(room - per_row * size, rows[:-1] if unused else rows)
+            space.add(room - (per_row - unused) * size, rows[-1:] if unused else rows[:0])
+            pieces = pieces[rows.size * per_row:]
     return row_of
 
 

@@ -20,5 +20,5 @@ from lm.optim import matrices
     (('layers',), (), ()),
     ((), (), ()),
 ])
-def test_layout_finds_the_matrix(names, inner, outer):
-    assert matrices.layout(np.zeros((2,) * len(names)), names) == matrices.Layout(names, inner, outer)
+def test_a_view_finds_the_matrix(names, inner, outer):
+    assert matrices.view(np.zeros((2,) * len(names)), names) == matrices.MatrixView(names, inner, outer)

@@ -1,0 +1,153 @@
+"""Records of older versions, as `dump` wrote them, in the form of the present one.
+
+Nothing is imported and nothing built: a record is JSON before and after.
+"""
+from __future__ import annotations
+
+from functools import partial
+
+# Modules that types were in -> the package that exports those types now.
+MODULES = {
+    'lm.positions': 'lm.nn',
+    'lm.models.experts': 'lm.nn',
+    'lm.pipeline': 'lm.parallel',
+    'lm.data.tokenizers': 'lm.tokenizers',
+    'lm.data.sentencepieces': 'lm.tokenizers',
+    'lm.data.huggingface': 'lm.tokenizers',
+    'lm.data.datasets': 'lm.data',
+    'lm.data.corpus': 'lm.data',
+    'lm.data.files': 'lm.data',
+    'lm.data.sources': 'lm.data',
+    'lm.models.decoder': 'lm.models',
+    'lm.optim.optimizers': 'lm.optim',
+    'lm.optim.schedules': 'lm.optim',
+    'lm.train.experiment': 'lm.train',
+    'lm.train.objectives': 'lm.train',
+    'lm.train.start': 'lm.train',
+}
+# Fields that a Decoder had -> where they are now, below it.
+DECODER = {
+    'heads': 'layer.attention.heads', 'kv_heads': 'layer.attention.kv_heads', 'head_dim': 'layer.attention.head_dim',
+    'ff': 'layer.mlp.ff', 'activation': 'layer.mlp.activation', 'experts': 'layer.mlp',
+    'position': 'layer.attention.position', 'windows': 'layer.attention.window', 'norm': 'layer.norm',
+    'norm_epsilon': 'layer.norm.epsilon', 'norm_place': 'layer.residual', 'bias': 'layer.attention.bias',
+    'qk_norm': 'layer.attention.qk_norm', 'parallel': 'layer.parallel', 'tied': 'head.tied',
+    'scaled_embedding': 'embedding.scaled', 'attention_softcap': 'layer.attention.softcap',
+    'logit_softcap': 'head.softcap', 'dropout': 'layer.dropout', 'dtype': 'execution.dtype',
+    'quantized': 'execution.precision', 'loss_parts': 'execution.vocab_chunks', 'remat': 'execution.remat',
+    'unroll': 'execution.unroll', 'kernel': 'execution.kernel', 'pipeline': 'execution.pipeline',
+}
+# Fields that a train.Config had -> where they are now.
+CONFIG = {
+    'log_every': 'cadence.log', 'eval_every': 'cadence.eval', 'eval_batches': 'cadence.eval_batches',
+    'save_every': 'cadence.save', 'keep': 'cadence.keep', 'spike': 'diagnosis.spike',
+    'noise_scale': 'diagnosis.noise_scale', 'sample': 'objective.sample', 'baselines': 'objective.baselines',
+    'model.z_loss': 'objective.z_loss', 'model.smoothing': 'objective.smoothing',
+}
+OBJECTIVE = ('z_loss', 'smoothing')  # fields that a Decoder had and the objective has now
+PIPELINE = {'batches': 'microbatches', 'circuits': 'repeats'}
+EXPERTS = {'top': 'top_k', 'score': 'router', 'room': 'capacity_factor'}
+ACTIVATIONS = {'gelu': ('Gelu', False), 'relu': ('Relu', False), 'relu2': ('Relu2', False), 'swiglu': ('Silu', True),
+               'geglu': ('Gelu', True)}
+NORMS = {'rms': ('RMSNorm', {}), 'layer': ('LayerNorm', {'bias': False}), 'layer_bias': ('LayerNorm', {'bias': True})}
+RESIDUALS = {'pre': 'PreNorm', 'post': 'OutputNorm', 'both': 'SandwichNorm'}
+
+
+def renamed(name):
+    """Returns the present name of a type, 'module:QualName', that a record names."""
+    module, colon, path = name.partition(':')
+    name = f'{MODULES.get(module, module)}{colon}{path}'
+    return {'lm.models:Base': 'lm.models:MupBase'}.get(name, name)
+
+
+def upgraded(dumped):
+    """Returns a dumped value in the present form; one that has it already is returned as it is."""
+    if isinstance(dumped, list):
+        return [upgraded(item) for item in dumped]
+    if not isinstance(dumped, dict):
+        return dumped
+    if isinstance(dumped.get('type'), str) and ':' in dumped['type']:
+        dumped = {**dumped, 'type': renamed(dumped['type'])}
+        dumped = UPGRADES.get(dumped['type'], dict)(dumped)
+    return {name: upgraded(item) for name, item in dumped.items()}
+
+
+def _component(name, **fields):
+    return {'type': f'lm.nn:{name}', **fields}
+
+
+def _renamed(names, fields):
+    return {names.get(name, name): value for name, value in fields.items()}
+
+
+def _config(fields):
+    """A Config with cadence, diagnosis and objective as loose fields, two of them of its model."""
+    model = fields.get('model')
+    old = {name: fields[name] for name in CONFIG if name in fields}
+    if isinstance(model, dict) and renamed(model.get('type', '')) == 'lm.models:Decoder':
+        old |= {f'model.{name}': model[name] for name in OBJECTIVE if name in model}
+    groups = {}
+    for name, value in old.items():
+        group, field = CONFIG[name].split('.')
+        groups.setdefault(group, {})[field] = value
+    types = {'cadence': 'lm.train:Cadence', 'diagnosis': 'lm.train:Diagnosis', 'objective': 'lm.train:NextToken'}
+    kept = {name: value for name, value in fields.items() if name not in CONFIG}
+    return {**kept, **{group: {'type': types[group], **inside} for group, inside in groups.items()}}
+
+
+def _decoder(fields):
+    """A Decoder that had a field for every switch, as values of layers."""
+    if not fields.keys() & {*DECODER, *OBJECTIVE}:
+        return fields
+    old = {'heads': 6, 'kv_heads': 0, 'head_dim': 0, 'ff': 0, 'windows': {'value': [0]}, 'norm': 'rms',
+           'norm_place': 'pre', 'norm_epsilon': 1e-5, 'activation': 'gelu', 'bias': 'none', 'qk_norm': False,
+           'parallel': False, 'experts': None, 'tied': True, 'scaled_embedding': False, 'attention_softcap': 0.0,
+           'logit_softcap': 0.0, 'dropout': 0.0, 'position': {'type': 'lm.nn:Rope'}, **fields}
+    windows = old['windows']['value']
+    layers = [_layer(old, window) for window in windows]
+    execution = {new.partition('.')[2]: fields[name] for name, new in DECODER.items()
+                 if new.startswith('execution.') and name in fields}
+    absolute = renamed(old['position']['type']) in ('lm.nn:Learned', 'lm.nn:Sinusoidal')
+    kept = {name: value for name, value in fields.items() if name not in DECODER and name not in OBJECTIVE}
+    return {**kept, **({'layer': layers[0]} if len(layers) == 1 else {'pattern': {'type': 'tuple', 'value': layers}}),
+            'embedding': {'type': 'lm.models:Embedding', 'position': old['position'] if absolute else None,
+                          'scaled': old['scaled_embedding'], 'dropout': old['dropout']},
+            'head': {'type': 'lm.models:Head', 'tied': old['tied'], 'softcap': old['logit_softcap']},
+            'execution': {'type': 'lm.nn:Execution', **execution}}
+
+
+def _layer(old, window):
+    kind, norm_fields = NORMS[old['norm']]
+    activation, gated = ACTIVATIONS[old['activation']]
+    qk_norm = _component('RMSNorm', epsilon=old['norm_epsilon']) if old['qk_norm'] else _component('NoNorm')
+    attention = _component(
+        'Attention', heads=old['heads'], kv_heads=old['kv_heads'], head_dim=old['head_dim'], window=window,
+        position=_position(old['position'], window), softcap=old['attention_softcap'], qk_norm=qk_norm,
+        bias=old['bias'])
+    if old['experts']:
+        mlp = {**old['experts'], 'activation': _component(activation), 'gated': gated}
+    else:
+        mlp = _component('MLP', ff=old['ff'], activation=_component(activation), gated=gated,
+                         bias=old['bias'] == 'all')
+    return {'type': 'lm.models:Layer', 'attention': attention, 'mlp': mlp,
+            'norm': _component(kind, epsilon=old['norm_epsilon'], **norm_fields),
+            'residual': {'type': f'lm.models:{RESIDUALS[old["norm_place"]]}'}, 'parallel': old['parallel'],
+            'dropout': old['dropout']}
+
+
+def _position(position, window):
+    """A position in attention: none where it was added to embeddings; of Rope, local layers had a base of their own."""
+    if renamed(position['type']) in ('lm.nn:Learned', 'lm.nn:Sinusoidal'):
+        return _component('NoPE')
+    fields = {name: value for name, value in position.items() if name != 'local_base'}
+    if window and position.get('local_base'):
+        return {**fields, 'base': position['local_base'], 'factor': 1.0}
+    return fields
+
+
+UPGRADES = {
+    'lm.train:Config': _config,
+    'lm.models:Decoder': _decoder,
+    'lm.nn:Experts': partial(_renamed, EXPERTS),
+    'lm.parallel:Pipeline': partial(_renamed, PIPELINE),
+}

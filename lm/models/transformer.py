@@ -1,0 +1,263 @@
+"""The block stack: a Layer is a value, a Stack repeats a pattern of them over its depth. x [B T D] -> x."""
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from lm import config
+from lm.nn import memory
+from lm.nn.experts import Experts
+from lm.nn.layers import MLP, Attention, Context, Execution, dropout
+from lm.nn.norms import Norm, RMSNorm
+from lm.nn.taps import Tap
+from lm.nn.weights import Scope, normal, repeated
+from lm.parallel import pipeline, sharding
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Base of the ways in which a sublayer f, a norm and the residual stream x are wired.
+
+    `norm(suffix)` declares a norm, a Normaliser; f(x, norm or None) -> (y, extra) applies it to its input.
+    """
+
+    normalised = False  # whether the stream leaves a layer normalised, so that no norm follows the last
+
+    def branch(self, f, x, norm):
+        """Returns (what f adds to the stream, extra)."""
+        raise NotImplementedError(f'{type(self).__name__} has no branch.')
+
+    def join(self, x, y, norm):
+        """Returns the stream x with y added."""
+        return x + y
+
+
+@dataclass(frozen=True)
+class PreNorm(Residual):
+    """x + f(norm(x)): GPT-2, Llama."""
+
+    def branch(self, f, x, norm):
+        return f(x, norm('norm'))
+
+
+@dataclass(frozen=True)
+class PostNorm(Residual):
+    """norm(x + f(x)): the original Transformer (Vaswani et al. 2017), BERT."""
+
+    normalised = True
+
+    def branch(self, f, x, norm):
+        return f(x, None)
+
+    def join(self, x, y, norm):
+        return norm('norm')(x + y)
+
+
+@dataclass(frozen=True)
+class OutputNorm(Residual):
+    """x + norm(f(x)): OLMo 2."""
+
+    def branch(self, f, x, norm):
+        y, extra = f(x, None)
+        return norm('post_norm')(y), extra
+
+
+@dataclass(frozen=True)
+class SandwichNorm(Residual):
+    """x + norm(f(norm(x))): Gemma 2 and 3."""
+
+    def branch(self, f, x, norm):
+        y, extra = f(x, norm('norm'))
+        return norm('post_norm')(y), extra
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: attention, cross attention to a memory if any, and an MLP or a mixture of experts.
+
+    parallel: attention and MLP read the same input. dropout: on what each sublayer adds.
+    """
+
+    attention: Attention = field(default_factory=Attention)
+    mlp: MLP | Experts = field(default_factory=MLP)
+    cross: Attention | None = None
+    norm: Norm = field(default_factory=RMSNorm)
+    residual: Residual = field(default_factory=PreNorm)
+    parallel: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.dropout < 1:
+            raise config.Error(f'dropout={self.dropout} is not in [0, 1); try dropout=0.1.')
+        if self.parallel and (self.residual.normalised or self.cross):
+            raise config.Error('parallel=true needs one norm before both sublayers and no cross attention; '
+                               'try residual=PreNorm or parallel=false.')
+
+    def flops(self, width, length):
+        """Returns the FLOPs of one token's forward pass in a row of `length`."""
+        attentions = [attention for attention in (self.attention, self.cross) if attention]
+        return sum(attention.flops(width, length) for attention in attentions) + self.mlp.flops(width)
+
+    def __call__(self, scope, x, context, *, tap, execution, depth):
+        """Returns (x [B T D], (cache, auxiliary outputs of the experts)) after this layer, one of `depth`."""
+        x = checkpoint_name(x, memory.LAYER_INPUT)
+        keys = (None,) * 2 if context.key is None else jax.random.split(context.key)
+        fixed = {'execution': execution, 'init': normal(0.02 / (2 * depth) ** 0.5)}
+
+        def attend(attention, name, context):
+            return lambda x, norm: attention(x, norm, context, name=name, **fixed)
+
+        def add(stream, name, sublayer, source, key):
+            def norm(suffix):
+                return self.norm.bind(scope, f'{name}_{suffix}', x.shape[-1])
+            y, extra = self.residual.branch(sublayer, source, norm)
+            y = tap(name, dropout(y, self.dropout, key, context.rows, context.zigzag))
+            return self.residual.join(stream, y, norm), extra
+        own = attend(self.attention, 'attention', context._replace(memory=None))
+        middle, cache = add(x, 'attention', own, x, keys[0])
+        if self.cross:
+            across = attend(self.cross, 'cross', context._replace(cache=None, index=None, angles=None, table=None))
+            key = None if context.key is None else jax.random.fold_in(context.key, 2)
+            middle, _ = add(middle, 'cross', across, middle, key)
+        x, auxiliary = add(middle, 'mlp', partial(self.mlp, **fixed), x if self.parallel else middle, keys[1])
+        return sharding.constrain(tap('residual', x), 'batch', 'length', None), (cache, auxiliary)
+
+
+class Outputs(NamedTuple):
+    """What layers give beside x: their caches, the experts' measurements, captured activations by name."""
+
+    cache: Any
+    auxiliary: dict
+    captured: dict
+
+
+@dataclass(frozen=True)
+class Stack:
+    """`depth` layers that repeat a pattern: a scan over its repeats, layers of one pattern static inside.
+
+    Layers of a pattern may differ in all but the names and shapes of their weights, which are stacked [L ...].
+    """
+
+    pattern: tuple[Layer, ...]
+    depth: int
+
+    def layer(self, number):
+        """Returns the Layer at a depth, from 0."""
+        return self.pattern[number % len(self.pattern)]
+
+    def init(self, key, width):
+        """Returns the parameters as Weights: {'blocks': [L ...]} and what positions share between layers."""
+        x, context = jnp.zeros((1, 1, width)), Context(jnp.zeros((1, 1), jnp.int32), rows=jnp.zeros(1, jnp.int32))
+        context = context._replace(memory=x)
+
+        def blocks(layer):
+            function = partial(layer, tap=Tap(), execution=Execution(), depth=self.depth)
+            scope = Scope(lambda _, *args: repeated(function, self.depth, 'blocks')(*args))
+            return scope.init(key, x, context)['params']
+        shapes = [jax.eval_shape(partial(blocks, layer)) for layer in dict.fromkeys(self.pattern)]
+        if any(other != shapes[0] for other in shapes):
+            raise config.Error('layers of one pattern differ in the shapes of their weights; give them equal sizes, '
+                               'norms, biases and MLPs.')
+        tables = Scope(self._tables).init(jax.random.fold_in(key, self.depth))
+        return {**tables.get('params', {}), **blocks(self.pattern[0])}
+
+    def _tables(self, scope):
+        """Returns {attention: table of its position}, one for each distinct attention of the pattern."""
+        attentions = [layer.attention for layer in self.pattern]
+        declared = {key: key[0].table(scope, key[1])
+                    for key in dict.fromkeys((attention.position, attention.heads) for attention in attentions)}
+        return {attention: declared[attention.position, attention.heads] for attention in attentions}
+
+    def flops(self, width, length):
+        """Returns the FLOPs of one token's forward pass in a row of `length`."""
+        return sum(self.layer(number).flops(width, length) for number in range(self.depth))
+
+    def cache(self, width, batch, slots, dtype):
+        """Returns an empty cache, keys and values of all layers, each [L B S K H]."""
+        one = self.pattern[0].attention.cache(width, batch, slots, dtype)
+        return jax.tree.map(lambda x: jnp.zeros((self.depth, *x.shape), x.dtype), one)
+
+    def __call__(self, params, x, context, execution, *, cache=None, capture=(), edits=None):
+        """Returns (x [B T D], outputs of the layers, an Outputs of arrays [L ...]).
+
+        capture: names of activations to return; a layer names 'attention', 'cross' and 'mlp', what each adds, and the
+        'residual' stream after it. edits: {name: (mask, value)} [L ...], see taps.Tap.
+        """
+        tables = Scope(self._tables).apply({'params': params})
+        angles = {attention: attention.position.angles(context.positions, attention.head_size(x.shape[-1]))
+                  for attention in tables}
+        keys = None if context.key is None else jax.random.split(context.key, self.depth)
+        layers = params['blocks'], keys, cache, edits
+        rows = context._replace(key=None), [angles[layer.attention] for layer in self.pattern]
+        run = partial(self._run, tables=[tables[layer.attention] for layer in self.pattern], execution=execution,
+                      capture=capture)
+        if pipeline.stages() == 1 or cache is not None or capture or edits:
+            return run(layers, x, *rows)
+        return self._pipelined(run, layers, x, rows, execution.pipeline)
+
+    def _run(self, layers, x, context, angles, *, tables, execution, capture):
+        """Returns (x, Outputs) of the layers [L ...] whose (parameters, key, cache, edits) are given."""
+        period, count = len(self.pattern), len(jax.tree.leaves(layers)[0])
+        repeats, rest = divmod(count, period)
+        unroll = self._unroll(execution, repeats)
+
+        def apply(x, number, own, in_loop=unroll == 1):
+            step = memory.rematerialise(partial(self._step, self.pattern[number], execution, capture),
+                                        execution.remat, in_loop)
+            return step(x, own, context._replace(angles=angles[number], table=tables[number]))
+
+        def repeat(x, layers):
+            if period == 1:
+                return apply(x, 0, layers)
+            outputs = []
+            for number in range(period):
+                x, out = apply(x, number, jax.tree.map(lambda a, number=number: a[number], layers))
+                outputs.append(out)
+            return x, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
+        whole = layers if not rest else jax.tree.map(lambda a: a[:repeats * period], layers)
+        if period > 1:
+            whole = jax.tree.map(lambda a: a.reshape(repeats, period, *a.shape[1:]), whole)
+        x, outputs = jax.lax.scan(repeat, x, whole, unroll=unroll)
+        if period > 1:
+            outputs = jax.tree.map(lambda a: a.reshape(repeats * period, *a.shape[2:]), outputs)
+        for number in range(rest):
+            x, out = apply(x, number, jax.tree.map(lambda a, at=repeats * period + number: a[at], layers), False)
+            outputs = jax.tree.map(lambda a, new: jnp.concatenate([a, new[None]]), outputs, out)
+        return x, outputs
+
+    def _step(self, layer, execution, capture, x, own, context):
+        """Returns (x, Outputs) of one layer with its own (parameters, key, cache, edits)."""
+        params, key, cache, edits = own
+        tap = Tap(capture, edits)
+        scope = Scope(partial(layer, tap=tap, execution=execution, depth=self.depth))
+        x, (cache, auxiliary) = scope.apply({'params': params}, x, context._replace(key=key, cache=cache))
+        return x, Outputs(cache, auxiliary, tap.captured)
+
+    def _unroll(self, execution, repeats):
+        """Returns how many repeats one iteration of the scan holds.
+
+        A CPU that recomputes nothing holds all: a loop keeps XLA from working on copies and layers together there, and
+        XLA merges what is recomputed outside of one.
+        """
+        default = repeats if sharding.platform() == 'cpu' and execution.remat == 'none' else 1
+        return min(execution.unroll, repeats) or default or 1
+
+    def _pipelined(self, run, layers, x, given, schedule):
+        """Returns what `run` does over the stages of the mesh."""
+        if self.depth // (pipeline.stages() * schedule.repeats) % len(self.pattern):
+            raise config.Error(f'{self.depth} layers over mesh.stage={pipeline.stages()} cut a pattern of '
+                               f'{len(self.pattern)}; try as many layers a stage as the pattern has, or a multiple.')
+        leaves, tree = jax.tree.flatten(given)
+        split = [len(leaf) == len(x) for leaf in leaves]
+        rows = [leaf for leaf, rowwise in zip(leaves, split, strict=True) if rowwise]
+
+        def apply(own, x, rows):
+            """Runs the layers of a stage on a micro-batch: what has the batch's rows is cut as x is."""
+            some = iter(rows)
+            return run(own, x, *jax.tree.unflatten(tree, [next(some) if rowwise else leaf
+                                                          for leaf, rowwise in zip(leaves, split, strict=True)]))
+        x, outputs = pipeline.run(apply, schedule, layers, x, rows)
+        return sharding.constrain(x, 'rows', 'length', None), outputs

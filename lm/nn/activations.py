@@ -1,0 +1,47 @@
+"""Elementwise nonlinearities, one frozen dataclass each: MLP(activation=Silu(), gated=True) is SwiGLU."""
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Base of the elementwise nonlinearities; one is a frozen dataclass with this call."""
+
+    def __call__(self, x):
+        raise NotImplementedError(f'{type(self).__name__} has no formula.')
+
+
+@dataclass(frozen=True)
+class Gelu(Activation):
+    """x times the normal distribution function of x (Hendrycks and Gimpel 2016), by GPT-2's tanh unless `exact`."""
+
+    exact: bool = False
+
+    def __call__(self, x):
+        return jax.nn.gelu(x, approximate=not self.exact)
+
+
+@dataclass(frozen=True)
+class Silu(Activation):
+    """x times its sigmoid; gated it is SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __call__(self, x):
+        return jax.nn.silu(x)
+
+
+@dataclass(frozen=True)
+class Relu(Activation):
+    """x where it is positive, else 0."""
+
+    def __call__(self, x):
+        return jax.nn.relu(x)
+
+
+@dataclass(frozen=True)
+class Relu2(Activation):
+    """The square of Relu (So et al. 2021, arXiv:2109.08668)."""
+
+    def __call__(self, x):
+        return jnp.square(jax.nn.relu(x))

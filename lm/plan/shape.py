@@ -1,0 +1,84 @@
+"""A model's sizes as the formulas use them; no other file of lm.plan reads or replaces a field of a model."""
+import dataclasses
+
+import jax.numpy as jnp
+
+from lm import config
+from lm.nn import memory
+from lm.nn.experts import Experts
+
+# Rematerialisation of a model -> the share of a layer's forward pass that its backward pass computes again.
+RECOMPUTED = {'none': 0, 'dots': 0.2, 'full': 1, 'offload': 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertShape:
+    """Sizes of a mixture of experts; capacity_factor 0 drops no token."""
+
+    count: int
+    top_k: int
+    ff: int
+    shared: int
+    capacity_factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Sizes of a decoder. ff: of its dense MLP. vocab: rows of the output layer, padding included. windows: one a
+    layer, 0 for full attention. remat, vocab_chunks: as the experiment has them.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ff: int
+    gated: bool
+    experts: ExpertShape | None
+    vocab: int
+    tied: bool
+    windows: tuple
+    dtype: str
+    remat: str
+    vocab_chunks: int
+
+    @property
+    def itemsize(self):
+        """Bytes of a value in matrix products."""
+        return jnp.dtype(self.dtype).itemsize
+
+    @property
+    def up_projections(self):
+        """Matrices from D to F: up, and in a gated MLP the gate."""
+        return 2 if self.gated else 1
+
+    def mlp_chunks(self, shards):
+        """Returns how many chunks of F the MLP is computed in under full rematerialisation, for F cut in `shards`."""
+        return memory.mlp_chunks(self.ff, self.width, shards)
+
+
+def shape_of(model):
+    """Returns the Shape of a model; raises config.Error where it lacks a field that the formulas need.
+
+    Layers of a pattern have weights of the same shapes: the first one's sizes are those of all.
+    """
+    try:
+        layers = [model.stack.layer(number) for number in range(model.depth)]
+        attention, mlp, execution = layers[0].attention, layers[0].mlp, model.execution
+        experts = ExpertShape(mlp.count, mlp.top_k, mlp.ff, mlp.shared, mlp.capacity_factor) if isinstance(
+            mlp, Experts) else None
+        return Shape(width=model.width, depth=model.depth, heads=attention.heads, kv_heads=attention.num_kv_heads,
+                     head_dim=attention.head_size(model.width), ff=mlp.ff if experts else mlp.hidden(model.width),
+                     gated=mlp.gated, experts=experts, vocab=model.padded_vocab, tied=model.head.tied,
+                     windows=tuple(layer.attention.window for layer in layers), dtype=execution.dtype,
+                     remat=execution.remat, vocab_chunks=execution.vocab_chunks)
+    except AttributeError as error:
+        raise config.Error(f'{type(model).__name__} has no {error.name}, which lm.plan counts with; '
+                           'read it from the model in lm/plan/shape.py.') from error
+
+
+def with_execution(model, remat, vocab_chunks):
+    """Returns the model with this rematerialisation and so many chunks of the vocabulary in its loss."""
+    execution = dataclasses.replace(model.execution, remat=remat, vocab_chunks=vocab_chunks)
+    return dataclasses.replace(model, execution=execution)

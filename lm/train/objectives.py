@@ -1,0 +1,102 @@
+"""Objectives: what loss a run minimises, and what it scores and shows at the end."""
+import abc
+import sys
+from dataclasses import dataclass
+from functools import partial
+
+import jax.numpy as jnp
+
+from lm import config, evaluate, generate
+from lm.models import ngram
+from lm.nn import losses
+from lm.parallel import processes, reductions
+
+
+@dataclass(frozen=True)
+class Objective(abc.ABC):
+    """What a model is trained for. Models and batches of any kind: the methods alone know what is in them."""
+
+    @abc.abstractmethod
+    def loss(self, model, params, batch, key=None):
+        """Returns (loss, metrics), pure: what the gradient is taken of, a mean over metrics['weight'] tokens.
+
+        metrics: scalars by name, among them 'loss', that of the data alone, without what regularises. Randomness, such
+        as dropout, is drawn from key; without one there is none.
+        """
+
+    @abc.abstractmethod
+    def sums(self, model, sources, params, batch):
+        """Returns sums over the rows of a validation batch, an array that adds up over batches; pure."""
+
+    @abc.abstractmethod
+    def scores(self, sums, stream):
+        """Returns {'loss': number, ...} of `sums` added up over the batches of a stream."""
+
+    @abc.abstractmethod
+    def score(self, model, params, stream, mesh, batches=0):
+        """Returns the `scores` of a validation stream on a mesh, of all its batches or the first so many."""
+
+    def summary(self, scores, data):
+        """Returns the lines that tell the last scores of a run on `data`."""
+        return ['validation ' + ', '.join(f'{name} {value:.4g}' for name, value in scores.items())]
+
+    def show(self, model, params, encoder, prefix):
+        """Returns a text that shows what the model does, '' for none; `prefix` are the ids before a document."""
+        return ''
+
+
+@dataclass(frozen=True)
+class NextToken(Objective):
+    """Cross entropy of the next token.
+
+    z_loss: coefficient of log(Z)^2, which keeps logits from drifting (Chowdhery et al. 2022). smoothing: share of the
+    target that is spread over the vocabulary (Szegedy et al. 2016). sample: prompt of the text shown at the end.
+    baselines: whether compressors are measured on the held-out text at the end.
+    """
+
+    z_loss: float = 0.0
+    smoothing: float = 0.0
+    sample: str = '\n'
+    baselines: bool = False
+
+    def loss(self, model, params, batch, key=None):
+        nll, log_z, auxiliary = model.token_losses(params, batch, key, self.smoothing)
+        weights = batch['weights'] if 'weights' in batch else jnp.ones_like(nll)
+        weight = jnp.sum(weights)
+        if auxiliary.metrics:  # those are means: every shard of `data` must count by the same weight
+            weight = reductions.averaged(weight)
+        loss = losses.masked_mean(nll, weights, weight)
+        total = loss + self.z_loss * losses.masked_mean(jnp.square(log_z), weights, weight) if self.z_loss else loss
+        return total + auxiliary.loss, {'loss': loss, 'weight': weight, **auxiliary.metrics}
+
+    def sums(self, model, sources, params, batch):
+        return evaluate.sums(model, sources, params, batch)
+
+    def scores(self, sums, stream):
+        return evaluate.scores(sums, stream)
+
+    def score(self, model, params, stream, mesh, batches=0):
+        return evaluate.score(model, params, stream, mesh, batches)
+
+    def summary(self, scores, data):
+        rows = {'this model': scores['bits_per_byte']}
+        if self.baselines:
+            rows |= processes.decide(partial(_baselines, data))
+        return [f'validation loss {scores["loss"]:.4f}, perplexity {scores["perplexity"]:.2f}',
+                *(f'  {value:6.3f} bits per byte  {name}' for name, value in rows.items())]
+
+    def show(self, model, params, encoder, prefix):
+        *_, (sample,) = generate.generate(model, params, encoder, [self.sample], prefix=prefix,
+                                          sampler=generate.Sampler(temperature=0.8))
+        return self.sample + sample.text
+
+
+def _baselines(data):
+    """Returns {name: bits per byte} of compressors on the held-out text; warns in one line where they fail."""
+    try:
+        train, valid = ('\n'.join(document.text for document in source.documents()).encode()
+                        for source in (data.train, data.valid))
+        return ngram.bits_per_byte(train, valid)
+    except Exception as error:
+        print(f'lm: the run is finished, without its baselines: {config.first_line(error)}', file=sys.stderr)
+        return {}

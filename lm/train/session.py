@@ -1,0 +1,83 @@
+"""A run from its directory to its last line: data is opened and checked, the loop runs, the end is scored and shown."""
+import sys
+
+import jax
+
+from lm import config, records, trees
+from lm.data.cache import home
+from lm.parallel import processes
+from lm.train import loop, runs, step
+from lm.train.monitor import Monitor
+
+
+def train(settings, run, cache, mesh=None):
+    """Trains to the end, on `mesh` or the settings' own, and prints how the run ended or had ended before."""
+    if processes.decide(lambda: settings.steps in run.store.steps() and _scored(settings, run.directory)):
+        print(f'{run.directory} is finished: {settings.steps} steps.')
+        return
+    run.stop.heed()
+    monitor = open_data(settings, run, cache)
+    valid = settings.data.open(cache, 'valid') if settings.data.valid else None
+    if valid:
+        print(settings.data.accept(valid, 'valid'), flush=True)
+    program = step.program(settings, mesh)
+    print(f'{trees.count(program.abstract.params):,} parameters, {monitor.stream.rows:,} rows of '
+          f'{settings.data.context} tokens, mesh {dict(program.mesh.shape)} of {jax.devices()[0].device_kind}, '
+          f'run {run.directory}', flush=True)
+    state = loop.fit(program, [monitor], valid)
+    if valid:
+        (scores,) = loop.validate(program, [monitor], valid, state)
+        print('\n'.join(settings.objective.summary(scores, settings.data)))
+    show(program, [monitor], state)
+    print(f'run: {run.directory}')
+
+
+def _scored(settings, directory):
+    """Returns whether the last validation is on record, before which a run may have been killed."""
+    return not settings.data.valid or any('valid/loss' in record for record in records.read(directory)
+                                          if record['step'] == settings.steps)
+
+
+def open_data(settings, run, cache, stream=None):
+    """Returns the Monitor of a run with its training data, opened where no `stream` is given; keeps its tokenizer.
+
+    Raises config.Error where hosts or the model do not agree with the data.
+    """
+    data = settings.data
+    if stream is None:
+        stream = data.open(cache, 'train')
+        print(data.accept(stream), flush=True)
+    processes.agree(stream.fingerprint)
+    processes.decide(lambda: runs.keep_tokenizer(run.directory, home(data.train, data.tokenizer, cache)))
+    check_vocabulary(settings.model, stream.encoder)
+    return Monitor(settings, run, stream)
+
+
+def check_vocabulary(model, encoder):
+    """Raises config.Error unless the model has as many tokens as the tokenizer."""
+    if model.vocab != encoder.size:
+        raise config.Error(f'model.vocab={model.vocab} and the tokenizer has {encoder.size} tokens; '
+                           f'try model.vocab={encoder.size}.')
+
+
+def show(program, monitors, state):
+    """Prints what each run's objective shows of its last state, and writes it to sample.txt in the run's directory.
+
+    Where that fails it warns in one line: what comes after a run's last validation decides over no exit code.
+    """
+    for monitor, own in zip(monitors, program.split(state), strict=True):
+        settings, directory = monitor.settings, monitor.run.directory
+        if not monitor.open:
+            continue
+        params = settings.optimizer.averaged(own.optimizer, own.params)
+        prefix = settings.data.prefix(monitor.stream.encoder)
+        try:
+            with program.context():
+                text = settings.objective.show(settings.model, params, monitor.stream.encoder, prefix)
+            if text and processes.first():
+                (directory / 'sample.txt').write_text(text, encoding='utf-8')
+                print(f'sample:\n{text}')
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            print(f'lm: {directory} is finished, without its sample: {config.first_line(error)}', file=sys.stderr)
