@@ -131,11 +131,11 @@ def test_workers_that_ask_at_once_get_different_points(tmp_path):
 
 
 def test_a_space_that_is_used_up_ends_the_search(tmp_path, capsys):
-    sweep = drawing(tmp_path / 'a', 'Random(9)', ['model.depth=1..2', 'model.heads=1,2,3'])
+    sweep = drawing(tmp_path / 'a', 'Random(9)', ['model.depth=1..2', 'model.layer.attention.heads=1,2,3'])
     while search.ask(sweep):
         pass
     assert search.ended(sweep) and 'seems to have 4 points, fewer than trials=9' in capsys.readouterr().out
-    heads = [trial.settings.model.heads for trial in trials.open_sweep(sweep.directory).trials]
+    heads = [trial.settings.model.layer.attention.heads for trial in trials.open_sweep(sweep.directory).trials]
     assert sorted(heads) == [1, 1, 2, 2], '3 heads do not divide a width of 16'
 
 
