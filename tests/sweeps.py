@@ -3,7 +3,8 @@ import jax
 import pytest
 
 from lm import config, data, optim, train
-from lm.models.decoder import Decoder
+from lm.models import Decoder, Layer
+from lm.nn import Attention
 from lm.sweep import trials
 
 FILE = '''
@@ -58,7 +59,7 @@ def config():
 '''
 TEXT = data.Synthetic(count=20, length=400)
 SETTINGS = train.Config(
-    model=Decoder(vocab=258, depth=1, heads=2, width=16),
+    model=Decoder(vocab=258, depth=1, width=16, layer=Layer(Attention(heads=2))),
     data=data.Corpus(train=data.Pick(TEXT, 0, 0.8), valid=data.Pick(TEXT, 0.8, 1), tokenizer=data.Bytes(), context=16,
                      batch=8),
     optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2), ema=0.9),

@@ -58,7 +58,7 @@ def test_the_baseline_of_a_sweep_is_the_trial_that_changes_nothing(swept):
     (swept / 'sweep.json').write_text(json.dumps({**SWEEP, 'config': simulated.changed(BETTER), 'trials': listed}))
     found = study.read([swept])
     assert found.variants[0].trials[0].name == 'b-0'
-    assert 'the baseline has model.position=Alibi' in show.heading(found, found.families['tokens'])
+    assert 'the baseline has model.layer.attention.position=Alibi' in show.heading(found, found.families['tokens'])
     assert ('new', 'not begun') in found.left_out
 
 
