@@ -258,30 +258,12 @@ class Part:
     depth: int = 2
     MOVED: ClassVar = {'layers': 'depth'}
 
-    @classmethod
-    def from_record(cls, fields):
-        return cls(depth=fields['halves'] // 2)
-
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
     part: Part = Part()
     inner: Inner = Inner()
     MOVED: ClassVar = {'size': 'inner.size', 'part.rate': 'inner.rate', 'piece': 'part'}
-
-
-def record(**fields):
-    return {'type': f'{__name__}:Whole', **fields}
-
-
-def test_a_record_of_an_older_version_is_read_by_what_classes_say_moved():
-    part = {'type': f'{__name__}:Part', 'rate': 0.7, 'depth': 5}
-    assert config.build(record(size=9, part=part)) == Whole(Part(5), Inner(0.7, 9))
-    assert config.build(record(part={'type': f'{__name__}:Part', 'layers': 4})) == Whole(Part(4))
-    assert config.build(record(part={'type': f'{__name__}:Part', 'halves': 8})) == Whole(Part(4))
-    assert part == {'type': f'{__name__}:Part', 'rate': 0.7, 'depth': 5}
-    with pytest.raises(config.Error, match="has no field 'colour'"):
-        config.build(record(colour=1))
 
 
 @pytest.mark.parametrize('old, new', [('size', 'inner.size'), ('part.rate', 'inner.rate'),
