@@ -123,7 +123,7 @@ class Decoder:
     def hidden(self, params, tokens, context, **options):
         """Returns (x [B T D] after the final norm, the Outputs of layers, embeddings [B T D]); options: of a Stack."""
         keys = (None,) * 2 if context.key is None else jax.random.split(context.key)
-        context = context._replace(rows=reductions.first_row(len(tokens)) + jnp.arange(len(tokens)))
+        context = context._replace(rows=reductions.global_row_offset(len(tokens)) + jnp.arange(len(tokens)))
         start = _apply(self._embed, params, tokens, context._replace(key=keys[0]))
         x, outputs = self.stack(params, start, context._replace(key=keys[1]), self.execution, **options)
         x = _apply(self._final_norm, params, x)
