@@ -57,7 +57,7 @@ def _split_torus(mesh):
 def all_reduce_once(function):
     """Returns function(params, batch, key) run per shard of `data`, its result all-reduced once.
 
-    The result is a tree of sums over the rows of the batch [B ...]. Without this each micro-batch inside is all-reduced.
+    The result is a tree of sums over the rows of the batch. Without this each micro-batch inside is all-reduced.
     """
     def total(*args):
         return jax.tree.map(lambda x: jax.lax.psum(x, 'data'), function(*args))
