@@ -9,8 +9,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lm import config
 from lm.nn import memory
+from lm.nn.context import Context, Execution
+from lm.nn.dropout import dropout
 from lm.nn.experts import Experts
-from lm.nn.layers import MLP, Attention, Context, Execution, dropout
+from lm.nn.layers import MLP, Attention
 from lm.nn.norms import Norm, RMSNorm
 from lm.nn.taps import Tap
 from lm.nn.weights import Scope, normal, repeated
@@ -205,8 +207,8 @@ class Stack:
         unroll = self._unroll(execution, repeats)
 
         def apply(x, number, own, in_loop=unroll == 1):
-            step = memory.rematerialise(partial(self._step, self.pattern[number], execution, capture),
-                                        execution.remat, in_loop)
+            step = partial(self._step, self.pattern[number], execution=execution, capture=capture)
+            step = memory.rematerialise(step, execution.remat, in_loop)
             return step(x, own, context._replace(angles=angles[number], table=tables[number]))
 
         def repeat(x, layers):
@@ -228,7 +230,7 @@ class Stack:
             outputs = jax.tree.map(lambda a, new: jnp.concatenate([a, new[None]]), outputs, out)
         return x, outputs
 
-    def _step(self, layer, execution, capture, x, own, context):
+    def _step(self, layer, x, own, context, *, execution, capture):
         """Returns (x, Outputs) of one layer with its own (parameters, key, cache, edits)."""
         params, key, cache, edits = own
         tap = Tap(capture, edits)
