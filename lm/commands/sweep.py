@@ -16,7 +16,8 @@ def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0
         place: the experiment file, whose sweep() yields dicts of overrides if it has one; or, for --worker and
             --watch, the directory of a sweep
         overrides: values to set in all trials, e.g. steps=500
-        over: values to vary, e.g. optimizer.peak=1e-4,1e-3 or model.position=Rope,Alibi; every combination is a trial
+        over: values to vary, e.g. optimizer.peak=1e-4,1e-3 or model.layer.attention.position=Rope,Alibi; every
+            combination is a trial
         seeds: train every variant with so many seeds of parameters and data order
         workdir: directory of the sweep, by default runs/<name of the experiment>_sweep
         cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm

@@ -132,7 +132,7 @@ def _frozen(trial, observation, kinds):
 
 
 def space_of(over):
-    """Returns the space of texts like optimizer.peak=1e-4..1e-2 and model.position=Rope,Alibi."""
+    """Returns the space of texts like optimizer.peak=1e-4..1e-2 and model.layer.attention.position=Rope,Alibi."""
     return {text.partition('=')[0]: _kind(text) for text in over}
 
 
