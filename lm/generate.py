@@ -159,7 +159,7 @@ def _room(model, prompt, length):
         raise config.Error(f'length={length} is not positive; try length=1 or more.')
     limit = model.limit
     if limit and prompt + length > limit + 1:
-        raise config.Error(f'a prompt of {prompt} tokens and length={length} do not fit position.length={limit}; '
+        raise config.Error(f'a prompt of {prompt} tokens and length={length} do not fit {limit} positions; '
                            f'try {f"length={limit + 1 - prompt}" if prompt <= limit else "a shorter prompt"}.')
     width, slots = (-(-n // 64) * 64 for n in (prompt, prompt + length))
     return min(width, limit or width), slots

@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from lm.models.decoder import Decoder
+from lm.models import Decoder, Layer
+from lm.nn import MLP, Attention, Execution
 from lm.parallel import sharding
+from lm.train import NextToken
 
 H100 = """gpu_device_info {
   cuda_compute_capability { major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }
@@ -46,12 +48,17 @@ def devices(topology):
     return found.devices, 'cuda'
 
 
+def model_of(windows=(0,), depth=2, remat='none', **attention):
+    """Returns a Decoder whose layers repeat sliding windows; attention: other fields of an Attention."""
+    pattern = tuple(Layer(Attention(heads=4, kv_heads=2, window=window, **attention), MLP(640)) for window in windows)
+    return Decoder(vocab=1500, depth=depth, width=256, pattern=pattern, execution=Execution('bfloat16', remat=remat))
+
+
 def compiled(case):
     """Returns the compiled program's text for a case as in the module's docstring."""
     found, platform = devices(case['topology'])
     mesh = sharding.make_mesh(case['mesh'], found)
-    model = Decoder(**{'vocab': 1500, 'depth': 2, 'width': 256, 'heads': 4, 'kv_heads': 2, 'ff': 640,
-                       'dtype': 'bfloat16', **case['model']})
+    model = model_of(**case['model'])
     params, axes = jax.eval_shape(model.init, jax.random.key(0)), model.axes()
     with jax.set_mesh(mesh):
         params = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), params,
@@ -59,7 +66,7 @@ def compiled(case):
         place = jax.sharding.NamedSharding(mesh, sharding.spec(('batch', None), case['shape'], mesh))
         row = jax.ShapeDtypeStruct(tuple(case['shape']), jnp.int32, sharding=place)
         batch = dict.fromkeys(('inputs', 'targets', 'segments', 'positions'), row)
-        step = jax.jit(jax.value_and_grad(lambda *given: model.loss(*given)[0]))
+        step = jax.jit(jax.value_and_grad(lambda *arrays: NextToken().loss(model, *arrays)[0]))
         return step.trace(params, batch).lower(lowering_platforms=(platform,)).compile().as_text()
 
 

@@ -12,7 +12,7 @@ from lm import records
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RUN = ('model.depth=1', 'model.width=32', 'cadence.log=1', 'cadence.save=4', 'data.batch=8', 'data.context=16',
-       'eval_batches=2')
+       'cadence.eval_batches=2')
 
 
 def free_port():

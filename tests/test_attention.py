@@ -14,7 +14,7 @@ rng = np.random.default_rng(0)
 QUERY, KEY, VALUE = (rng.standard_normal((2, LENGTH, heads, 6)).astype(np.float32) for heads in (HEADS, 2, 2))
 SEGMENTS = np.array([[1] * 7 + [2] * 17, [1] * 20 + [2] * 3 + [3]], np.int32)
 SLOPES = np.array([1.0, 0.5, 0.25, 0.0])
-VIEWS = {
+SPECS = {
     'full': {}, 'window': {'window': 5}, 'wide': {'window': 24}, 'one': {'window': 1}, 'softcap': {'softcap': 0.7},
     'segments': {'segments': SEGMENTS}, 'bias': {'bias': SLOPES}, 'both_ways': {'causal': False},
     'both_ways_window': {'causal': False, 'window': 3},
@@ -22,14 +22,14 @@ VIEWS = {
 }
 
 
-def view_of(fields):
+def spec_of(fields):
     fields = dict(fields)
     if 'segments' in fields:
         fields['segments'] = (fields['segments'],) * 2
     if 'bias' in fields:
         fields['bias'] = (jnp.asarray(SLOPES), lambda slopes, query, key:
                           -slopes[:, None, None] * (query[:, None] - key[None]))
-    return attention.View(**fields)
+    return attention.AttentionSpec(**fields)
 
 
 def expected_of(fields, scale=1.0):
@@ -43,10 +43,10 @@ def expected_of(fields, scale=1.0):
 
 
 @pytest.mark.parametrize('block', [8, 24])
-@pytest.mark.parametrize('fields', VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize('fields', SPECS.values(), ids=SPECS)
 def test_attention_is_the_oracles(fields, block, monkeypatch):
     monkeypatch.setattr(blocked, 'BLOCK', block)
-    out = architectures.jit(lambda *x: attention.attend(*x, view_of(fields)))(QUERY, KEY, VALUE)
+    out = architectures.jit(lambda *x: attention.attend(*x, spec_of(fields)))(QUERY, KEY, VALUE)
     np.testing.assert_allclose(out, expected_of(fields), atol=1e-5)
 
 
@@ -54,7 +54,7 @@ def test_blocks_have_the_gradient_of_one_block(monkeypatch):
     gradients = []
     for block in (24, 8):
         monkeypatch.setattr(blocked, 'BLOCK', block)
-        gradient = jax.grad(lambda x: jnp.sum(jnp.square(attention.attend(*x, view_of(VIEWS['all'])))))
+        gradient = jax.grad(lambda x: jnp.sum(jnp.square(attention.attend(*x, spec_of(SPECS['all'])))))
         gradients.append(architectures.jit(gradient)((QUERY, KEY, VALUE)))
     for one, other in zip(*gradients):
         np.testing.assert_allclose(one, other, atol=1e-5)
@@ -64,18 +64,19 @@ def test_blocks_have_the_gradient_of_one_block(monkeypatch):
 def test_queries_at_an_index_are_rows_of_the_whole(name):
     index = np.array([[3, 4], [0, 23]], np.int32)
     query = np.take_along_axis(QUERY, index[:, :, None, None], 1)
-    view = view_of(VIEWS[name] | {'index': jnp.asarray(index)})
-    out = architectures.jit(lambda *x: attention.attend(*x, view))(query, KEY, VALUE)
-    np.testing.assert_allclose(out, np.take_along_axis(expected_of(VIEWS[name]), index[:, :, None, None], 1), atol=1e-5)
+    spec = spec_of(SPECS[name] | {'index': jnp.asarray(index)})
+    out = architectures.jit(lambda *x: attention.attend(*x, spec))(query, KEY, VALUE)
+    np.testing.assert_allclose(out, np.take_along_axis(expected_of(SPECS[name]), index[:, :, None, None], 1), atol=1e-5)
 
 
 def test_the_scale_replaces_the_root_of_the_head():
-    out = architectures.jit(lambda *x: attention.attend(*x, attention.View(scale=2 * 6 ** -0.5)))(QUERY, KEY, VALUE)
+    spec = attention.AttentionSpec(scale=2 * 6 ** -0.5)
+    out = architectures.jit(lambda *x: attention.attend(*x, spec))(QUERY, KEY, VALUE)
     np.testing.assert_allclose(out, expected_of({}, scale=2.0), atol=1e-5)
 
 
 def test_large_scores_stay_finite():
-    run = jax.value_and_grad(lambda q: jnp.sum(attention.attend(q, KEY, VALUE, attention.View(window=3))))
+    run = jax.value_and_grad(lambda q: jnp.sum(attention.attend(q, KEY, VALUE, attention.AttentionSpec(window=3))))
     value, gradient = architectures.jit(run)(QUERY * 1e18)
     assert np.isfinite(value)
     assert np.all(np.isfinite(gradient))

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from architectures import small
 
-from lm import config
-from lm.nn import attention
+from lm import config, train
+from lm.models import Decoder, Embedding, Layer
+from lm.nn import Alibi, Attention, Execution, Learned, NoPE, Relative, Rope, attention
 from lm.nn.attention import blocked, ring
-from lm.nn.positions import Alibi, Learned, Relative, Rope
 from lm.parallel import sharding
 
 LENGTH = 32
@@ -25,13 +24,24 @@ POSITIONS = np.array([[t - np.flatnonzero(row == row[t])[0] for t in range(LENGT
 BATCH = {'inputs': TOKENS[:, :-1], 'targets': TOKENS[:, 1:], 'weights': WEIGHTS, 'bytes': np.full(4, 9)}
 PACKED = {**BATCH, 'segments': SEGMENTS, 'positions': POSITIONS}
 
+
+def small(*attentions, depth=0, dropout=0.0, position=None, **fields):
+    """Returns a Decoder of one layer for each Attention, or of a depth that repeats them."""
+    pattern = tuple(Layer(attention, dropout=dropout) for attention in attentions)
+    return Decoder(**{'vocab': 50, 'width': 16, **fields}, depth=depth or len(pattern), pattern=pattern,
+                   embedding=Embedding(position, dropout=dropout))
+
+
+LOSS = train.NextToken().loss
 MODELS = {
-    'dense': (small(depth=1), BATCH), 'grouped': (small(depth=1, kv_heads=2, position=Learned(LENGTH)), BATCH),
-    'packed': (small(depth=1, kv_heads=1, position=Rope(base=100.0), dropout=0.1), PACKED),
-    'windows': (small(windows=(3, 0), attention_softcap=1.0, remat='full', unroll=1), PACKED),
-    'window': (small(depth=1, windows=(12,)), BATCH), 'one': (small(depth=1, windows=(1,)), BATCH),
-    'alibi': (small(depth=1, position=Alibi(), attention_softcap=2.0), PACKED),
-    'relative': (small(depth=1, position=Relative(8, 20), windows=(9,), kv_heads=2), BATCH),
+    'dense': (small(Attention(4)), BATCH),
+    'grouped': (small(Attention(4, 2, position=NoPE()), position=Learned(LENGTH)), BATCH),
+    'packed': (small(Attention(4, 1, position=Rope(base=100.0)), dropout=0.1), PACKED),
+    'windows': (small(Attention(4, window=3, softcap=1.0), Attention(4, softcap=1.0), depth=4,
+                      execution=Execution(remat='full', unroll=1)), PACKED),
+    'window': (small(Attention(4, window=12)), BATCH), 'one': (small(Attention(4, window=1)), BATCH),
+    'alibi': (small(Attention(4, position=Alibi(), softcap=2.0)), PACKED),
+    'relative': (small(Attention(4, 2, window=9, position=Relative(8, 20))), BATCH),
 }
 CORE = [('packed', {'context': 4, 'data': 2}), ('alibi', {'context': 2, 'tensor': 4}),
         ('relative', {'context': 4, 'fsdp': 2})]
@@ -46,7 +56,7 @@ LONG = [('windows', {'context': 8}), ('dense', {'context': 8}), ('dense', {'cont
 def test_a_split_length_has_the_loss_and_gradient_of_one_device(name, sizes):
     model, batch = MODELS[name]
     params = architectures.parameters(model)
-    slope = architectures.jit(jax.value_and_grad(lambda *given: model.loss(*given, jax.random.key(1))[0]))
+    slope = architectures.jit(jax.value_and_grad(lambda *given: LOSS(model, *given, jax.random.key(1))[0]))
     loss, gradient = slope(params, batch)
     mesh, axes = sharding.make_mesh(sizes), model.axes()
     with jax.set_mesh(mesh):
@@ -56,13 +66,13 @@ def test_a_split_length_has_the_loss_and_gradient_of_one_device(name, sizes):
 
 
 def test_a_ring_brings_no_activations_together():
-    model = small(depth=1, width=24, vocab=2000, kv_heads=2)
+    model = small(Attention(4, 2), width=24, vocab=2000)
     mesh, axes = sharding.make_mesh({'context': 4, 'fsdp': 2}), model.axes()
     params = jax.eval_shape(model.init, jax.random.key(0))
     with jax.set_mesh(mesh):
         given = (jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), params,
                               sharding.mirror(params, axes, mesh)), sharding.put(PACKED, mesh))
-        text = architectures.jit(jax.grad(lambda *x: model.loss(*x)[0])).lower(*given).compile().as_text()
+        text = architectures.jit(jax.grad(lambda *x: LOSS(model, *x)[0])).lower(*given).compile().as_text()
     assert 'collective-permute' in text
     gathered = re.findall(r'f32\[([\d,]+)\]\S* all-gather', text)
     assert gathered
@@ -71,7 +81,7 @@ def test_a_ring_brings_no_activations_together():
 
 def ringed(order, mesh, **fields):
     """Returns the gradient of a sum over ring attention on a mesh, of queries, keys and values in the text's order."""
-    view = attention.View(zigzag=order, **fields)
+    view = attention.AttentionSpec(zigzag=order, **fields)
     return architectures.jit(jax.grad(
         lambda x: jnp.sum(jnp.sin(order.gather(ring.attend(*order.scatter(x), view))))))
 
@@ -82,7 +92,7 @@ def test_the_ring_is_plain_attention_in_blocks_too(fields, monkeypatch):
     monkeypatch.setattr(ring, 'BLOCK', 2)
     order, mesh = attention.Zigzag(4), sharding.make_mesh({'context': 4}, jax.devices()[:4])
     given = tuple(rng.standard_normal((1, LENGTH, heads, 4)).astype(np.float32) for heads in (2, 1, 1))
-    expected = jax.grad(lambda x: jnp.sum(jnp.sin(blocked.reference(*x, attention.View(**fields)))))(given)
+    expected = jax.grad(lambda x: jnp.sum(jnp.sin(blocked.reference(*x, attention.AttentionSpec(**fields)))))(given)
     with jax.set_mesh(mesh):
         found = ringed(order, mesh, **fields)(given)
     for one, other in zip(found, expected):
@@ -97,13 +107,13 @@ def test_chunks_go_zigzag_and_back():
 
 
 def test_a_mesh_without_context_leaves_a_batch_alone():
-    assert attention.spread(BATCH) == (BATCH, None)
+    assert attention.shard_sequence(BATCH) == (BATCH, None)
     with jax.set_mesh(sharding.make_mesh({'data': 8, 'context': 1})):
-        assert attention.spread(BATCH) == (BATCH, None)
+        assert attention.shard_sequence(BATCH) == (BATCH, None)
 
 
 def test_a_row_that_does_not_cut_is_one_clear_line():
     with jax.set_mesh(sharding.make_mesh({'context': 8})), pytest.raises(config.Error) as caught:
-        attention.spread({'inputs': np.zeros((2, 40), np.int32)})
+        attention.shard_sequence({'inputs': np.zeros((2, 40), np.int32)})
     assert str(caught.value).startswith('a row of 40 tokens')
     assert 'try data.context=32' in str(caught.value)

@@ -13,9 +13,11 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for room in ('lm', 'experiments
 LM = [file for file in FILES if file.startswith('lm/')]
 VAGUE = {'found', 'given', 'each', 'said', 'told'}  # names in whose place a noun tells what it is
 # Files and folders without vague names. A room is added once it is clean; in the end this is all of lm/.
-PLAIN = ('lm/trees.py', 'lm/config/', 'lm/optim/', 'lm/tokenizers/', 'lm/data/packing/', 'lm/data/corpus.py',
-         'lm/data/files.py', 'lm/data/loader.py', 'lm/data/order.py', 'lm/data/shards.py', 'lm/data/sliding.py',
-         'lm/data/sources.py', 'lm/data/tfds.py', 'lm/commands/config.py', 'lm/commands/data.py',
+PLAIN = ('lm/backend.py', 'lm/bench.py', 'lm/cli.py', 'lm/generate.py', 'lm/hardware.py', 'lm/records.py',
+         'lm/trees.py', 'lm/config/', 'lm/optim/', 'lm/pages/', 'lm/plan/', 'lm/report/', 'lm/scaling/',
+         'lm/tokenizers/', 'lm/models/decoder.py', 'lm/models/mup.py', 'lm/models/ngram.py', 'lm/data/packing/',
+         'lm/data/corpus.py', 'lm/data/files.py', 'lm/data/loader.py', 'lm/data/order.py', 'lm/data/shards.py',
+         'lm/data/sliding.py', 'lm/data/sources.py', 'lm/data/tfds.py', 'lm/commands/config.py', 'lm/commands/data.py',
          'lm/debug/reading_order.py')
 
 

@@ -55,13 +55,13 @@ SPLASH = {
 
 @pytest.mark.parametrize('length, heads, groups, fields', SPLASH.values(), ids=SPLASH)
 def test_splash_is_plain_attention(length, heads, groups, fields):
-    given, view = draw(length, heads, groups), attention.View(**fields)
+    given, view = draw(length, heads, groups), attention.AttentionSpec(**fields)
     same(slope_of(interpreted, view)(given), slope_of(blocked.reference, view)(given))
 
 
 @pytest.mark.parametrize('sizes, groups', [({'data': 2, 'tensor': 4}, 2), ({'fsdp': 2, 'tensor': 2}, 4)])
 def test_splash_on_a_mesh_is_plain_attention(sizes, groups):
-    given, view = draw(130, 4, groups), attention.View(segments=segments_of(130), window=50)
+    given, view = draw(130, 4, groups), attention.AttentionSpec(segments=segments_of(130), window=50)
     expected = slope_of(blocked.reference, view)(given)
     with jax.set_mesh(sharding.make_mesh(sizes, jax.devices()[:np.prod(list(sizes.values()))])):
         step = slope_of(interpreted, view)
@@ -74,8 +74,8 @@ def test_splash_over_a_split_length_is_plain_attention():
     given, order = draw(512, 2, 1), attention.Zigzag(2)
     segments = segments_of(512)
     fields = {'window': 200, 'softcap': 3.0}
-    expected = slope_of(blocked.reference, attention.View(segments=segments, **fields))(given)
-    view = attention.View(segments=order.scatter(segments), zigzag=order, **fields)
+    expected = slope_of(blocked.reference, attention.AttentionSpec(segments=segments, **fields))(given)
+    view = attention.AttentionSpec(segments=order.scatter(segments), zigzag=order, **fields)
     with jax.set_mesh(sharding.make_mesh({'context': 2}, jax.devices()[:2])):
         found = slope_of(lambda *x: order.gather(interpreted(*order.scatter(x[:3]), x[3])), view)(given)
     same(found, expected)
@@ -84,7 +84,7 @@ def test_splash_over_a_split_length_is_plain_attention():
 def pick(platform, monkeypatch, shape=(2, 256, 4, 64), dtype=jnp.float32, **fields):
     monkeypatch.setattr(sharding, 'platform', lambda: platform)
     query = jax.ShapeDtypeStruct(shape, dtype)
-    return dispatch.pick(query, query, attention.View(**fields))
+    return dispatch.pick(query, query, attention.AttentionSpec(**fields))
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_a_kernel_picked_by_hand_that_cannot_is_one_clear_line(platform, fields,
     with pytest.raises(config.Error) as caught:
         pick(platform, monkeypatch, **fields)
     assert '\n' not in str(caught.value)
-    assert all(word in str(caught.value) for word in (fields['kernel'], words, "try kernel='auto'"))
+    assert all(word in str(caught.value) for word in (fields['kernel'], words, 'try model.execution.kernel=auto'))
 
 
 def test_a_kernel_picked_by_hand_is_taken(monkeypatch, said):
@@ -142,7 +142,7 @@ def test_a_kernel_picked_by_hand_is_taken(monkeypatch, said):
 
 def test_decoding_is_plain_and_silent(capsys, said):
     query, key, value = draw(8, 2, 2, 4)
-    view = attention.View(index=jnp.array([[7], [3]]), kernel='splash')
+    view = attention.AttentionSpec(index=jnp.array([[7], [3]]), kernel='splash')
     attention.attend(query[:, :1], key, value, view)
     assert capsys.readouterr().err == ''
 
@@ -161,7 +161,7 @@ SPLASHED = ['splash_mha_dkv', 'splash_mha_dq', 'splash_mha_fwd']
 
 @pytest.mark.long
 @pytest.mark.parametrize('topology, mesh, length, model', [
-    ('v5e:2x4', {'data': 2, 'fsdp': 2, 'tensor': 2}, 2048, {'windows': [256, 0], 'attention_softcap': 30.0}),
+    ('v5e:2x4', {'data': 2, 'fsdp': 2, 'tensor': 2}, 2048, {'windows': [256, 0], 'softcap': 30.0}),
     ('v5e:2x2', {'fsdp': 4}, 1100, {'head_dim': 80, 'remat': 'full'}),
     ('v5e:2x2', {'fsdp': 2, 'tensor': 2}, 1024, {'head_dim': 128}),
 ])

@@ -30,8 +30,9 @@ def cluster_of(tmp_path, monkeypatch):
 
 def small(**overrides):
     """Returns Llama 8B's settings with a model of two layers, so that it compiles soon."""
-    sizes = {'model.depth': 2, 'model.width': 1024, 'model.heads': 8, 'model.kv_heads': 8, 'model.ff': 4096,
-             'model.vocab': 8192, 'model.loss_parts': 4, 'data.context': 512, 'data.batch': 64, **overrides}
+    sizes = {'model.depth': 2, 'model.width': 1024, 'model.layer.attention.heads': 8,
+             'model.layer.attention.kv_heads': 8, 'model.layer.mlp.ff': 4096, 'model.vocab': 8192,
+             'model.execution.vocab_chunks': 4, 'data.context': 512, 'data.batch': 64, **overrides}
     return config.load(ROOT / 'experiments' / 'llama_8b.py', sizes).config
 
 

@@ -33,15 +33,15 @@ def test_a_shape_has_the_sizes_of_the_model_that_is_trained():
 
 
 def test_a_model_that_the_formulas_cannot_count_is_refused():
-    with pytest.raises(config.Error, match='SimpleNamespace has no width, which'):
-        shape.shape_of(types.SimpleNamespace(experts=None))
+    with pytest.raises(config.Error, match='SimpleNamespace has no stack, which'):
+        shape.shape_of(types.SimpleNamespace(depth=2))
 
 
 @pytest.mark.parametrize('file', sorted((ROOT / 'lm' / 'plan').glob('*.py')), ids=lambda file: file.name)
 def test_only_shape_reads_fields_of_a_model(file):
     fields = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)
               and isinstance(node.value, ast.Attribute) and node.value.attr == 'model'}
-    assert fields <= {'init', 'axes'}
+    assert fields <= {'init', 'axes', 'flops'}
 
 
 def test_every_layout_can_be_trained():
@@ -63,7 +63,7 @@ def test_the_best_fits_and_what_fits_comes_first():
 
 
 def test_remedies_change_little_and_fit():
-    settings, cluster = settings_of('llama_1b', **{'model.remat': 'none'}), hardware.cluster('v5e-16')
+    settings, cluster = settings_of('llama_1b', **{'model.execution.remat': 'none'}), hardware.cluster('v5e-16')
     own = layout_of(settings, 16)
     found = search.remedies(settings, cluster)
     assert len(found) == 3 and all(c.peak < cluster.chip.memory for c in found)
@@ -149,7 +149,7 @@ def test_a_search_prints_lines_that_make_the_layout(fake_compiler, capsys):
     assert plan.main(TINY, on='v5e-8', search=True) == 0
     lines = capsys.readouterr().out.splitlines()[-2:]
     model, whole = (eval(f'dict({line})') for line in lines)
-    assert Layout(whole['mesh'], model['remat'], whole['accumulate'], model['loss_parts']).lines() == [
+    assert Layout(whole['mesh'], model['remat'], whole['accumulate'], model['vocab_chunks']).lines() == [
         line.strip() for line in lines]
 
 

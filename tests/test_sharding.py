@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from architectures import small
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm import config
-from lm.nn.experts import Experts
-from lm.nn.positions import Relative
+from lm import config, train
+from lm.models import Decoder, Embedding, Head, Layer
+from lm.nn import MLP, Attention, Execution, Experts, Relative, Silu
 from lm.parallel import reductions, sharding
 
 MESH = {'data': 4, 'fsdp': 2}
+LOSS = train.NextToken().loss
 
 
 @pytest.fixture
@@ -122,10 +122,11 @@ def test_over_all_of_a_slice_a_weight_is_gathered_once_and_its_gradient_scattere
 
 @pytest.mark.parametrize('sizes', [{'fsdp': 8}, {'fsdp': 4, 'tensor': 2}], ids=str)
 def test_parts_and_steps_of_a_slice_of_tpus_give_the_gradient_of_one_device(sizes, slice_of_tpus):
-    model = small(kv_heads=2, loss_parts=2, remat='full', tied=False, activation='swiglu', bias='all')
+    layer = Layer(Attention(4, 2, bias='all'), MLP(0, Silu(), gated=True, bias=True))
+    model = Decoder(50, 2, 16, layer, head=Head(tied=False), execution=Execution(vocab_chunks=2, remat='full'))
     params = model.init(jax.random.key(0))
     batch = {name: np.random.default_rng(0).integers(0, 50, (8, 12)) for name in ('inputs', 'targets')}
-    mesh, slope = sharding.make_mesh(sizes), jax.grad(lambda params, batch: model.loss(params, batch)[0])
+    mesh, slope = sharding.make_mesh(sizes), jax.grad(lambda params, batch: LOSS(model, params, batch)[0])
     with jax.set_mesh(mesh):
         found = architectures.jit(slope)(params, sharding.put(batch, mesh))
     expected = architectures.jit(slope)(params, batch)
@@ -133,12 +134,13 @@ def test_parts_and_steps_of_a_slice_of_tpus_give_the_gradient_of_one_device(size
 
 
 def test_a_step_on_eight_devices_is_the_step_on_one(mesh):
-    model = small(kv_heads=2, position=Relative(8, 20), dropout=0.1, windows=(4, 0))
+    pattern = tuple(Layer(Attention(4, 2, window=window, position=Relative(8, 20)), dropout=0.1) for window in (4, 0))
+    model = Decoder(50, 2, 16, pattern=pattern, embedding=Embedding(dropout=0.1))
     places = sharding.mirror(jax.eval_shape(model.init, jax.random.key(0)), model.axes(), mesh)
     rng = np.random.default_rng(0)
     batch = {'inputs': rng.integers(0, 50, (8, 12)), 'targets': rng.integers(0, 50, (8, 12)),
              'weights': rng.random((8, 12)).astype(np.float32)}
-    slope = jax.value_and_grad(lambda params, batch: model.loss(params, batch, jax.random.key(1))[0])
+    slope = jax.value_and_grad(lambda params, batch: LOSS(model, params, batch, jax.random.key(1))[0])
     alone = architectures.jit(model.init)(jax.random.key(0))
     expected = architectures.jit(slope)(alone, batch)
     with jax.set_mesh(mesh):
@@ -167,7 +169,7 @@ def test_rows_that_do_not_divide_are_refused_with_the_nearest_that_do(mesh):
     ({'expert': 8}, ['6 experts', 'mesh.expert=8', 'try mesh.expert=6']),
 ])
 def test_sizes_that_do_not_divide_are_refused_with_the_nearest_that_do(sizes, words):
-    model = small(experts=Experts(count=6, top=2, ff=16))
+    model = Decoder(50, 2, 16, Layer(Attention(4), Experts(count=6, top_k=2, ff=16)))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     with pytest.raises(config.Error) as caught:
         sharding.check(shapes, model.axes(), sharding.make_mesh(sizes))
@@ -175,6 +177,6 @@ def test_sizes_that_do_not_divide_are_refused_with_the_nearest_that_do(sizes, wo
 
 
 def test_few_key_heads_may_stay_whole():
-    model = small(heads=8, kv_heads=2)
+    model = Decoder(50, 2, 16, Layer(Attention(8, 2)))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     sharding.check(shapes, model.axes(), sharding.make_mesh({'tensor': 8}))

@@ -19,8 +19,8 @@ from lm.train import checkpoint, loop
 FOUR = [{'seed': 0, 'data.seed': 0, 'optimizer.peak': 1e-2, 'optimizer.weight_decay': 0.0},
         {'seed': 1, 'data.seed': 0, 'optimizer.peak': 1e-3, 'optimizer.weight_decay': 0.5},
         {'seed': 1, 'data.seed': 3, 'optimizer.peak': 1e-2, 'optimizer.b2': 0.99},
-        {'seed': 1, 'data.seed': 3, 'optimizer.peak': 3e-2, 'optimizer.schedule.end': 0.5, 'model.dropout': 0.3,
-         'optimizer.clip': 0.2}]
+        {'seed': 1, 'data.seed': 3, 'optimizer.peak': 3e-2, 'optimizer.schedule.end': 0.5, 'optimizer.clip': 0.2,
+         'model.layer.dropout': 0.3, 'model.embedding.dropout': 0.2}]
 
 
 @pytest.fixture(scope='module')
@@ -130,7 +130,7 @@ def test_a_lone_trial_among_several_devices_of_a_cpu_takes_one():
 def test_what_python_branches_on_makes_another_program(tmp_path):
     sweep = begin(tmp_path / 'sweep', [{}, {'optimizer.ema': 0.0}, {'optimizer.b1': 0.8}, {'model.depth': 2},
                                        {'optimizer': optim.Lion()}, {'data.context': 8}, {'seed': 3},
-                                       {'optimizer.clip': 0.0}, {'model.dropout': 0.1}])
+                                       {'optimizer.clip': 0.0}, {'model.layer.dropout': 0.1}])
     assert [vectors.can_vmap(sweep.trials[0], other) for other in sweep.trials] == [
         True, False, True, False, False, False, True, True, True]
 

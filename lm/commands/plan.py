@@ -20,7 +20,7 @@ def main(experiment: str, *overrides: str, on: str = '', search: bool = False, c
 
     Args:
         experiment: the experiment file
-        overrides: values to set, e.g. mesh.fsdp=256 model.remat=full
+        overrides: values to set, e.g. mesh.fsdp=256 model.execution.remat=full
         on: the hardware: v5e-256, v5p-512, 2xv6e-256, 8xh100, ...
         search: rank all meshes, rematerialisations and micro-batches by formula, and compile the best few
         check: how many of those are compiled at most

@@ -159,7 +159,8 @@ class Stack:
             function = partial(layer, tap=Tap(), execution=Execution(), depth=self.depth)
             scope = Scope(lambda _, *args: repeated(function, self.depth, 'blocks')(*args))
             return scope.init(key, x, context)['params']
-        shapes = [jax.eval_shape(partial(blocks, layer)) for layer in dict.fromkeys(self.pattern)]
+        # Not by the set of distinct layers: a sweep traces their dropout, and a tracer has no hash.
+        shapes = [jax.eval_shape(partial(blocks, layer)) for layer in self.pattern] if len(self.pattern) > 1 else []
         if any(other != shapes[0] for other in shapes):
             raise config.Error('layers of one pattern differ in the shapes of their weights; give them equal sizes, '
                                'norms, biases and MLPs.')

@@ -35,10 +35,10 @@ class Pipeline:
         if depth % runs:
             near = max(1, round(depth / runs)) * runs
             raise config.Error(f'depth={depth} does not divide into {stages} stages x {self.repeats} repeats; '
-                               f'try depth={near}.')
+                               f'try model.depth={near}.')
         if batches < stages:
             raise config.Error(f'pipeline.microbatches={batches} leaves some of {stages} stages idle; '
-                               f'try pipeline.microbatches={stages}.')
+                               f'try model.execution.pipeline.microbatches={stages}.')
         if rows % batches:
             near = max(1, round(rows / batches)) * batches
             raise config.Error(f'{rows} rows do not divide into pipeline.microbatches={batches}; try {near} rows.')

@@ -35,7 +35,8 @@ def pick(query, key, view):
     if view.kernel != 'auto':
         reason = KERNELS[view.kernel][0](query, key, view, platform)
         if reason:
-            raise config.Error(f"kernel={view.kernel!r} cannot compute this attention: {reason}; try kernel='auto'.")
+            raise config.Error(f'kernel={view.kernel} cannot compute this attention: {reason}; '
+                               'try model.execution.kernel=auto.')
         say(f'attention: {view.kernel} on {platform}, as asked')
         return view.kernel
     plain = 'ring' if view.zigzag else 'blocked'
