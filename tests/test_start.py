@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lm import config, data, optim, records, train, trees
-from lm.models.decoder import Decoder
+from lm.models import Decoder, Head, Layer
+from lm.nn import Attention
 from lm.parallel import sharding
 from lm.sweep import vectors
 from lm.train import loop, runs
@@ -17,7 +18,7 @@ from lm.train.monitor import Monitor
 
 FILE = pathlib.Path(__file__)
 SETTINGS = train.Config(
-    model=Decoder(vocab=258, depth=1, heads=2, width=16),
+    model=Decoder(vocab=258, depth=1, width=16, layer=Layer(Attention(heads=2))),
     data=data.Corpus(train=data.Synthetic(count=20, length=400), valid=None, tokenizer=data.Bytes(), context=16,
                      batch=8),
     optimizer=optim.AdamW(peak=1e-2, schedule=optim.Constant(), ema=0.9), steps=4, mesh={'data': 1},
@@ -84,7 +85,7 @@ def test_what_does_not_fit_is_refused_by_name(source):
         begun(train.From(str(source)), vocab=400)
     assert begun(train.From(str(source), '^(?!tokens$)'), vocab=400)['tokens'].shape == (512, 16)
     with pytest.raises(config.Error, match='has no parameter output; try start.where='):
-        begun(train.From(str(source)), tied=False)
+        begun(train.From(str(source)), head=Head(tied=False))
     with pytest.raises(config.Error, match='checkpoint 3 in .* cannot be read'):
         begun(train.From(str(source), step=3))
     with pytest.raises(config.Error, match="regex 'nothing' matches none"):
@@ -132,7 +133,8 @@ def test_a_run_of_an_older_version_is_read_and_differs_in_nothing(tmp_path):
     cadence, diagnosis, objective = (old.pop(name) for name in ('cadence', 'diagnosis', 'objective'))
     old |= {'log_every': 7, 'eval_every': 1, 'eval_batches': 2, 'save_every': cadence['save'], 'keep': cadence['keep'],
             'spike': 5.0, 'noise_scale': diagnosis['noise_scale'], 'sample': 'B', 'baselines': True}
-    old['model'] |= {'z_loss': 1e-4, 'smoothing': objective['smoothing']}
+    old['model'] = {'type': 'lm.models.decoder:Decoder', 'vocab': 258, 'depth': 1, 'width': 16, 'heads': 2,
+                    'z_loss': 1e-4, 'smoothing': objective['smoothing']}
     del old['start']
     (tmp_path / 'config.json').write_text(json.dumps({'config': old}))
     read = runs.read(tmp_path)
