@@ -4,26 +4,84 @@ from functools import partial
 import jax
 import numpy as np
 
-from lm.models.decoder import Decoder
-from lm.nn.positions import Alibi, Learned, NoPE, Relative, Rope, Sinusoidal
+from lm.models import Decoder, Embedding, Head, Layer, OutputNorm, PostNorm, SandwichNorm
+from lm.nn import (
+    MLP,
+    Alibi,
+    Attention,
+    Execution,
+    Gelu,
+    LayerNorm,
+    Learned,
+    NoNorm,
+    NoPE,
+    Relative,
+    Relu,
+    Relu2,
+    RMSNorm,
+    Rope,
+    Silu,
+    Sinusoidal,
+)
+from lm.train import NextToken
 
-small = partial(Decoder, vocab=50, depth=2, heads=4, width=16)
+
+def small(**fields):
+    """Returns a Decoder of 50 tokens, 2 layers of 4 heads and width 16, but for the fields given."""
+    layers = {} if 'pattern' in fields else {'layer': Layer(Attention(4))}
+    return Decoder(**{'vocab': 50, 'depth': 2, 'width': 16, **layers, **fields})
+
+
+def gemma3(window, position):
+    return Layer(Attention(4, 1, 8, window=window, position=position, qk_norm=RMSNorm(1e-6)),
+                 MLP(24, Gelu(), gated=True), norm=RMSNorm(1e-6), residual=SandwichNorm())
+
+
+def gemma2(window):
+    return Layer(Attention(4, 2, window=window, softcap=1.5, position=Rope(factor=2.0), scale=0.7),
+                 MLP(activation=Gelu(), gated=True))
+
+
+def alibi(window):
+    return Layer(Attention(6, 3, window=window, softcap=2.0, position=Alibi()))
+
+
+SWIGLU = MLP(activation=Silu(), gated=True)
 DECODERS = {
-    'gpt2': small(position=Learned(20), norm='layer_bias', bias='all'),
-    'llama': small(kv_heads=2, activation='swiglu', tied=False, loss_parts=4),
-    'llama3': small(kv_heads=1, activation='swiglu', position=Rope(base=100.0, factor=8.0, original=32)),
-    'qwen3': small(kv_heads=2, head_dim=6, ff=20, activation='swiglu', qk_norm=True),
-    'gemma3': small(depth=3, kv_heads=1, head_dim=8, ff=24, activation='geglu', qk_norm=True, norm_place='both',
-                    scaled_embedding=True, windows=(3, 3, 0), position=Rope(100.0, 4.0, local_base=10.0)),
-    'gemma2': small(kv_heads=2, activation='geglu', windows=(0, 4), attention_softcap=1.5, logit_softcap=2.0,
-                    position=Rope(factor=2.0), loss_parts=2),
-    'neox': small(bias='all', parallel=True, norm='layer_bias', position=Rope(fraction=0.5)),
-    'nope': small(position=NoPE(), norm='layer', norm_place='post', activation='relu', smoothing=0.1),
-    'sinusoidal': small(position=Sinusoidal(), parallel=True, activation='relu2', bias='qkv', z_loss=0.1,
-                        smoothing=0.2),
-    'alibi': small(heads=6, width=24, kv_heads=3, position=Alibi(), windows=(5, 0), attention_softcap=2.0),
-    'relative': small(kv_heads=2, position=Relative(8, 20), norm='layer_bias', norm_place='both', tied=False),
+    'gpt2': small(layer=Layer(Attention(4, position=NoPE(), bias='all'), MLP(bias=True), norm=LayerNorm()),
+                  embedding=Embedding(Learned(20))),
+    'llama': small(layer=Layer(Attention(4, 2), SWIGLU), head=Head(tied=False), execution=Execution(vocab_chunks=4)),
+    'llama3': small(layer=Layer(Attention(4, 1, position=Rope(100.0, 8.0, original=32, low=1.5, high=3.0)), SWIGLU)),
+    'qwen3': small(layer=Layer(Attention(4, 2, 6, qk_norm=RMSNorm()), MLP(20, Silu(), gated=True))),
+    'gemma3': small(depth=4, pattern=(*[gemma3(3, Rope(10.0))] * 2, gemma3(0, Rope(100.0, 4.0))),
+                    embedding=Embedding(scaled=True)),
+    'gemma2': small(pattern=(gemma2(0), gemma2(4)), head=Head(softcap=2.0), execution=Execution(vocab_chunks=2)),
+    'olmo2': small(layer=Layer(Attention(4, qk_norm=RMSNorm(), qk_norm_over='heads'), SWIGLU, residual=OutputNorm()),
+                   head=Head(tied=False)),
+    'neox': small(layer=Layer(Attention(4, position=Rope(fraction=0.5), bias='all'), MLP(bias=True), norm=LayerNorm(),
+                              parallel=True)),
+    'nope': small(layer=Layer(Attention(4, position=NoPE()), MLP(activation=Relu()), norm=LayerNorm(bias=False),
+                              residual=OutputNorm())),
+    'vaswani': small(layer=Layer(Attention(4, position=NoPE(), bias='qkv'), MLP(activation=Relu2()),
+                                 norm=LayerNorm(1e-3), residual=PostNorm()), embedding=Embedding(Sinusoidal(100.0))),
+    'alibi': small(width=24, pattern=(alibi(5), alibi(0))),
+    'relative': small(layer=Layer(Attention(4, 2, position=Relative(8, 20)), norm=LayerNorm(),
+                                  residual=SandwichNorm()), head=Head(tied=False)),
+    'plain': small(layer=Layer(Attention(4, scale=0.2), norm=NoNorm())),
 }
+# Of these, future tokens matter, and no cache helps.
+BIDIRECTIONAL = {
+    'bert': small(layer=Layer(Attention(4, causal=False, position=NoPE(), bias='all'), MLP(activation=Gelu(exact=True),
+                              bias=True), norm=LayerNorm(1e-12), residual=PostNorm()),
+                  embedding=Embedding(Learned(20))),
+    't5': small(layer=Layer(Attention(4, causal=False, position=Relative(8, 20, causal=False)),
+                            MLP(activation=Relu()))),
+    'window': small(layer=Layer(Attention(4, causal=False, window=3, position=Alibi()))),
+}
+ALL = DECODERS | BIDIRECTIONAL
+OBJECTIVES = {name: NextToken() for name in ALL} | {
+    'nope': NextToken(smoothing=0.1), 'vaswani': NextToken(z_loss=0.1, smoothing=0.2), 'llama': NextToken(z_loss=0.1),
+    'gemma2': NextToken(smoothing=0.1)}
 
 # Unoptimised code compiles in half the time, and at these sizes compiling is all the time there is.
 jit = partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})

@@ -1,6 +1,7 @@
 """A decoder in float64 numpy, written from the papers' formulas, one row and one head at a time where it can be.
 
-It reads the fields of a lm.models.decoder.Decoder and its parameters by name, and shares no code with it.
+It reads the fields of a lm.models.Decoder, the classes of its components and its parameters by name, and shares no code
+with it.
 """
 import cmath
 import math
@@ -28,14 +29,15 @@ def cross_entropy(logits, targets, smoothing=0.0):
     return -(wanted * (logits - log_z[..., None])).sum(-1), log_z
 
 
-def attend(query, key, value, visible, bias=None, softcap=0.0):
+def attend(query, key, value, visible, bias=None, softcap=0.0, scale=None):
     """Returns values [B T N H] gathered from key and value [B S K H] by queries that see visible [B T S]."""
     out = np.zeros(query.shape)
     batch, _, heads, size = query.shape
+    scale = 1 / math.sqrt(size) if scale is None else scale
     for b in range(batch):
         for n in range(heads):
             k = n * key.shape[2] // heads
-            scores = query[b, :, n] @ key[b, :, k].T / math.sqrt(size)
+            scores = query[b, :, n] @ key[b, :, k].T * scale
             if softcap:
                 scores = softcap * np.tanh(scores / softcap)
             if bias is not None:
@@ -64,8 +66,14 @@ def alibi_slopes(heads):
     return alibi_slopes(closest) + alibi_slopes(2 * closest)[0::2][:heads - closest]
 
 
-def relative_bucket(distance, buckets, longest):
-    """Returns the bucket of a key `distance` >= 0 tokens back in a causal T5: half are exact, the rest logarithmic."""
+def relative_bucket(distance, buckets, longest, causal=True):
+    """Returns T5's bucket of a key `distance` tokens back, half of them exact and the rest logarithmic.
+
+    Where not causal, keys ahead have the second half of the buckets; where causal, they are as the token itself.
+    """
+    if not causal:
+        return relative_bucket(abs(distance), buckets // 2, longest) + (buckets // 2 if distance < 0 else 0)
+    distance = max(0, distance)
     exact = buckets // 2
     if distance < exact:
         return distance
@@ -73,13 +81,11 @@ def relative_bucket(distance, buckets, longest):
     return min(buckets - 1, exact + int(steps * (buckets - exact)))
 
 
-def rope_frequencies(position, size, window):
+def rope_frequencies(position, size):
     """Returns the radians per position of each turned pair, scaled as the position says."""
     turned = int(size * position.fraction)
-    local = window > 0 and position.local_base > 0
-    base = position.local_base if local else position.base
-    frequencies = [base ** (-2 * i / turned) for i in range(turned // 2)]
-    if local or position.factor == 1:
+    frequencies = [position.base ** (-2 * i / turned) for i in range(turned // 2)]
+    if position.factor == 1:
         return frequencies
     if position.original == 0:
         return [f / position.factor for f in frequencies]
@@ -106,12 +112,26 @@ def rotate(x, at, frequencies):
     return out
 
 
-def activate(kind, up, gate):
-    """Returns the hidden units from the up projection and, where the kind has one, the gate's."""
-    def gelu(x):
+def activate(activation, x):
+    """Returns the activation of x, told by the name of its class."""
+    kind = type(activation).__name__
+    if kind == 'Gelu' and activation.exact:
+        return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    if kind == 'Gelu':
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))
-    return {'gelu': lambda: gelu(up), 'relu': lambda: np.maximum(up, 0), 'relu2': lambda: np.maximum(up, 0) ** 2,
-            'swiglu': lambda: gate / (1 + np.exp(-gate)) * up, 'geglu': lambda: gelu(gate) * up}[kind]()
+    return {'Silu': lambda: x / (1 + np.exp(-x)), 'Relu': lambda: np.maximum(x, 0),
+            'Relu2': lambda: np.maximum(x, 0) ** 2}[kind]()
+
+
+def normalise(norm, params, name, x):
+    """Returns x [... D] under a norm, told by the name of its class, with the parameters called `name`."""
+    kind = type(norm).__name__
+    if kind == 'NoNorm':
+        return x
+    if kind == 'LayerNorm':
+        x = x - x.mean(-1, keepdims=True)
+    x = x / np.sqrt((x ** 2).mean(-1, keepdims=True) + norm.epsilon) * params[f'{name}_scale']
+    return x + params[f'{name}_bias'] if kind == 'LayerNorm' and norm.bias else x
 
 
 class Decoder:
@@ -119,91 +139,92 @@ class Decoder:
 
     def __init__(self, model, params):
         self.model, self.params = model, params
-        self.groups = model.kv_heads or model.heads
-        self.size = model.head_dim or model.width // model.heads
+        self.pattern = model.pattern or (model.layer,)
 
-    def norm(self, params, name, x, kind):
-        if kind != 'rms':
-            x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x ** 2).mean(-1, keepdims=True) + self.model.norm_epsilon) * params[f'{name}_scale']
-        return x + params[f'{name}_bias'] if kind == 'layer_bias' else x
-
-    def bias(self, length):
+    def bias(self, attention, length):
         """Returns the bias on scores [N T S], or None."""
-        model, kind = self.model, type(self.model.position).__name__
-        back = [[max(0, t - s) for s in range(length)] for t in range(length)]
+        position, kind = attention.position, type(attention.position).__name__
+        back = [[t - s for s in range(length)] for t in range(length)]
         if kind == 'Alibi':
-            return -np.array(alibi_slopes(model.heads))[:, None, None] * np.array(back)
+            return -np.array(alibi_slopes(attention.heads))[:, None, None] * np.abs(back)
         if kind == 'Relative':
-            scheme = model.position
-            buckets = [[relative_bucket(d, scheme.buckets, scheme.distance) for d in row] for row in back]
+            buckets = [[relative_bucket(d, position.buckets, position.distance, position.causal) for d in row]
+                       for row in back]
             return np.moveaxis(self.params['relative'][np.array(buckets)], -1, 0)
         return None
 
-    def attention(self, params, x, layer, at, segments):
-        model = self.model
-        window = model.windows[layer % len(model.windows)]
-
+    def attend(self, attention, params, x, at, segments):
         def project(name):
             y = np.tensordot(x, params[name], 1)
-            return y if model.bias == 'none' else y + params[f'{name}_bias']
-        query, key, value = project('query'), project('key'), project('value')
-        if model.qk_norm:
-            query, key = self.norm(params, 'query_norm', query, 'rms'), self.norm(params, 'key_norm', key, 'rms')
-        if type(model.position).__name__ == 'Rope':
-            frequencies = rope_frequencies(model.position, self.size, window)
-            query, key = rotate(query, at, frequencies), rotate(key, at, frequencies)
-        visible = np.broadcast_to(sees(x.shape[1], window, segments), (x.shape[0], x.shape[1], x.shape[1]))
-        mixed = attend(query, key, value, visible, self.bias(x.shape[1]), model.attention_softcap)
-        y = np.tensordot(mixed, params['out'], 2)
-        return y + params['out_bias'] if model.bias == 'all' else y
+            return y if attention.bias == 'none' else y + params[f'{name}_bias']
 
-    def mlp(self, params, x):
+        def norm(name, y):
+            shape = y.shape if attention.qk_norm_over == 'head' else (*y.shape[:2], -1)
+            return normalise(attention.qk_norm, params, name, y.reshape(shape)).reshape(y.shape)
+        query, key, value = project('query'), project('key'), project('value')
+        query, key = norm('query_norm', query), norm('key_norm', key)
+        if type(attention.position).__name__ == 'Rope':
+            frequencies = rope_frequencies(attention.position, query.shape[-1])
+            query, key = rotate(query, at, frequencies), rotate(key, at, frequencies)
+        length = x.shape[1]
+        visible = np.broadcast_to(sees(length, attention.window, segments, attention.causal), (len(x), length, length))
+        mixed = attend(query, key, value, visible, self.bias(attention, length), attention.softcap, attention.scale)
+        y = np.tensordot(mixed, params['out'], 2)
+        return y + params['out_bias'] if attention.bias == 'all' else y
+
+    def feed(self, mlp, params, x):
         def project(name, x):
             y = x @ params[name]
-            return y + params[f'{name}_bias'] if self.model.bias == 'all' else y
-        gate = project('gate', x) if 'gate' in params else None
-        return project('down', activate(self.model.activation, project('up', x), gate))
+            return y + params[f'{name}_bias'] if mlp.bias else y
+        up = project('up', x)
+        hidden = activate(mlp.activation, project('gate', x)) * up if mlp.gated else activate(mlp.activation, up)
+        return project('down', hidden)
 
-    def block(self, params, x, layer, at, segments):
-        model = self.model
-        pre, post = model.norm_place in ('pre', 'both'), model.norm_place in ('post', 'both')
+    def block(self, layer, params, x, at, segments):
+        kind = type(layer.residual).__name__
 
-        def sublayer(name, apply, x):
-            y = apply(self.norm(params, f'{name}_norm', x, model.norm) if pre else x)
-            return self.norm(params, f'{name}_post_norm', y, model.norm) if post else y
-        attended = sublayer('attention', lambda y: self.attention(params['attention'], y, layer, at, segments), x)
-        fed = sublayer('mlp', lambda y: self.mlp(params['mlp'], y), x if model.parallel else x + attended)
-        return x + attended + fed
+        def norm(name, x):
+            return normalise(layer.norm, params, name, x)
+
+        def add(stream, name, sublayer, source):
+            """Returns the stream with what a sublayer gives for its source, as the residual wires it."""
+            if kind == 'PostNorm':
+                return norm(f'{name}_norm', stream + sublayer(source))
+            y = sublayer(norm(f'{name}_norm', source) if kind in ('PreNorm', 'SandwichNorm') else source)
+            return stream + (norm(f'{name}_post_norm', y) if kind in ('OutputNorm', 'SandwichNorm') else y)
+        middle = add(x, 'attention', lambda y: self.attend(layer.attention, params['attention'], y, at, segments), x)
+        return add(middle, 'mlp', lambda y: self.feed(layer.mlp, params['mlp'], y), x if layer.parallel else middle)
 
     def embed(self, tokens, at):
-        model, kind = self.model, type(self.model.position).__name__
-        x = self.params['tokens'][tokens] * (math.sqrt(model.width) if model.scaled_embedding else 1)
+        embedding, width = self.model.embedding, self.model.width
+        x = self.params['tokens'][tokens] * (math.sqrt(width) if embedding.scaled else 1)
+        kind = type(embedding.position).__name__
         if kind == 'Learned':
             x = x + self.params['positions'][at]
         if kind == 'Sinusoidal':
-            angle = at[..., None] / model.position.base ** (2 * np.arange(model.width // 2) / model.width)
+            angle = at[..., None] / embedding.position.base ** (2 * np.arange(width // 2) / width)
             x = x + np.concatenate([np.sin(angle), np.cos(angle)], -1)
         return x
 
     def logits(self, tokens, segments=None, positions=None):
         """Returns logits [B T V] over the real vocabulary."""
-        model = self.model
         at = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
         x = self.embed(tokens, at)
-        for layer in range(model.depth):
-            x = self.block(_at(self.params['blocks'], layer), x, layer, at, segments)
-        x = self.norm(self.params, 'final_norm', x, model.norm)
-        logits = (x @ (self.params['tokens'].T if model.tied else self.params['output']))[..., :model.vocab]
-        cap = model.logit_softcap
+        for number in range(self.model.depth):
+            layer = self.pattern[number % len(self.pattern)]
+            x = self.block(layer, _at(self.params['blocks'], number), x, at, segments)
+        if type(layer.residual).__name__ != 'PostNorm':
+            x = normalise(layer.norm, self.params, 'final_norm', x)
+        table = self.params['tokens'].T if self.model.head.tied else self.params['output']
+        logits, cap = (x @ table)[..., :self.model.vocab], self.model.head.softcap
         return cap * np.tanh(logits / cap) if cap else logits
 
-    def loss(self, batch):
+    def loss(self, batch, z_loss=0.0, smoothing=0.0):
         """Returns the mean of nll + z_loss * log_z^2 over the weights of a batch."""
         logits = self.logits(batch['inputs'], batch.get('segments'), batch.get('positions'))
-        nll, log_z = cross_entropy(logits, batch['targets'], self.model.smoothing)
+        nll, log_z = cross_entropy(logits, batch['targets'], smoothing)
         weights = batch.get('weights', np.ones(nll.shape))
-        return ((nll + self.model.z_loss * log_z ** 2) * weights).sum() / weights.sum()
+        return ((nll + z_loss * log_z ** 2) * weights).sum() / weights.sum()
 
 
 def _at(tree, layer):

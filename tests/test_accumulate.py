@@ -59,7 +59,7 @@ def test_micro_batches_over_a_mesh_are_those_of_one_device(model, sizes):
     expected, known = architectures.jit(train.accumulated(partial(LOSS, model), 2))(parameters(model), batch(), KEY)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-6, atol=1e-6), measured, known)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), found, expected)
-    if reductions.separable(sizes):
+    if reductions.can_defer(sizes):
         counted, held = summed(gradient, sizes), sum(leaf.nbytes / 4 for leaf in jax.tree.leaves(found))
         shards = math.prod(sizes.values()) / sizes['data']
         assert held / shards <= counted[1]
@@ -75,4 +75,4 @@ def test_the_noise_scale_has_the_gradient_of_each_micro_batch_whole():
     ({}, False), ({'data': 1, 'fsdp': 8}, False), ({'data': 8}, True), ({'data': 4, 'fsdp': 2, 'tensor': 1}, True),
     ({'data': 2, 'fsdp': 2, 'tensor': 2}, False), ({'data': 2, 'fsdp': 32}, True), ({'data': 2, 'fsdp': 64}, False)])
 def test_data_is_set_apart_beside_one_axis(sizes, expected):
-    assert reductions.separable(sizes) == expected
+    assert reductions.can_defer(sizes) == expected

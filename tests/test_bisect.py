@@ -10,14 +10,15 @@ import pytest
 
 from lm import config, data, optim, records, train
 from lm.commands import bisect as command
-from lm.models.decoder import Decoder
+from lm.models import Decoder, Layer
+from lm.nn import Attention
 from lm.parallel import sharding
 from lm.train import checkpoint, loop, runs, spikes
 from lm.train.monitor import Monitor
 
 FILE = pathlib.Path(__file__)
 SETTINGS = train.Config(
-    model=Decoder(vocab=258, depth=2, heads=2, width=16, dropout=0.1),
+    model=Decoder(vocab=258, depth=2, width=16, layer=Layer(Attention(heads=2), dropout=0.1)),
     data=data.Corpus(train=data.Synthetic(count=20, length=400), valid=None, tokenizer=data.Bytes(), context=16,
                      batch=8),
     optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2)),

@@ -1,4 +1,4 @@
-"""The laws of the decoder, over every architecture switch."""
+"""The laws of the decoder, over every component and every switch."""
 import dataclasses
 import typing
 from functools import partial
@@ -10,14 +10,18 @@ import numpy as np
 import optax
 import oracle
 import pytest
-from architectures import DECODERS, parameters, small
+from architectures import ALL, DECODERS, OBJECTIVES, parameters, small
 
-from lm.models.decoder import Decoder
-from lm.nn import positions as schemes
+from lm.models import Embedding, Head, Layer, Residual, SandwichNorm, mup
+from lm.nn import MLP, AbsolutePosition, Activation, Attention, Execution, Norm, Position, Silu
 from lm.nn.attention import blocked
+from lm.train import NextToken
 
-LENGTH = 12
-every = pytest.mark.parametrize('model', DECODERS.values(), ids=DECODERS)
+LENGTH, PLAIN = 12, NextToken()
+every = pytest.mark.parametrize('name', ALL)
+causal = pytest.mark.parametrize('model', DECODERS.values(), ids=DECODERS)
+WINDOWS = small(depth=4, embedding=Embedding(dropout=0.1), pattern=tuple(
+    Layer(Attention(4, window=window), residual=SandwichNorm(), dropout=0.1) for window in (3, 0)))
 
 
 @partial(architectures.jit, static_argnums=0)
@@ -25,10 +29,11 @@ def forward(model, params, tokens):
     return model.logits(params, tokens)
 
 
-@partial(architectures.jit, static_argnums=0)
-def slope(model, params, batch, key=None):
-    """Returns (loss, gradient)."""
-    return jax.value_and_grad(lambda p: model.loss(p, batch, key)[0])(params)
+def loss_and_gradient(model, params, batch, objective=PLAIN, key=None):
+    return jax.value_and_grad(lambda p: objective.loss(model, p, batch, key)[0])(params)
+
+
+slope = architectures.jit(loss_and_gradient, static_argnums=(0, 3))
 
 
 @partial(architectures.jit, static_argnums=0)
@@ -67,19 +72,45 @@ def unpacked(batch, segment):
     return out
 
 
-def test_every_switch_is_covered():
-    hints = typing.get_type_hints(Decoder)
-    for name, hint in hints.items():
-        if name in ('dtype', 'remat', 'kernel', 'quantized'):
+def components(value):
+    """Yields a dataclass and all dataclasses inside it."""
+    if dataclasses.is_dataclass(value):
+        yield value
+        for field in dataclasses.fields(value):
+            yield from components(getattr(value, field.name))
+    if isinstance(value, tuple):
+        for item in value:
+            yield from components(item)
+
+
+USED = [component for model in ALL.values() for component in components(model)]
+
+
+@pytest.mark.parametrize('base', [Position, AbsolutePosition, Norm, Activation, Residual])
+def test_every_kind_of_component_is_covered(base):
+    kinds = {kind for kind in base.__subclasses__() if kind.__module__.startswith('lm.')}
+    assert kinds and kinds <= {type(component) for component in USED}
+
+
+@pytest.mark.parametrize('kind', sorted({type(c) for c in USED} - {type(small()), Execution, type(small().base)} - {
+    type(Execution().pipeline)}, key=str), ids=lambda kind: kind.__name__)
+def test_every_switch_is_covered(kind):
+    """Every choice and truth value of every field occurs, and of a number or a component one beside its default."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.name in ('dropout', 'cross'):  # neither is for the oracle
             continue
-        seen = {getattr(model, name) for model in DECODERS.values()}
-        wanted = {bool: {True, False}}.get(hint, set(typing.get_args(hint)) if 'Literal' in str(hint) else set())
-        assert wanted <= seen, name
-    assert set(schemes.Position.__subclasses__()) == {type(model.position) for model in DECODERS.values()}
+        seen = [getattr(component, field.name) for component in USED if type(component) is kind]
+        choices = {True, False} if hints[field.name] is bool else set(typing.get_args(hints[field.name]))
+        if hints[field.name] is bool or 'Literal' in str(hints[field.name]):
+            assert choices == set(seen), field.name
+        else:
+            assert len(set(seen)) > 1 or field.default not in seen, field.name
 
 
 @every
-def test_logits_are_the_oracles(model):
+def test_logits_are_the_oracles(name):
+    model = ALL[name]
     params, tokens = parameters(model), tokens_of(model)
     expected = oracle.Decoder(model, oracle.double(params)).logits(tokens)
     assert expected.std() > 0.1
@@ -87,29 +118,33 @@ def test_logits_are_the_oracles(model):
 
 
 @every
-def test_loss_and_gradient_are_the_oracles(model):
+def test_loss_and_gradient_are_the_oracles(name):
     """Compares every parameter's gradient along a random direction with central differences in float64."""
+    model, objective = ALL[name], OBJECTIVES[name]
     params, batch = parameters(model), packed_batch(model)
-    loss, gradient = slope(model, params, batch)
+    loss, gradient = slope(model, params, batch, objective)
     exact = oracle.double(params)
-    np.testing.assert_allclose(loss, oracle.Decoder(model, exact).loss(batch), rtol=1e-5)
+
+    def expected_loss():
+        return oracle.Decoder(model, exact).loss(batch, objective.z_loss, objective.smoothing)
+    np.testing.assert_allclose(loss, expected_loss(), rtol=1e-5)
     rng, step = np.random.default_rng(3), 1e-6
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         holder = exact
         for entry in path[:-1]:
             holder = holder[entry.key]
-        name, value = path[-1].key, holder[path[-1].key]
+        last, value = path[-1].key, holder[path[-1].key]
         direction, losses = rng.standard_normal(value.shape), []
         for sign in (1, -1):
-            holder[name] = value + sign * step * direction
-            losses.append(oracle.Decoder(model, exact).loss(batch))
-        holder[name] = value
+            holder[last] = value + sign * step * direction
+            losses.append(expected_loss())
+        holder[last] = value
         expected = (losses[0] - losses[1]) / (2 * step)
         size = float(jnp.linalg.norm(leaf))
         assert abs(np.vdot(leaf, direction) - expected) < 2e-4 * size + 1e-6, jax.tree_util.keystr(path)
 
 
-@every
+@causal
 def test_future_tokens_do_not_matter(model):
     params, tokens = parameters(model), tokens_of(model)
     changed = tokens.copy()
@@ -119,7 +154,16 @@ def test_future_tokens_do_not_matter(model):
     assert np.abs(before[:, 5] - after[:, 5]).max() > 1e-3
 
 
-@every
+@pytest.mark.parametrize('model', architectures.BIDIRECTIONAL.values(), ids=architectures.BIDIRECTIONAL)
+def test_future_tokens_matter_where_attention_is_not_causal(model):
+    params, tokens = parameters(model), tokens_of(model)
+    changed = tokens.copy()
+    changed[:, 5] = (changed[:, 5] + 1) % model.vocab
+    before, after = forward(model, params, tokens), forward(model, params, changed)
+    assert np.abs(before[:, 4] - after[:, 4]).max() > 1e-3
+
+
+@causal
 def test_cached_decode_is_the_full_forward(model):
     params, tokens, lengths = parameters(model), tokens_of(model), np.array([3, 8, 5], np.int32)
     full = forward(model, params, tokens)
@@ -129,53 +173,61 @@ def test_cached_decode_is_the_full_forward(model):
 
 
 @every
-def test_packed_is_padded(model):
+def test_packed_is_padded(name):
+    model = ALL[name]
     params, batch = parameters(model), packed_batch(model)
-    whole, parts = slope(model, params, batch), [slope(model, params, unpacked(batch, segment)) for segment in (1, 2)]
+    whole, *parts = [slope(model, params, rows, OBJECTIVES[name])
+                     for rows in (batch, unpacked(batch, 1), unpacked(batch, 2))]
     shares = [np.sum(batch['weights'] * (batch['segments'] == segment)) for segment in (1, 2)]
     mixed = jax.tree.map(lambda *each: np.average(each, axis=0, weights=shares), *parts)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), whole, mixed)
 
 
-@pytest.mark.parametrize('changes', [{'unroll': 2}, {'remat': 'dots'}, {'remat': 'full'}, {'remat': 'offload'}],
-                         ids=['loop', 'dots', 'full', 'offload'])
+@pytest.mark.parametrize('changes', [{'unroll': 1}, {'remat': 'dots'}, {'remat': 'full'}, {'remat': 'offload'}],
+                         ids=['scan', 'dots', 'full', 'offload'])
 def test_scan_is_a_loop_and_remat_changes_nothing(changes):
-    model = small(windows=(3, 0), norm_place='both', dropout=0.1)
-    params, batch, key = parameters(model), packed_batch(model), jax.random.key(4)
-    changed = slope(dataclasses.replace(model, **changes), params, batch, key)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), slope(model, params, batch, key), changed)
+    params, batch, key = parameters(WINDOWS), packed_batch(WINDOWS), jax.random.key(4)
+    whole = dataclasses.replace(WINDOWS, execution=Execution(unroll=2))
+    changed = dataclasses.replace(WINDOWS, execution=Execution(**changes))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+                 *(slope(model, params, batch, PLAIN, key) for model in (whole, changed)))
 
 
-def test_where_all_is_recomputed_hidden_units_are_never_all_in_memory():
-    model = small(activation='swiglu', bias='all', ff=96, remat='full')
+def test_under_full_remat_hidden_units_are_never_all_in_memory():
+    mlp = MLP(96, Silu(), gated=True, bias=True)
+    model = small(layer=Layer(Attention(4, bias='all'), mlp), execution=Execution(remat='full'))
     params, batch = parameters(model), packed_batch(model)
-    whole = dataclasses.replace(model, remat='none')
-    assert model.ff > model.width
-    for each, seen in ((model, False), (whole, True)):
-        traced = jax.make_jaxpr(jax.grad(lambda params, each=each: each.loss(params, batch)[0]))(params)
-        assert (f'[{len(batch["inputs"])},{LENGTH},{model.ff}]' in str(traced)) == seen
+    whole = dataclasses.replace(model, execution=Execution())
+    for variant, stored in ((model, False), (whole, True)):
+        traced = jax.make_jaxpr(partial(loss_and_gradient, variant))(params, batch)
+        assert (f'[{len(batch["inputs"])},{LENGTH},{mlp.ff}]' in str(traced)) == stored
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), slope(model, params, batch),
                  slope(whole, params, batch))
 
 
-def test_a_token_reaches_one_window_further_with_each_layer():
-    model = small(windows=(3,))
+@pytest.mark.parametrize('is_causal', [True, False], ids=['causal', 'both'])
+def test_a_token_reaches_one_window_further_with_each_layer(is_causal):
+    model = small(layer=Layer(Attention(4, window=3, causal=is_causal)))
     params, tokens = parameters(model), tokens_of(model)
     changed = tokens.copy()
-    changed[:, 2] = (changed[:, 2] + 1) % model.vocab
-    moved = np.abs(forward(model, params, tokens) - forward(model, params, changed)).max((0, 2)) > 0
-    assert moved.tolist() == [2 <= t <= 2 + model.depth * (3 - 1) for t in range(LENGTH)]
+    changed[:, 5] = (changed[:, 5] + 1) % model.vocab
+    differs = np.abs(forward(model, params, tokens) - forward(model, params, changed)).max((0, 2)) > 0
+    reach = model.depth * (3 - 1)
+    assert differs.tolist() == [(5 if is_causal else 5 - reach) <= t <= 5 + reach for t in range(LENGTH)]
 
 
-def test_windows_repeat_over_the_depth():
-    model = small(depth=3, windows=(2, 0))
+def test_patterns_repeat_over_the_depth():
+    near, far = Layer(Attention(4, window=2)), Layer(Attention(4))
+    model = small(depth=3, pattern=(near, far))
     params, tokens = parameters(model), tokens_of(model)
-    spelled = dataclasses.replace(model, windows=(2, 0, 2))
+    spelled = dataclasses.replace(model, pattern=(near, far, near))
     np.testing.assert_array_equal(forward(model, params, tokens), forward(spelled, params, tokens))
+    other = dataclasses.replace(model, pattern=(near, far, far))
+    assert not np.array_equal(forward(model, params, tokens), forward(other, params, tokens))
 
 
 def test_block_attention_is_one_block(monkeypatch):
-    model = dataclasses.replace(DECODERS['gemma3'], unroll=2)
+    model = dataclasses.replace(DECODERS['gemma3'], execution=Execution(unroll=2))
     params, tokens = parameters(model), tokens_of(model)
     whole = forward(model, params, tokens)
     program = str(jax.make_jaxpr(model.logits)(params, tokens))
@@ -185,17 +237,18 @@ def test_block_attention_is_one_block(monkeypatch):
     assert str(jax.make_jaxpr(lambda p, t: model.logits(p, t))(params, tokens)) != program
 
 
-@pytest.mark.parametrize('name', ['llama', 'gemma2', 'relative'])
+@pytest.mark.parametrize('name', ['llama', 'gemma2', 'relative', 'vaswani'])
 def test_bfloat16_stays_near(name):
     model = DECODERS[name]
     params, tokens = parameters(model), tokens_of(model)
-    exact, near = forward(model, params, tokens), forward(dataclasses.replace(model, dtype='bfloat16'), params, tokens)
+    low = dataclasses.replace(model, execution=dataclasses.replace(model.execution, dtype='bfloat16'))
+    exact, near = forward(model, params, tokens), forward(low, params, tokens)
     assert near.dtype == jnp.float32
     assert 1e-4 < np.abs(near - exact).max() / np.std(exact) < 0.2
 
 
 def test_parameters_are_float32_and_drawn_from_the_key():
-    model = small(dtype='bfloat16')
+    model = small(execution=Execution(dtype='bfloat16'))
     init = architectures.jit(model.init)
     one, same, other = (init(jax.random.key(seed)) for seed in (0, 0, 1))
     assert {leaf.dtype for leaf in jax.tree.leaves(one)} == {jnp.dtype('float32')}
@@ -208,34 +261,36 @@ def test_parameters_are_float32_and_drawn_from_the_key():
 
 
 @every
-def test_axes_name_every_dimension(model):
+def test_axes_name_every_dimension(name):
+    model = ALL[name]
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     jax.tree.map(lambda leaf, names: None if len(leaf.shape) == len(names) else pytest.fail(f'{leaf.shape} {names}'),
                  shapes, model.axes())
 
 
-def test_dropout_comes_from_the_key_alone():
-    model = small(windows=(3, 0), norm_place='both', dropout=0.1)
+@pytest.mark.parametrize('model', [WINDOWS, dataclasses.replace(WINDOWS, embedding=Embedding()),
+                                   small(embedding=Embedding(dropout=0.1))], ids=['both', 'layers', 'embedding'])
+def test_dropout_comes_from_the_key_alone(model):
     params, batch = parameters(model), packed_batch(model)
-    loss = architectures.jit(lambda model, key: model.loss(params, batch, key)[0], static_argnums=0)
-    calm = loss(dataclasses.replace(model, dropout=0.0), None)
-    assert loss(model, None) == calm
+    loss = architectures.jit(lambda model, key: PLAIN.loss(model, params, batch, key)[0], static_argnums=0)
+    calm = loss(mup.without_dropout(model), None)
+    assert loss(model, None) == loss(mup.without_dropout(model), jax.random.key(4)) == calm
     one, same, other = (loss(model, jax.random.key(seed)) for seed in (4, 4, 5))
     assert one == same
     assert len({float(one), float(other), float(calm)}) == 3
 
 
-@pytest.mark.parametrize('quantized', ['none', 'int8', 'fp8'])
-def test_it_overfits_twenty_tokens(quantized):
-    if quantized != 'none':
+@pytest.mark.parametrize('precision', ['none', 'int8', 'fp8'])
+def test_it_overfits_twenty_tokens(precision):
+    if precision != 'none':
         pytest.importorskip('qwix')
-    model = small(vocab=20, dropout=0.0, quantized=quantized)
+    model = small(vocab=20, execution=Execution(precision=precision))
     tokens = np.random.default_rng(0).permutation(20)[None].astype(np.int32)
     batch, tx = {'inputs': tokens[:, :-1], 'targets': tokens[:, 1:]}, optax.adam(1e-2)
 
     def step(state, _):
         params, moments = state
-        loss, gradient = jax.value_and_grad(lambda p: model.loss(p, batch)[0])(params)
+        loss, gradient = loss_and_gradient(model, params, batch)
         updates, moments = tx.update(gradient, moments)
         return (optax.apply_updates(params, updates), moments), loss
     params = parameters(model)
@@ -246,7 +301,7 @@ def test_it_overfits_twenty_tokens(quantized):
 
 @pytest.mark.parametrize('vocab, padded', [(1, 128), (50, 128), (128, 128), (129, 256)])
 def test_the_vocabulary_is_padded_to_whole_lanes(vocab, padded):
-    shapes = jax.eval_shape(small(vocab=vocab, tied=False).init, jax.random.key(0))
+    shapes = jax.eval_shape(small(vocab=vocab, head=Head(tied=False)).init, jax.random.key(0))
     assert shapes['tokens'].shape == (padded, 16)
     assert shapes['output'].shape == (16, padded)
 
@@ -258,7 +313,7 @@ def test_padding_of_the_vocabulary_does_not_matter(name):
     loss, gradient = slope(model, params, batch)
     changed = {**params, 'tokens': params['tokens'].copy()}
     changed['tokens'][model.vocab:] += 100
-    if not model.tied:
+    if not model.head.tied:
         changed['output'] = params['output'].copy()
         changed['output'][:, model.vocab:] -= 100
     logits = forward(model, changed, tokens)
@@ -266,25 +321,26 @@ def test_padding_of_the_vocabulary_does_not_matter(name):
     np.testing.assert_array_equal(logits, forward(model, params, tokens))
     assert slope(model, changed, batch)[0] == loss
     assert not np.any(gradient['tokens'][model.vocab:])
-    assert model.tied or not np.any(gradient['output'][:, model.vocab:])
+    assert model.head.tied or not np.any(gradient['output'][:, model.vocab:])
 
 
 def test_the_loss_metric_leaves_the_z_loss_out():
-    model = DECODERS['sinusoidal']
+    model = DECODERS['vaswani']
     params, batch = parameters(model), packed_batch(model)
-    total, metrics = architectures.jit(model.loss)(params, batch)
-    plain = slope(dataclasses.replace(model, z_loss=0.0), params, batch)[0]
-    np.testing.assert_allclose(metrics['loss'], plain, rtol=1e-6)
+    total, metrics = architectures.jit(partial(NextToken(z_loss=0.1).loss, model))(params, batch)
+    np.testing.assert_allclose(metrics['loss'], slope(model, params, batch)[0], rtol=1e-6)
     assert total > metrics['loss']
     np.testing.assert_allclose(metrics['weight'], batch['weights'].sum())
 
 
-@pytest.mark.parametrize('name', ['sinusoidal', 'nope'])
-def test_token_losses_are_the_datas_without_smoothing(name):
+@pytest.mark.parametrize('smoothing', [0.0, 0.2])
+@pytest.mark.parametrize('name', ['vaswani', 'llama'])
+def test_token_losses_are_the_oracles(name, smoothing):
     model = DECODERS[name]
     params, batch = parameters(model), packed_batch(model)
-    nll, log_z = architectures.jit(model.token_losses)(params, batch)
+    nll, log_z, auxiliary = architectures.jit(partial(model.token_losses, smoothing=smoothing))(params, batch)
     logits = oracle.Decoder(model, oracle.double(params)).logits(batch['inputs'], batch['segments'], batch['positions'])
-    expected = oracle.cross_entropy(logits, batch['targets'])
+    expected = oracle.cross_entropy(logits, batch['targets'], smoothing)
     np.testing.assert_allclose(nll, expected[0], atol=1e-4)
     np.testing.assert_allclose(log_z, expected[1], atol=1e-4)
+    assert auxiliary == (0.0, {})

@@ -14,7 +14,8 @@ import pytest
 
 from lm import config, data, optim, records, train
 from lm.debug import replay
-from lm.models.decoder import Decoder
+from lm.models import Decoder, Layer
+from lm.nn import Attention
 from lm.nn.positions import Learned
 from lm.parallel import sharding
 from lm.sweep import trials
@@ -24,7 +25,7 @@ from lm.train.monitor import Monitor
 FILE = pathlib.Path(__file__)
 TEXT = data.Synthetic(count=20, length=400)
 SETTINGS = train.Config(
-    model=Decoder(vocab=258, depth=1, heads=2, width=16, dropout=0.1),
+    model=Decoder(vocab=258, depth=1, width=16, layer=Layer(Attention(heads=2), dropout=0.1)),
     data=data.Corpus(train=data.Pick(TEXT, 0, 0.8), valid=data.Pick(TEXT, 0.8, 1), tokenizer=data.Bytes(), context=16,
                      batch=8),
     optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2), ema=0.9),

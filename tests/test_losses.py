@@ -58,10 +58,10 @@ def test_masked_mean_of_nothing_is_zero():
     np.testing.assert_array_equal(gradient, 0)
 
 
-@pytest.mark.parametrize('parts', [1, 2, 16])
+@pytest.mark.parametrize('chunks', [1, 2, 16])
 @pytest.mark.parametrize('softcap', [0.0, 2.0])
 @pytest.mark.parametrize('smoothing', [0.0, 0.1])
-def test_in_parts_is_the_whole(parts, softcap, smoothing):
+def test_in_chunks_is_the_whole(chunks, softcap, smoothing):
     x, table = (3 * rng.standard_normal(shape).astype(np.float32) for shape in ((2, 5, 8), (16, 8)))
     weights = rng.standard_normal((2, 2, 5)).astype(np.float32)
 
@@ -71,7 +71,7 @@ def test_in_parts_is_the_whole(parts, softcap, smoothing):
         return losses.cross_entropy(logits, TARGETS, 11, smoothing)
 
     def split(x, table):
-        return losses.cross_entropy_in_parts(x, table, TARGETS, losses.Scores(11, parts, softcap, smoothing))
+        return losses.chunked_cross_entropy(x, table, TARGETS, losses.VocabHead(11, chunks, softcap, smoothing))
     (expected, back), (found, back_split) = jax.vjp(whole, x, table), jax.vjp(split, x, table)
     for one, other in zip((*expected, *back(tuple(weights))), (*found, *back_split(tuple(weights))), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)

@@ -6,16 +6,18 @@ import pytest
 
 from lm import data, optim, train, trees
 from lm.debug import layers
-from lm.models.decoder import Decoder
+from lm.models import Decoder, Head, Layer
+from lm.nn import MLP, Attention, Execution
 
 
 @pytest.mark.parametrize('remat', ['none', 'full'])
 def test_parameters_come_in_the_order_that_the_model_reads_them(remat):
     settings = train.Config(
-        model=Decoder(vocab=50, depth=3, heads=2, width=16, tied=False, bias='all', remat=remat),
+        model=Decoder(vocab=50, depth=3, width=16, head=Head(tied=False), execution=Execution(remat=remat),
+                      layer=Layer(Attention(heads=2, bias='all'), MLP(bias=True))),
         data=data.Corpus(train=data.Synthetic(), valid=None, tokenizer=data.Bytes(), context=8, batch=8),
         optimizer=optim.AdamW(), steps=100)
-    order, stacked = layers.reading_order(settings, train.program(settings))
+    order, stacked = layers.names_as_read(settings, train.program(settings))
     assert sorted(order) == sorted(trees.flatten(jax.eval_shape(settings.model.init, jax.random.key(0))))
     assert order[0] == 'tokens' and order[-2:] == ['final_norm_scale', 'output'] and stacked == order[1:-2]
     places = [order.index(f'blocks/{name}') for name in

@@ -12,7 +12,6 @@ from browsers import opened
 from simulated import report
 
 from lm import cli
-from lm.pages import document
 
 
 def test_a_page_holds_all_it_needs(swept, tmp_path):
@@ -27,10 +26,6 @@ def test_a_page_holds_all_it_needs(swept, tmp_path):
                  'once &lt;/script&gt; upon', 'model.layer.attention.position'):
         assert said in text
     assert text.count('</script>') == 3
-
-
-def test_numbers_in_scripts_cannot_end_them():
-    assert '<' not in document.as_script({'name': '</script>'})
 
 
 @pytest.mark.parametrize('flags', [(), ('--blink-settings=preferredColorScheme=0', '--window-size=500,900')])
@@ -123,7 +118,7 @@ def test_plots_are_saved_as_pictures(browser, swept, tmp_path, flags):
     assert files['png'].startswith(b'\x89PNG')
     assert struct.unpack('>II', files['png'][16:24]) == tuple(2 * int(root.get(side)) for side in ('width', 'height'))
     words = [text.text for text in root.iter(f'{named}text')]
-    assert {'tokens', 'valid/loss, nats a token', 'baseline', 'position=Alibi'} < {*words}
+    assert {'tokens', 'valid/loss, nats per token', 'baseline', 'position=Alibi'} < {*words}
     assert 'weight_decay=0.2' not in words
     places = [[float(part) for part in re.findall(r'-?[\d.]+', path.get('d'))] for path in root.iter(f'{named}path')]
     ends = places[1][1::2]

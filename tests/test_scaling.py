@@ -70,18 +70,22 @@ def test_the_best_of_a_budget_is_the_least_on_a_grid():
 
 
 def test_parameters_are_counted_without_padding():
-    model = Decoder(65, 2, 32, Layer(Attention(2, position=NoPE())), embedding=Embedding(Learned(64)),
-                    head=Head(tied=False))
+    model = Decoder(vocab=65, depth=2, width=32, layer=Layer(Attention(heads=2, position=NoPE())),
+                    embedding=Embedding(Learned(64)), head=Head(tied=False))
     blocks = 2 * (4 * 32 * 32 + 2 * 4 * 32 * 32 + 2 * 32) + 32
     assert points.count(model, non_embedding=True) == blocks
     assert points.count(model) == blocks + 2 * 65 * 32 + 64 * 32
+
+
+def decoder(width):
+    return Decoder(vocab=258, depth=2, width=width, layer=Layer(Attention(heads=2)))
 
 
 def sizes(directory, widths=(32, 64, 128, 256), lengths=(200, 400, 800, 1600), noise=0.003, **how):
     """Writes runs of a law, one of them failed, and one twice at a worse rate."""
     draw = np.random.default_rng(0)
     for width in widths:
-        n = points.count(Decoder(258, 2, width, Layer(Attention(heads=2))))
+        n = points.count(decoder(width))
         for steps in lengths:
             loss = SMALL.loss(n, steps * 1024) * np.exp(noise * draw.normal())
             simulated.write(directory / f'{width}-{steps}', {'model.width': width, 'steps': steps, **TEXT}, loss, **how)
@@ -106,8 +110,7 @@ def test_the_shell_says_the_law_and_what_follows_from_it(swept, capsys):
     assert dict(about['left']).keys() == {'worse', 'broken'} and len(about['runs']) == 16
     at, described = about['predicted']
     assert at['interval'][0] < SMALL.loss(1e8, 1e9) < at['interval'][1]
-    assert described['d'] == 3200 * 1024
-    assert described['n'] == points.count(Decoder(258, 2, 512, Layer(Attention(heads=2))))
+    assert described['d'] == 3200 * 1024 and described['n'] == points.count(decoder(512))
     (advice,) = about['budgets']
     assert advice['n_interval'][0] < SMALL.optimum(1e17)[0] < advice['n_interval'][1]
     assert about['held_out']['run'] == '256-1600'

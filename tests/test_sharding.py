@@ -105,7 +105,7 @@ def test_the_platform_is_that_of_the_devices(mesh):
 def slice_of_tpus(monkeypatch):
     """Makes the 8 host devices pass for all of a slice of TPUs, large enough that gradients are scattered in steps."""
     monkeypatch.setattr(reductions.hardware, 'find', lambda kind: reductions.hardware.CHIPS['v5e'])
-    monkeypatch.setattr(reductions, 'RING', 4)
+    monkeypatch.setattr(reductions, 'COLLECTIVE_MATMUL', 4)
 
 
 def test_over_all_of_a_slice_a_weight_is_gathered_once_and_its_gradient_scattered_in_two_steps(slice_of_tpus):
@@ -113,7 +113,7 @@ def test_over_all_of_a_slice_a_weight_is_gathered_once_and_its_gradient_scattere
     x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((8, 16), (16, 6)))
 
     def slope(x, w):
-        return jax.grad(lambda w: jnp.sum(jnp.square(x @ reductions.scatter_gradient(w, 'embed', 'ff'))))(w)
+        return jax.grad(lambda w: jnp.sum(jnp.square(x @ reductions.reduce_scatter_gradient(w, 'embed', 'ff'))))(w)
     for sizes, pinned in ({'fsdp': 8}, 1 + 2), ({'data': 2, 'fsdp': 4}, 0), ({'fsdp': 4, 'tensor': 2}, 0):
         with jax.set_mesh(sharding.make_mesh(sizes)):
             assert str(jax.make_jaxpr(slope)(x, w)).count('sharding_constraint[') == pinned

@@ -12,7 +12,8 @@ import pytest
 from lm import config, data, optim, records, train, trees
 from lm.commands import replay as command
 from lm.debug.layers import layer_stats
-from lm.models.decoder import Base, Decoder
+from lm.models import Decoder, Layer, MupBase
+from lm.nn import Attention
 from lm.parallel import sharding
 from lm.train import loop, runs, spikes
 from lm.train.monitor import Monitor
@@ -73,7 +74,8 @@ def jumped(place):
     seed = next(seed for seed in itertools.count() if 36 <= strange(place, seed) <= 42)
     step = strange(place, seed)
     settings = train.Config(
-        model=Decoder(vocab=258, depth=2, heads=2, width=16), data=corpus(place, seed), objective=Startled(),
+        model=Decoder(vocab=258, depth=2, width=16, layer=Layer(Attention(heads=2))),
+        data=corpus(place, seed), objective=Startled(),
         optimizer=optim.AdamW(peak=1e-2, schedule=optim.Cosine(warmup=2)), steps=step + 3, mesh={'data': 1},
         cadence=train.Cadence(log=1, save=5))
     return settings, place / 'run', go(settings, place / 'run', place), step
@@ -141,7 +143,8 @@ def test_a_replay_of_another_experiment_or_of_a_step_not_reached_is_refused(jump
 
 def test_layer_stats_are_of_the_update_that_the_step_applies_under_mup(place):
     settings = train.Config(
-        model=Decoder(vocab=258, depth=1, heads=8, width=64, base=Base(width=16, heads=2)), data=corpus(place),
+        model=Decoder(vocab=258, depth=1, width=64, layer=Layer(Attention(heads=8)), base=MupBase(width=16, heads=2)),
+        data=corpus(place),
         optimizer=optim.AdamW(peak=1e-2, schedule=optim.Constant()), steps=9, mesh={'data': 1})
     program = train.program(settings)
     batch = settings.data.open(place / 'cache').batch_at(0)

@@ -50,7 +50,7 @@ def test_samples_are_log_uniform_and_repeat():
 
 @pytest.mark.parametrize('make, message', [
     (lambda: grid({'a': [1]}, [{'a': 2}]), 'two axes of a grid set a'),
-    (lambda: zipped({'a': [1], 'b': [1, 2]}), 'not as many: a has 1, b has 2'),
+    (lambda: zipped({'a': [1], 'b': [1, 2]}), 'differ in length: a has 1, b has 2'),
     (lambda: sample({'a': (0, 1)}, 2), r'a=\(0, 1\) is no range'),
 ])
 def test_combinators_refuse_what_does_not_combine(make, message):
@@ -89,9 +89,9 @@ def test_identity_is_of_values_not_of_files_or_of_what_changes_nothing(file, tmp
 
 
 def test_mistakes_in_a_sweep_are_one_line(file, tmp_path):
-    with pytest.raises(config.Error, match='trials 0 and 2 of the sweep are one: seed=1'):
+    with pytest.raises(config.Error, match='trials 0 and 2 of the sweep are the same: seed=1'):
         listed(file, tmp_path / 'a', [{'seed': 1}, {'seed': 2}, {'seed': 1}])
-    with pytest.raises(config.Error, match=r'0 \(cadence.save=1\) and 1 \(cadence.save=3\) of the sweep are one run'):
+    with pytest.raises(config.Error, match=r'0 \(cadence.save=1\) and 1 \(cadence.save=3\) .* are the same run'):
         listed(file, tmp_path / 'a', [{'cadence.save': 1}, {'cadence.save': 3}])
     with pytest.raises(config.Error, match="no field 'optimizer.paek'; did you mean 'optimizer.peak'"):
         listed(file, tmp_path / 'a', [{'optimizer.paek': 1}])
@@ -134,10 +134,10 @@ def test_the_view_tells_of_a_running_trial_whose_record_does_not_grow(file, tmp_
     record.write_text('{"step": 1, "loss": 3.0}\n')
     assert claims.Claims(sweep.directory).take(trial.id)
     view.show(sweep)
-    assert 'nothing new' not in capsys.readouterr().out
+    assert 'without a new record' not in capsys.readouterr().out
     os.utime(record, (0, record.stat().st_mtime - 1860))
     view.show(sweep)
-    assert f'{trial.id}  running, and nothing new on its record for 0:31:0' in capsys.readouterr().out
+    assert f'{trial.id}  running, without a new record for 0:31:0' in capsys.readouterr().out
 
 
 @pytest.fixture(scope='module')
@@ -181,17 +181,18 @@ def test_only_what_is_missing_is_trained(done, cache, capsys):
 def test_the_view_shows_states_and_the_best(done, monkeypatch):
     sweep = trials.open_sweep(done / 'sweep')
     with claims.Claims(sweep.directory) as desk:
-        now = view.look(sweep, desk)
-        assert set(now['states'].values()) == {'finished'} and now['seconds'] is None
+        now = view.status_of(sweep, desk)
+        assert set(now.states.values()) == {'finished'} and now.seconds is None
         (sweep.trials[0].directory / 'checkpoints' / '6').rename(sweep.trials[0].directory / 'checkpoints' / 'gone')
         assert desk.take(sweep.trials[0].id)
-        now = view.look(sweep, desk)
+        now = view.status_of(sweep, desk)
         (sweep.trials[0].directory / 'checkpoints' / 'gone').rename(sweep.trials[0].directory / 'checkpoints' / '6')
-    assert now['states'][sweep.trials[0].id] == 'running' and now['seconds'] == 0
+    assert now.states[sweep.trials[0].id] == 'running' and now.seconds == 0
     console = rich.console.Console(width=120, record=True, file=io.StringIO())
     console.print(view._table(sweep, now))
     text = console.export_text()
-    assert f'best {view.best(now, view.ranked(sweep, now)[0]):.4f}: optimizer.peak=' in text and '1 running' in text
+    best = view.best_loss(now, view.ranked(sweep, now)[0])
+    assert f'best {best:.4f}: optimizer.peak=' in text and '1 running' in text
 
 
 def test_two_workers_never_choose_the_same(file, tmp_path):

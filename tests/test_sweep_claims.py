@@ -72,23 +72,23 @@ def test_a_worker_beats_and_ends_when_it_was_taken_for_dead(tmp_path, monkeypatc
     assert set(left) == {'a'}
 
 
-def test_a_slow_process_has_a_pulse_and_one_that_waits_for_ever_has_none():
-    slow, hung, hour = claims.Pulse(), claims.Pulse(), claims.HUNG
-    assert all(slow.felt(minute * 60, 2 * claims.LEAST * minute * 60) for minute in range(600))
-    assert hung.felt(0, 5.0) and hung.felt(hour - 1, 5.0) and not hung.felt(hour, 5.1)
-    assert hung.felt(hour + 60, 5.0 + 2 * claims.LEAST * hour), 'it woke up'
+def test_a_slow_process_is_alive_and_a_deadlocked_one_is_not():
+    slow, hung, hour = claims.CpuWatchdog(), claims.CpuWatchdog(), claims.HUNG
+    assert all(slow.alive(minute * 60, 2 * claims.LEAST * minute * 60) for minute in range(600))
+    assert hung.alive(0, 5.0) and hung.alive(hour - 1, 5.0) and not hung.alive(hour, 5.1)
+    assert hung.alive(hour + 60, 5.0 + 2 * claims.LEAST * hour), 'it woke up'
 
 
 def test_a_hung_worker_stops_beating_and_leaves_when_another_takes_over(tmp_path, monkeypatch):
-    left, felt = [], [True]
+    left, alive = [], [True]
     monkeypatch.setattr(claims, 'PERIOD', 0.01)
     monkeypatch.setattr(claims, '_leave', left.append)
-    monkeypatch.setattr(claims.Pulse, 'felt', lambda self, now, used: felt[0])
+    monkeypatch.setattr(claims.CpuWatchdog, 'alive', lambda self, now, used: alive[0])
     with claims.Claims(tmp_path) as desk:
         assert desk.take('a')
         while desk.count < 3:
             pass
-        felt[0] = False
+        alive[0] = False
         time.sleep(0.05)
         before = desk.count
         time.sleep(0.1)
@@ -125,7 +125,7 @@ def test_median_stops_what_is_worse_than_half_the_others_have_been():
 
 @pytest.mark.parametrize('make, message', [
     (lambda: Halving(first=0), 'first=0 is not a step'),
-    (lambda: Halving(first=1, factor=1), 'factor=1 halves nothing'),
+    (lambda: Halving(first=1, factor=1), 'factor=1 stops no trial'),
 ])
 def test_rules_refuse_numbers_that_judge_nothing(make, message):
     with pytest.raises(config.Error, match=message):

@@ -9,7 +9,7 @@ from sweeps import FILE, SETTINGS, begin, one_device  # noqa: F401
 
 from lm import cli, config
 from lm.sweep import samplers, search, trials
-from lm.sweep.samplers import Optuna, Random, Range, Told
+from lm.sweep.samplers import Observation, Optuna, Random, Range
 
 SPACE = {'optimizer.peak': Range(1e-4, 1e-1), 'model.heads': Range(1, 8), 'model.norm': ('rms', 'layer')}
 with_optuna = pytest.mark.skipif(not importlib.util.find_spec('optuna'), reason='optuna is not installed')
@@ -17,56 +17,59 @@ with_optuna = pytest.mark.skipif(not importlib.util.find_spec('optuna'), reason=
 
 def test_ranges_are_log_uniform_whole_or_even():
     shares = [i / 1000 for i in range(1000)]
-    peaks = [Range(1e-4, 1e-1).drawn(share) for share in shares]
+    peaks = [Range(1e-4, 1e-1).at(share) for share in shares]
     counts = [sum(low <= peak < 10 * low for peak in peaks) for low in (1e-4, 1e-3, 1e-2)]
     assert counts == pytest.approx([333] * 3, abs=5)
-    assert {Range(2, 5).drawn(share) for share in shares} == {2, 3, 4, 5}
-    assert sum(Range(0.0, 0.4).drawn(share) < 0.1 for share in shares) == pytest.approx(250, abs=5)
+    assert {Range(2, 5).at(share) for share in shares} == {2, 3, 4, 5}
+    assert sum(Range(0.0, 0.4).at(share) < 0.1 for share in shares) == pytest.approx(250, abs=5)
     assert samplers.space_of(['a=1e-4..1e-2', 'b=2..8', 'c=../x,../y', 'd=-1..1']) == {
         'a': Range(1e-4, 1e-2), 'b': Range(2, 8), 'c': ('../x', '../y'), 'd': Range(-1, 1)}
 
 
 @pytest.mark.parametrize('sampler', [Random(40), pytest.param(Optuna(40), marks=with_optuna)])
 def test_draws_are_inside_and_differ_and_repeat(sampler):
-    told = []
+    observations = []
     for number in range(14):
-        point = sampler.draw(SPACE, told, number)
+        point = sampler.draw(SPACE, observations, number)
         assert point.keys() == SPACE.keys() and point['model.norm'] in ('rms', 'layer')
         assert 1e-4 <= point['optimizer.peak'] <= 1e-1 and point['model.heads'] in range(1, 9)
-        told.append(Told(point, [1.0, None, math.inf][number % 3]))
-    told.append(Told(told[0].point, 2.0, stopped=3))
-    assert len({each.point['optimizer.peak'] for each in told[:14]}) == 14
-    assert sampler.draw(SPACE, told, 'x') == sampler.draw(SPACE, told, 'x') != sampler.draw(SPACE, told, 'y')
+        observations.append(Observation(point, [1.0, None, math.inf][number % 3]))
+    observations.append(Observation(observations[0].point, 2.0, stopped=3))
+    assert len({each.point['optimizer.peak'] for each in observations[:14]}) == 14
+    drawn = [sampler.draw(SPACE, observations, number) for number in 'xxy']
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 @with_optuna
-def test_optuna_learns_from_what_is_told():
+def test_optuna_learns_from_observations():
     space, found = {'a': Range(1e-4, 1.0), 'b': ('good', 'bad')}, {}
     for sampler in (Random(40), Optuna(40)):
-        told = []
+        observations = []
         for number in range(40):
-            point = sampler.draw(space, told, number)
-            told.append(Told(point, abs(math.log10(point['a'] / 3e-3)) + (point['b'] == 'bad')))
-        found[type(sampler)] = sorted(each.loss for each in told)[20]
+            point = sampler.draw(space, observations, number)
+            observations.append(Observation(point, abs(math.log10(point['a'] / 3e-3)) + (point['b'] == 'bad')))
+        found[type(sampler)] = sorted(each.loss for each in observations)[20]
     assert found[Optuna] < 0.6 * found[Random]
 
 
 @with_optuna
-def test_points_under_way_spread_what_is_asked_next():
-    told = [Told({'a': value}, abs(math.log10(value / 3e-3))) for value in (1e-4, 1e-3, 2.9e-3, 3.1e-3, 1e-2, 0.1) * 3]
+def test_running_points_spread_what_is_drawn_next():
+    observations = [Observation({'a': value}, abs(math.log10(value / 3e-3)))
+                    for value in (1e-4, 1e-3, 2.9e-3, 3.1e-3, 1e-2, 0.1) * 3]
     sampler = Optuna(40)
-    idle = [sampler.draw({'a': Range(1e-4, 1.0)}, told, number)['a'] for number in range(8)]
-    busy = [sampler.draw({'a': Range(1e-4, 1.0)}, told + [Told({'a': value}, None) for value in idle], number)['a']
-            for number in range(8)]
+    idle = [sampler.draw({'a': Range(1e-4, 1.0)}, observations, number)['a'] for number in range(8)]
+    running = [Observation({'a': value}, None) for value in idle]
+    busy = [sampler.draw({'a': Range(1e-4, 1.0)}, observations + running, number)['a'] for number in range(8)]
     assert idle != busy
 
 
 @pytest.mark.skipif(not all(map(importlib.util.find_spec, ('optuna', 'torch'))), reason='optuna or torch is absent')
-def test_a_gaussian_process_draws_inside_from_all_that_is_told():
+def test_a_gaussian_process_draws_inside_from_all_observations():
     sampler = Optuna(40, sampler='GP')
-    told = [Told(Random(40).draw(SPACE, [], number), float(number)) for number in range(11)]
-    told += [Told(told[0].point, math.inf), Told(told[1].point, None), Told(told[2].point, 3.0, stopped=3)]
-    point = sampler.draw(SPACE, told, 'x')
+    observations = [Observation(Random(40).draw(SPACE, [], number), float(number)) for number in range(11)]
+    observations += [Observation(observations[0].point, math.inf), Observation(observations[1].point, None),
+                     Observation(observations[2].point, 3.0, stopped=3)]
+    point = sampler.draw(SPACE, observations, 'x')
     assert point.keys() == SPACE.keys() and point['model.norm'] in ('rms', 'layer')
     assert 1e-4 <= point['optimizer.peak'] <= 1e-1 and point['model.heads'] in range(1, 9)
 
@@ -94,7 +97,7 @@ def test_points_are_trials_one_a_seed_until_there_are_as_many_as_wanted(tmp_path
         search.begin(sweep, 'Random(4)', ['optimizer.peak=1e-4..1e-2'], 0)
 
 
-def test_what_trials_came_to_is_told(tmp_path):
+def test_trials_become_observations(tmp_path):
     sweep = drawing(tmp_path / 'a', 'Random(4)', seeds=2)
     search.ask(sweep, 4)
     sweep = trials.open_sweep(sweep.directory)
@@ -102,15 +105,16 @@ def test_what_trials_came_to_is_told(tmp_path):
     finish(sweep.trials[1], 3.0)
     finish(sweep.trials[2], 5.0)
     finish(sweep.trials[4], None)
-    told = search._told(sweep, search.read(sweep.directory))
-    assert [each.loss for each in told] == [2.5, None, math.inf, None]
-    assert told[0].point == {'optimizer.peak': sweep.trials[0].settings.optimizer.peak}
+    observations = search._observations(sweep, search.read(sweep.directory))
+    assert [each.loss for each in observations] == [2.5, None, math.inf, None]
+    assert observations[0].point == {'optimizer.peak': sweep.trials[0].settings.optimizer.peak}
 
 
 def test_what_is_asked_for_again_and_again_gives_way_to_chance(tmp_path, monkeypatch):
     sweep, real = drawing(tmp_path / 'a', 'Random(3)'), samplers.Random.draw
-    monkeypatch.setattr(samplers.Random, 'draw', lambda self, space, told, number: (
-        {'optimizer.peak': 1e-3} if int(number.split('.')[1]) < search.OWN else real(self, space, told, number)))
+    monkeypatch.setattr(samplers.Random, 'draw', lambda self, space, observations, number: (
+        {'optimizer.peak': 1e-3} if int(number.split('.')[1]) < search.OWN else
+        real(self, space, observations, number)))
     assert search.ask(sweep, 3)
     peaks = [trial.settings.optimizer.peak for trial in trials.open_sweep(sweep.directory).trials]
     assert len(set(peaks)) == 3 and peaks[0] == 1e-3
@@ -127,11 +131,11 @@ def test_workers_that_ask_at_once_get_different_points(tmp_path):
 
 
 def test_a_space_that_is_used_up_ends_the_search(tmp_path, capsys):
-    sweep = drawing(tmp_path / 'a', 'Random(9)', ['model.depth=1..2', 'model.heads=1,2,3'])
+    sweep = drawing(tmp_path / 'a', 'Random(9)', ['model.depth=1..2', 'model.layer.attention.heads=1,2,3'])
     while search.ask(sweep):
         pass
-    assert search.ended(sweep) and '4 of 9 are all there are' in capsys.readouterr().out
-    heads = [trial.settings.model.heads for trial in trials.open_sweep(sweep.directory).trials]
+    assert search.ended(sweep) and 'seems to have 4 points, fewer than trials=9' in capsys.readouterr().out
+    heads = [trial.settings.model.layer.attention.heads for trial in trials.open_sweep(sweep.directory).trials]
     assert sorted(heads) == [1, 1, 2, 2], '3 heads do not divide a width of 16'
 
 
@@ -167,6 +171,6 @@ def test_the_shell_trains_what_is_drawn_and_more_of_it_later(tmp_path, capsys, s
     assert '2 finished' in capsys.readouterr().out
     assert cli.main([*words, f'--sample={sampler}(trials=3)']) == 0
     assert cli.main(['sweep', '--worker', str(tmp_path / 'sweep'), where[1]]) == 0
-    told = search._told(trials.open_sweep(tmp_path / 'sweep'), search.read(tmp_path / 'sweep'))
-    assert len(told) == 3 and all(4 < each.loss < 6 for each in told)
+    observations = search._observations(trials.open_sweep(tmp_path / 'sweep'), search.read(tmp_path / 'sweep'))
+    assert len(observations) == 3 and all(4 < each.loss < 6 for each in observations)
     assert cli.main(['report', str(tmp_path / 'sweep')]) == 0

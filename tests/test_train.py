@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lm import config, data, optim, train
-from lm.models import Decoder, Embedding, Layer
+from lm.models import Decoder, Layer
 from lm.nn import Attention
 
 MODEL = Decoder(vocab=50, depth=2, width=16, layer=Layer(Attention(heads=2)))
@@ -49,7 +49,7 @@ def run(step, state, batches):
 
 
 def test_the_step_is_a_pure_function_of_state_and_batch():
-    model = Decoder(50, 2, 16, Layer(Attention(2), dropout=0.3), embedding=Embedding(dropout=0.3))
+    model = Decoder(vocab=50, depth=2, width=16, layer=Layer(Attention(heads=2), dropout=0.3))
     tx = optim.AdamW().make(10)
     params = model.init(jax.random.key(0))
     state = train.State(jnp.int32(0), params, tx.init(params), jnp.int32(0))

@@ -10,26 +10,27 @@ from lm.sweep.worker import check_place, refuse, work
 
 def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0, workdir: str = '', cache: str = '',
          together: int = 1, stop: str = '', sample: str = '', worker: bool = False, watch: bool = False):
-    """Trains every variant of an experiment, each once; the same line again, anywhere, helps or goes on.
+    """Trains every variant of an experiment once; rerunning the command, on any machine, resumes or joins.
 
     Args:
         place: the experiment file, whose sweep() yields dicts of overrides if it has one; or, for --worker and
             --watch, the directory of a sweep
         overrides: values to set in all trials, e.g. steps=500
-        over: values to vary, e.g. optimizer.peak=1e-4,1e-3 or model.position=Rope,Alibi; every combination is a trial
-        seeds: how many seeds, each also an order of the data, every variant is trained with
+        over: values to vary, e.g. optimizer.peak=1e-4,1e-3 or model.layer.attention.position=Rope,Alibi; every
+            combination is a trial
+        seeds: train every variant with so many seeds of parameters and data order
         workdir: directory of the sweep, by default runs/<name of the experiment>_sweep
         cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
-        together: how many trials that differ only in numbers to train as one program
-        stop: stop trials that lag, e.g. 'Halving(first=100)' or 'Median(first=100)'; judged by validation loss
-        sample: draw trials one after another from --over, in which ranges such as optimizer.peak=1e-4..1e-2 may then
-            be, e.g. 'Optuna(trials=40)', which learns from those that are done, or 'Random(trials=40)'
-        worker: take trials of the sweep in a directory until none is left
-        watch: show the sweep in a directory
+        together: train up to so many trials that differ only in numbers as one program
+        stop: stop bad trials early by their validation loss, e.g. 'Halving(first=100)' or 'Median(first=100)'
+        sample: search instead of a grid: draw trials one after another from --over, which may then have ranges like
+            optimizer.peak=1e-4..1e-2; 'Random(trials=40)', or 'Optuna(trials=40)', which learns from earlier trials
+        worker: train trials of the sweep in a directory until none is left
+        watch: show the status of the sweep in a directory
     """
-    given = {'seeds': seeds, 'over': over, 'workdir': workdir, 'stop': stop, 'sample': sample, 'overrides': overrides}
+    options = {'seeds': seeds, 'over': over, 'workdir': workdir, 'stop': stop, 'sample': sample, 'overrides': overrides}
     if watch or worker:
-        refuse('watch' if watch else 'worker', [name for name, value in given.items() if value])
+        refuse('watch' if watch else 'worker', [name for name, value in options.items() if value])
     check_place(place if watch or worker else workdir)
     if watch:
         return view.watch(place)

@@ -5,13 +5,14 @@ import jax
 import jax.numpy as jnp
 
 from lm import train, trees
+from lm.debug.reading_order import reading_order
 
 
-def reading_order(settings, program):
+def names_as_read(settings, program):
     """Returns the names of a model's parameters in the order it reads them, and of those that hold all layers."""
     params = program.abstract.params
     with jax.set_mesh(program.mesh):
-        order = trees.by_use(train.parts(settings).objective, params, settings.data.example())
+        order = reading_order(train.parts(settings).objective, params, settings.data.example())
     axes = jax.tree.leaves(settings.model.axes(), is_leaf=lambda node: isinstance(node, tuple))
     layered = {name for name, names in zip(trees.flatten(params), axes, strict=True) if names[:1] == ('layers',)}
     return order, [name for name in order if name in layered]
@@ -25,7 +26,7 @@ def layer_stats(settings, program, state, batch):
     second, and the checksums of all three. An array that holds all layers has one row a layer; 'layer' is null for
     others.
     """
-    order, stacked = reading_order(settings, program)
+    order, stacked = names_as_read(settings, program)
     parts = train.parts(settings)
 
     def sized(name, x):

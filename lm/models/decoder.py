@@ -8,39 +8,15 @@ import jax.numpy as jnp
 from lm import config
 from lm.config import legacy
 from lm.models import mup
+from lm.models.embedding import Embedding, Head, padded
 from lm.models.mup import MupBase
 from lm.models.transformer import Layer, Stack
-from lm.nn import attention, losses
-from lm.nn.embedding import look_up
-from lm.nn.layers import Context, Execution, dropout
+from lm.nn import attention
+from lm.nn.context import Context, Execution
 from lm.nn.norms import NoNorm
-from lm.nn.positions import AbsolutePosition
-from lm.nn.weights import Scope, einsum, normal, unbox, weight
+from lm.nn.weights import Scope, normal, unbox, weight
 from lm.optim import matrices
 from lm.parallel import reductions
-
-LANES = 128
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """How tokens become x [B T D]: absolute positions, times sqrt(D) where `scaled` (Gemma), dropout."""
-
-    position: AbsolutePosition | None = None
-    scaled: bool = False
-    dropout: float = 0.0
-
-    def __post_init__(self):
-        if not 0 <= self.dropout < 1:
-            raise config.Error(f'dropout={self.dropout} is not in [0, 1); try dropout=0.1.')
-
-
-@dataclass(frozen=True)
-class Head:
-    """How x becomes logits [B T V]: by the embedding's table where `tied`, softcap * tanh(logits / softcap) if any."""
-
-    tied: bool = True
-    softcap: float = 0.0
 
 
 class Auxiliary(NamedTuple):
@@ -76,13 +52,8 @@ class Decoder:
             raise config.Error('layer is not used where there is a pattern; set model.pattern.0 and so on instead.')
         for layer in self.layers:
             layer.attention.head_size(self.width)
-        if self.embedding.position:
-            self.embedding.position.check(self.width)
-        chunks = self.execution.vocab_chunks
-        if chunks < 1 or self.padded_vocab % chunks:
-            near = max(n for n in range(1, max(2, chunks)) if self.padded_vocab % n == 0)
-            raise config.Error(f'vocab_chunks={chunks} does not divide the {self.padded_vocab} rows of the output; '
-                               f'try vocab_chunks={near}.')
+        self.embedding.check(self.width)
+        padded(self.vocab, self.execution.vocab_chunks)
         mup.base_model(self)
 
     @property
@@ -100,12 +71,12 @@ class Decoder:
     @property
     def limit(self):
         """The most tokens a text may have, 0 for any number."""
-        return self.embedding.position.limit if self.embedding.position else 0
+        return self.embedding.limit
 
     @property
     def padded_vocab(self):
-        """The vocabulary rounded up to whole lanes, so that any size shards."""
-        return -(-self.vocab // LANES) * LANES
+        """The rows of the output layer: the vocabulary in whole lanes."""
+        return padded(self.vocab, self.execution.vocab_chunks)
 
     def base_shapes(self):
         """Returns the abstract parameters of the muP base model, None where it is this one."""
@@ -137,34 +108,22 @@ class Decoder:
         return weight(scope, 'tokens', axes, normal(0.02), self.execution.dtype)
 
     def _output(self, scope):
+        if self.head.tied:
+            return self._table(scope)
         axes = {'embed': self.width, 'vocab': self.padded_vocab}
         return weight(scope, 'output', axes, normal(0.02), self.execution.dtype)
 
     def _embed(self, scope, tokens, context):
-        x = look_up(self._table(scope).value, tokens)
-        if self.embedding.scaled:
-            x = x * jnp.asarray(mup.base_model(self).width ** 0.5, x.dtype)
-        if self.embedding.position:
-            x = self.embedding.position.add(scope, x, context.positions)
-        return dropout(x, self.embedding.dropout, context.key, context.rows, context.zigzag)
+        return self.embedding(scope, self._table(scope), tokens, context, base_width=mup.base_model(self).width)
 
     def _final_norm(self, scope, x):
         layer = self.layers[-1]
         return (NoNorm() if layer.residual.normalised else layer.norm)(scope, 'final_norm', x)
 
-    def _unembed(self, scope, x):
-        """Returns logits [B T V'] for the padded vocabulary."""
-        if self.head.tied:
-            logits = einsum('BTD,VD->BTV', x, self._table(scope))
-        else:
-            logits = einsum('BTD,DV->BTV', x, self._output(scope))
-        cap = self.head.softcap
-        return cap * jnp.tanh(logits / cap) if cap else logits
-
     def hidden(self, params, tokens, context, **options):
         """Returns (x [B T D] after the final norm, the Outputs of layers, embeddings [B T D]); options: of a Stack."""
         keys = (None,) * 2 if context.key is None else jax.random.split(context.key)
-        context = context._replace(rows=reductions.first_row(len(tokens)) + jnp.arange(len(tokens)))
+        context = context._replace(rows=reductions.global_row_offset(len(tokens)) + jnp.arange(len(tokens)))
         start = _apply(self._embed, params, tokens, context._replace(key=keys[0]))
         x, outputs = self.stack(params, start, context._replace(key=keys[1]), self.execution, **options)
         x = _apply(self._final_norm, params, x)
@@ -176,7 +135,8 @@ class Decoder:
         return self._scores(params, x)
 
     def _scores(self, params, x):
-        return _apply(self._unembed, params, x)[..., :self.vocab].astype(jnp.float32)
+        logits = _apply(lambda scope: self.head(x, self._output(scope)), params)
+        return logits[..., :self.vocab].astype(jnp.float32)
 
     def activations(self, params, tokens, segments=None, positions=None):
         """Returns {name: array} of what flows through the model for tokens [B T].
@@ -196,17 +156,10 @@ class Decoder:
         batch, zigzag = attention.shard_sequence(batch)
         context = _context(batch['inputs'], batch.get('segments'), batch.get('positions'))
         x, outputs, _ = self.hidden(params, batch['inputs'], context._replace(key=key, zigzag=zigzag))
-        scores = self._cross_entropy(params, x, batch['targets'], smoothing)
+        scores = _apply(lambda scope: self.head.cross_entropy(
+            x, self._output(scope), batch['targets'], vocab=self.vocab, chunks=self.execution.vocab_chunks,
+            smoothing=smoothing), params)
         return *(zigzag.gather(scores) if zigzag else scores), _auxiliary(outputs.auxiliary)
-
-    def _cross_entropy(self, params, x, targets, smoothing):
-        chunks = self.execution.vocab_chunks
-        if chunks == 1:
-            return losses.cross_entropy(_apply(self._unembed, params, x), targets, self.vocab, smoothing)
-        table = _apply(lambda scope: self._table(scope).value if self.head.tied else self._output(scope).value.T,
-                       params)
-        head = losses.VocabHead(self.vocab, chunks, self.head.softcap, smoothing)
-        return losses.chunked_cross_entropy(x, table, targets, head)
 
     def post_update(self, params, metrics):
         """Returns (params, metrics) after a step: the routers' bias moved, the experts' load as its largest share over

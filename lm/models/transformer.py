@@ -9,8 +9,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lm import config
 from lm.nn import memory
+from lm.nn.context import Context, Execution
+from lm.nn.dropout import dropout
 from lm.nn.experts import Experts
-from lm.nn.layers import MLP, Attention, Context, Execution, dropout
+from lm.nn.layers import MLP, Attention
 from lm.nn.norms import Norm, RMSNorm
 from lm.nn.taps import Tap
 from lm.nn.weights import Scope, normal, repeated
@@ -206,7 +208,7 @@ class Stack:
         unroll = self._unroll(execution, repeats)
 
         def apply(x, number, own, in_loop=unroll == 1):
-            step = partial(self._step, layer=self.pattern[number], execution=execution, capture=capture)
+            step = partial(self._step, self.pattern[number], execution=execution, capture=capture)
             step = memory.rematerialise(step, execution.remat, in_loop)
             return step(x, own, context._replace(angles=angles[number], table=tables[number]))
 
@@ -229,7 +231,7 @@ class Stack:
             outputs = jax.tree.map(lambda a, new: jnp.concatenate([a, new[None]]), outputs, out)
         return x, outputs
 
-    def _step(self, x, own, context, *, layer, execution, capture):
+    def _step(self, layer, x, own, context, *, execution, capture):
         """Returns (x, Outputs) of one layer with its own (parameters, key, cache, edits)."""
         params, key, cache, edits = own
         tap = Tap(capture, edits)

@@ -1,7 +1,8 @@
 """What models are made of: attention, MLP, experts, norms, activations, positions, losses."""
 from lm.nn.activations import Activation, Gelu, Relu, Relu2, Silu
+from lm.nn.context import Context, Execution
 from lm.nn.experts import Experts
-from lm.nn.layers import MLP, Attention, Context, Execution
+from lm.nn.layers import MLP, Attention
 from lm.nn.norms import LayerNorm, NoNorm, Norm, RMSNorm
 from lm.nn.positions import AbsolutePosition, Alibi, Learned, NoPE, Position, Relative, Rope, Sinusoidal
 

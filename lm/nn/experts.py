@@ -93,7 +93,7 @@ class Experts:
         gates = jnp.take_along_axis(scores, ids, -1)
         if self.normalised:
             gates = gates / jnp.maximum(jnp.sum(gates, -1, keepdims=True), 1e-9)
-        load = reductions.averaged(jnp.mean(jax.nn.one_hot(ids, self.count), (0, 1, 2)))
+        load = reductions.pmean_data(jnp.mean(jax.nn.one_hot(ids, self.count), (0, 1, 2)))
         share = jnp.mean(scores / jnp.sum(scores, -1, keepdims=True), (0, 1))
         balance = self.count * jnp.sum(load * share)
         router_z = jnp.mean(jnp.square(jax.nn.logsumexp(logits, -1)))

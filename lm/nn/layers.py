@@ -1,62 +1,20 @@
-"""The sublayers of a transformer layer, attention and MLP, and dropout."""
+"""The sublayers of a transformer layer: attention and MLP."""
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from lm import config, trees
+from lm import config
 from lm.nn import attention, memory
 from lm.nn.activations import Activation, Gelu
 from lm.nn.norms import NoNorm, Norm
 from lm.nn.positions import Position, Rope, rotate
-from lm.nn.weights import Scope, einsum, fill, normal, weight
+from lm.nn.weights import Leaf, Scope, einsum, fill, normal, weight
 from lm.parallel import sharding
-from lm.parallel.pipeline import Pipeline
 
 INIT = normal(0.02)  # of projections that read the residual stream
-
-
-class Context(NamedTuple):
-    """What a pass is given beside x [B T D], all optional but positions [B or 1, T].
-
-    segments [B T]: only equal ones see each other. memory [B S D], memory_segments [B S]: what cross attention reads.
-    index [B T]: slots of the cache that x goes to. key: of dropout. rows [B]: numbers of the rows in the whole batch.
-    zigzag: the order of tokens where the mesh splits T. cache, angles, table: of one attention, set layer by layer.
-    """
-
-    positions: Any
-    segments: Any = None
-    memory: Any = None
-    memory_segments: Any = None
-    index: Any = None
-    key: Any = None
-    rows: Any = None
-    zigzag: Any = None
-    cache: Any = None
-    angles: Any = None
-    table: Any = None
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How a model is computed, not what it is.
-
-    dtype: of matrix products; parameters, norms, softmax and losses stay float32. precision: 8-bit products with
-    weights, see weights.product. remat: what the backward pass recomputes, see memory.rematerialise. unroll: repeats of
-    the pattern in one iteration of the scan, 0 for the platform's choice. kernel: which one computes attention ('auto':
-    the platform's), an error where it cannot. vocab_chunks: chunks of the vocabulary in the cross entropy; logits are
-    recomputed in the backward pass, never stored. pipeline: how rows go through the stages of a mesh that has some.
-    """
-
-    dtype: Literal['float32', 'bfloat16'] = 'float32'
-    precision: Literal['none', 'int8', 'fp8'] = 'none'
-    remat: memory.Remat = 'none'
-    unroll: int = 0
-    kernel: attention.Kernel = 'auto'
-    vocab_chunks: int = 1
-    pipeline: Pipeline = field(default_factory=Pipeline)
 
 
 @dataclass(frozen=True)
@@ -222,7 +180,9 @@ class MLP:
             return w, weight(scope, f'{name}_bias', {'bias': size}, fill(0.0), execution.dtype).value
         ins = [declare(name, {'embed': width, 'ff': ff}, INIT) for name in ('up', 'gate')[:1 + self.gated]]
         down, shift = declare('down', {'ff': ff, 'embed': width}, init)
-        chunks = memory.mlp_chunks(ff, width, memory.tensor_shards(ff)) if execution.remat in memory.FULL_REMAT else 1
+        arrays = not any(isinstance(w.value, Leaf) for w, _ in [*ins, (down, shift)])
+        full = execution.remat in memory.FULL_REMAT and arrays
+        chunks = memory.mlp_chunks(ff, width, memory.tensor_shards(ff)) if full else 1
         if chunks == 1:
             hidden = [einsum('BTD,DF->BTF', x, w, execution.precision) for w, _ in ins]
             hidden = [sharding.constrain(h if bias is None else h + bias, 'batch', 'length', 'ff')
@@ -236,16 +196,3 @@ class MLP:
     def activate(self, up, gate=None):
         """Returns the hidden units [... F] of what up and, if gated, gate give."""
         return self.activation(up) if gate is None else self.activation(gate) * up
-
-
-def dropout(x, rate, key, rows, zigzag=None):
-    """Returns x [B T D] with a fraction `rate` of its entries zeroed and the rest scaled up; x where key is None.
-
-    The mask depends on the key and the row's global number in `rows` [B] only, hence not on sharding or micro-batching.
-    Tokens in the order of an attention.Zigzag lose what they would lose in the order of the text.
-    """
-    if key is None or trees.statically_zero(rate):
-        return x
-    share = 1 - jnp.float32(rate)  # so that a rate that is traced draws what one that is known does
-    kept = jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(key, row), share, x.shape[1:]))(rows)
-    return jnp.where(zigzag.scatter(kept) if zigzag else kept, x / share.astype(x.dtype), 0)

@@ -123,7 +123,7 @@ def _in_parts_backward(head, given, g):
             slope *= 1 - jnp.square(logits / head.softcap)
         slope = slope.astype(rows.dtype)
         dx += jnp.einsum('BTV,VD->BTD', slope, rows, preferred_element_type=jnp.float32)
-        return dx, reductions.scatter(jnp.einsum('BTD,BTV->DV', x, slope), 'embed', 'vocab').T
+        return dx, reductions.reduce_scatter(jnp.einsum('BTD,BTV->DV', x, slope), 'embed', 'vocab').T
     parts = (_parts_of(table, head), jnp.arange(head.chunks))
     dx, drows = jax.lax.scan(add, jnp.zeros(x.shape, jnp.float32), parts)
     return dx.astype(x.dtype), jnp.moveaxis(drows, 0, 1).reshape(table.shape), None

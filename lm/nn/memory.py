@@ -95,7 +95,7 @@ _chunked.defvjp(lambda chunk, x, chunks: (_chunked(chunk, x, chunks), (x, chunks
 def _chunk(activate, precision, shards, x, part):
     """One chunk of the MLP. Its matrices are one [D S*X*F], so that fsdp gathers all of them in one all-gather."""
     w, biases = part
-    w = reductions.scatter_gradient(w, 'embed', 'ff')
+    w = reductions.reduce_scatter_gradient(w, 'embed', 'ff')
     ins, out = _split_shards(w, shards, [len(biases) * w.shape[-1] // shards // (len(biases) + 1)])
     hidden = sharding.constrain(project('BTD,DF->BTF', x, ins, precision), 'batch', 'length', 'ff')
     hidden = _split_shards(hidden, shards, len(biases))

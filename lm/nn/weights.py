@@ -131,7 +131,7 @@ def einsum(spec, x, w, precision='none'):
     """
     if isinstance(w.value, Leaf):
         return w.value.dot(spec, x)
-    return project(spec, x, reductions.scatter_gradient(w.value, *w.names), precision)
+    return project(spec, x, reductions.reduce_scatter_gradient(w.value, *w.names), precision)
 
 
 def project(spec, x, w, precision='none'):

@@ -3,8 +3,8 @@ const entity = { '<': '&lt;', '>': '&gt;', '&': '&amp;', '"': '&quot;' };
 const escaped = (text) => String(text).replace(/[<>&"]/g, (letter) => entity[letter]);
 
 function tag(name, attributes, inside = '') {
-  const said = Object.entries(attributes).map(([key, value]) => ` ${key}="${escaped(value)}"`).join('');
-  return `<${name}${said}>${inside}</${name}>`;
+  const pairs = Object.entries(attributes).map(([key, value]) => ` ${key}="${escaped(value)}"`).join('');
+  return `<${name}${pairs}>${inside}</${name}>`;
 }
 
 const round = (value) => +value.toFixed(2);

@@ -1,4 +1,4 @@
-"""Sums over the mesh: gradients scattered over a slice of TPUs, and added up over the mesh axis data once a step."""
+"""Gradient reductions: two-stage reduce-scatter on TPU slices, and one all-reduce over `data` per step."""
 from functools import partial
 
 import jax
@@ -8,43 +8,44 @@ from jax.sharding import PartitionSpec as P
 from lm import hardware
 from lm.parallel import sharding
 
-RING = 32  # devices up to which libtpu multiplies by a weight while its parts go round, and needs no scattering
+# Devices up to which libtpu overlaps the all-gather of a weight with its product (collective matmul): no need to split.
+COLLECTIVE_MATMUL = 32
 
 
-def scatter(x, *names):
-    """Returns x, a sum over the mesh, pinned as by `constrain`: over all of a slice of TPUs in two steps.
+def reduce_scatter(x, *names):
+    """Returns x, a partial sum with these logical axis names, constrained to its sharding.
 
-    A sum over part of a slice is scattered by libtpu 0.0.52; one over all of it is made whole on every device, for
-    twice the bytes, and cut. So it goes over one side of the torus first and over the others then.
+    libtpu 0.0.52 lowers a reduction over the whole slice to an all-reduce and a slice, for twice the bytes; over one
+    side of the torus first and then the others, both become reduce-scatters.
     """
-    finer = _finer(jax.sharding.get_abstract_mesh())
+    finer = _split_torus(jax.sharding.get_abstract_mesh())
     if finer is not None:
         x = jax.lax.with_sharding_constraint(x, NamedSharding(finer, sharding.spec(names, x.shape, finer)))
     return sharding.constrain(x, *names)
 
 
-def scatter_gradient(x, *names):
-    """Returns x, a parameter with these logical axis names, whose gradient is summed by `scatter`.
+def reduce_scatter_gradient(x, *names):
+    """Returns x, a parameter with these logical axis names, whose gradient is reduced by `reduce_scatter`.
 
-    It is gathered here, for all that multiply by it, where each else has it gathered in the layout it likes.
+    It is gathered here once for all that multiply by it; left to itself XLA gathers it for each in another layout.
     """
-    return x if _finer(jax.sharding.get_abstract_mesh()) is None else _scatter_gradient(x, names)
+    return x if _split_torus(jax.sharding.get_abstract_mesh()) is None else _gathered(x, names)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _scatter_gradient(x, names):
+def _gathered(x, names):
     return sharding.constrain(x, *(None if name == 'embed' else name for name in names))
 
 
-_scatter_gradient.defvjp(lambda x, names: (_scatter_gradient(x, names), None),
-                         lambda names, _, g: (scatter(g, *names),))
+_gathered.defvjp(lambda x, names: (_gathered(x, names), None), lambda names, _, g: (reduce_scatter(g, *names),))
 
 
-def _finer(mesh):
-    """Returns the mesh with fsdp, over all of a large slice of TPUs, cut into its first side and the rest, or None."""
+def _split_torus(mesh):
+    """Returns the mesh with fsdp split into the first side of the torus and the rest; None unless fsdp is the slice."""
     device, count = mesh.abstract_device, mesh.shape.get('fsdp', 1)
     chip = hardware.find(device.device_kind) if device else None
-    if chip is None or not chip.torus or count <= RING or mesh.size > count * mesh.shape.get('data', 1):
+    whole_slice = mesh.size <= count * mesh.shape.get('data', 1)
+    if chip is None or not chip.torus or count <= COLLECTIVE_MATMUL or not whole_slice:
         return None
     side = max(n for n in range(1, count) if count % n == 0 and n ** chip.torus <= count)
     sizes = [(name, size) if name != 'fsdp' else (name, side) for name, size in mesh.shape.items()]
@@ -53,43 +54,43 @@ def _finer(mesh):
     return AbstractMesh(sizes, names, axis_types=(AxisType.Auto,) * len(names), abstract_device=device)
 
 
-def once(function):
-    """Returns function(whole, rows, key), a tree of sums over rows [B ...], as added up over the mesh axis data once.
+def all_reduce_once(function):
+    """Returns function(params, batch, key) run per shard of `data`, its result all-reduced once.
 
-    Until then each part of the axis has those of its own rows alone, where it is `separable`.
+    The result is a tree of sums over the rows of the batch. Without this each micro-batch inside is all-reduced.
     """
-    def total(*given):
-        return jax.tree.map(lambda x: jax.lax.psum(x, 'data'), function(*given))
+    def total(*args):
+        return jax.tree.map(lambda x: jax.lax.psum(x, 'data'), function(*args))
 
-    def call(*given):
-        if not separable(jax.sharding.get_abstract_mesh().shape):
-            return function(*given)
+    def call(*args):
+        if not can_defer(jax.sharding.get_abstract_mesh().shape):
+            return function(*args)
         return jax.shard_map(total, in_specs=(P(), P('data'), P()), out_specs=P(), axis_names={'data'},
-                             check_vma=False)(*given)
+                             check_vma=False)(*args)
     return call
 
 
-def separable(sizes):
-    """Returns whether a mesh of these sizes has an axis data that can be set apart.
+def can_defer(sizes):
+    """Returns whether `data` may be a manual axis of a mesh {axis: size}.
 
-    Beside one other axis at most: XLA of jax 0.10 to 0.12 ends the process at a gather that it has to split over two
-    under a third. And where `scatter` needs no finer mesh, which cannot stand in another.
+    Beside one other axis at most: XLA (jax 0.10 to 0.12) crashes on a gather that is split over two axes under a third.
+    And not where `reduce_scatter` needs a split torus, a mesh that cannot be nested.
     """
     one_more = sum(size > 1 for size in sizes.values()) <= 2
-    return sizes.get('data', 1) > 1 and one_more and sizes.get('fsdp', 1) <= RING
+    return sizes.get('data', 1) > 1 and one_more and sizes.get('fsdp', 1) <= COLLECTIVE_MATMUL
 
 
-def averaged(x):
-    """Returns the mean of x over the parts of the mesh axis data where `once` has set them apart; else x itself."""
-    return jax.lax.pmean(x, 'data') if _apart() else x
+def pmean_data(x):
+    """Returns the mean of x over the shards of `data` inside `all_reduce_once`; elsewhere x itself."""
+    return jax.lax.pmean(x, 'data') if _data_is_manual() else x
 
 
-def first_row(count):
-    """Returns the number of the first of `count` rows among those of all parts that `once` has set apart."""
-    return jax.lax.axis_index('data') * count if _apart() else 0
+def global_row_offset(count):
+    """Returns the number of the first of a shard's `count` rows in the whole batch."""
+    return jax.lax.axis_index('data') * count if _data_is_manual() else 0
 
 
-def _apart():
+def _data_is_manual():
     return 'data' in jax.sharding.get_abstract_mesh().manual_axes
 
 

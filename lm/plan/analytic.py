@@ -179,7 +179,7 @@ def _collectives(layout, workload, device):
     """Returns {(collective, mesh axis): bytes that a device sends} of one step."""
     shape, mesh, micro_batches = workload.shape, layout.mesh, layout.accumulate
     passes = 2 + bool(RECOMPUTED[layout.remat])  # over a layer: forward, backward, and forward again
-    deferred = micro_batches > 1 and reductions.separable(mesh) and not workload.settings.diagnosis.noise_scale
+    deferred = micro_batches > 1 and reductions.can_defer(mesh) and not workload.settings.diagnosis.noise_scale
     weights = shape.itemsize * (device.layers * device.layer_weights + device.table * (1 if shape.tied else 2))
     reduced = (device_bytes(workload.parameters, mesh) if deferred  # in float32, once a step
                else micro_batches * weights / mesh.get('fsdp', 1))

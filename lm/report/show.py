@@ -74,7 +74,7 @@ def heading(study, family):
 
 def measured(metric):
     """Returns the name of a metric with its unit."""
-    return f'{metric}, nats a token' if metric in NATS else f'{metric}, bits a byte' if metric == BITS else metric
+    return f'{metric}, nats per token' if metric in NATS else f'{metric}, bits per byte' if metric == BITS else metric
 
 
 def notes(family):

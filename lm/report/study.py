@@ -13,9 +13,9 @@ from lm.config import Error
 from lm.config.annotations import close
 from lm.report import comparisons, costs, curves, trials, variants
 
-UNKNOWN = {'tokens': 'no loss recorded at this many tokens; set a smaller eval_every',
-           'flops': 'no loss recorded at this many FLOPs, or FLOPs per token unknown; set a smaller eval_every',
-           'seconds': 'no loss recorded after this many seconds, or no speed; set a smaller eval_every'}
+UNKNOWN = {'tokens': 'no loss recorded at this many tokens; set a smaller cadence.eval',
+           'flops': 'no loss recorded at this many FLOPs, or FLOPs per token unknown; set a smaller cadence.eval',
+           'seconds': 'no loss recorded after this many seconds, or no speed; set a smaller cadence.eval'}
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,8 @@ def sweep(directory):
 def _listing(path, modified):  # read once for all trials of a sweep, and again when it was written to
     try:
         about = json.loads(path.read_text())
-        return {name: about[name] for name in ('experiment', 'config', 'given', 'rule', 'trials')}
+        return {'config': legacy.upgraded(about['config']),
+                **{name: about[name] for name in ('experiment', 'given', 'rule', 'trials')}}
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise Error(f'{path} is no record of a sweep ({error}); give the directories of its trials.') from error
 

@@ -1,7 +1,7 @@
-"""Who trains what: claims on trials by files that are created exclusively, and beat while their owner lives and works.
+"""Claims on trials: files that are created exclusively, with a heartbeat while their owner lives and works.
 
-The claim on a trial is the file claims/<trial>.<n> of the highest n. Who takes over a claim without a living owner
-creates the file of n + 1, which only one can, so that nothing needs a lock, a server or clocks that agree.
+The claim on a trial is the file claims/<trial>.<n> of the highest n. A worker that takes over from a dead owner creates
+the file of n + 1, which only one worker can, so that no lock, no server and no synchronised clocks are needed.
 """
 import contextlib
 import json
@@ -16,16 +16,16 @@ from lm import config
 from lm.config import files
 from lm.parallel import heartbeat
 
-PERIOD, DEAD = 2.0, 30.0  # seconds between beats, and of one beat seen unchanged after which its owner counts as dead
-HUNG, LEAST = 3600.0, 1e-3  # seconds after which a worker that took less than this share of a core counts as hung
+PERIOD, DEAD = 2.0, 30.0  # seconds between heartbeats; seconds of an unchanged heartbeat until its owner counts as dead
+HUNG, LEAST = 3600.0, 1e-3  # a worker that used less than LEAST of a core in HUNG seconds counts as hung
 
 
 class Claims:
-    """The claims of a sweep's directory, as one worker sees them; a context in which its own beat."""
+    """The claims of a sweep's directory as one worker sees them; a context in which its own have a heartbeat."""
 
     def __init__(self, directory):
         self.folder, self.me = Path(directory) / 'claims', {'host': host(), 'pid': os.getpid()}
-        self.held, self.seen, self.count = {}, {}, 0
+        self.own, self.seen, self.count = {}, {}, 0  # {trial: number}, {(trial, number): (heartbeat, since)}, beats
         self.lock, self.ended = threading.Lock(), threading.Event()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -33,18 +33,18 @@ class Claims:
             raise config.Error(f'cannot write to {directory}: {error.strerror}; give another --workdir.') from error
 
     def __enter__(self):
-        self.thread = threading.Thread(target=self._beat, name='claims', daemon=True)
+        self.thread = threading.Thread(target=self._heartbeat, name='claims', daemon=True)
         self.thread.start()
         return self
 
     def __exit__(self, *fault):
         self.ended.set()
         self.thread.join()
-        for trial in list(self.held):
+        for trial in list(self.own):
             self.release(trial)
 
     def take(self, trial):
-        """Returns whether the trial is now this worker's: nobody had it, or its owner let go of it or is dead."""
+        """Returns whether this worker now has the trial: nobody had it, or its owner released it or is dead."""
         newest = self.newest().get(trial, 0)
         if newest and self.lives(trial, newest):
             return False
@@ -57,14 +57,14 @@ class Claims:
             raise config.Error(f'cannot write to {self.folder}: {error.strerror}; free some space and '
                                'start again.') from error
         with self.lock:
-            self.held[trial] = newest + 1
+            self.own[trial] = newest + 1
         return True
 
     def release(self, trial):
-        """Lets go of a trial, so that others may take it at once."""
+        """Releases a trial, which others may then take at once."""
         with self.lock:
-            number = self.held.pop(trial)
-            with contextlib.suppress(OSError):  # no room to say so: others hear no beat any more
+            number = self.own.pop(trial)
+            with contextlib.suppress(OSError):  # disk full: the heartbeat stops all the same
                 files.replace(self._path(trial, number), json.dumps({'released': True}))
 
     def newest(self):
@@ -77,16 +77,16 @@ class Claims:
         return numbers
 
     def lives(self, trial, number):
-        """Returns whether a claim's owner lives, as far as can be told: it beats, or has not been watched for long."""
+        """Returns whether a claim's owner may live: its heartbeat changes, or was not watched for DEAD seconds yet."""
         text = self._path(trial, number).read_text()
         try:
-            beat = json.loads(text)
-        except json.JSONDecodeError:
-            beat = {}
-        if 'released' in beat or (beat.get('host') == self.me['host'] and not _runs(beat['pid'])):
+            claim = json.loads(text)
+        except json.JSONDecodeError:  # read while it was written
+            claim = {}
+        if 'released' in claim or (claim.get('host') == self.me['host'] and not _runs(claim['pid'])):
             return False
-        known, since = self.seen.get((trial, number), (None, 0))
-        if known != text:
+        last, since = self.seen.get((trial, number), (None, 0))
+        if last != text:
             since = time.monotonic()
             self.seen[trial, number] = text, since
         return time.monotonic() - since < DEAD
@@ -98,45 +98,45 @@ class Claims:
         self.count += 1
         return json.dumps({**self.me, 'beat': self.count})
 
-    def _beat(self):
-        pulse = Pulse()
+    def _heartbeat(self):
+        watchdog = CpuWatchdog()
         while not self.ended.wait(PERIOD):
-            pulse = pulse if self.held else Pulse()
-            lives = pulse.felt(time.monotonic(), time.process_time() - time.thread_time())
+            watchdog = watchdog if self.own else CpuWatchdog()
+            alive = watchdog.alive(time.monotonic(), time.process_time() - time.thread_time())
             with self.lock, contextlib.suppress(OSError):
-                for trial, number in self.held.items():
+                for trial, number in self.own.items():
                     if self._path(trial, number + 1).exists():
                         _leave(trial)
-                    if lives:
+                    if alive:
                         files.replace(self._path(trial, number), self._text())
 
 
-class Pulse:
-    """Whether a process still does something, by the processor's time that it takes beside its beat.
+class CpuWatchdog:
+    """Tells whether a process still works by its CPU time, that of its heartbeat not counted.
 
-    Steps, compiling, validating and reading all take some, however slow they are; what waits for ever takes none.
+    Training, compiling, validating and reading use some, however slow they are; a deadlock uses none.
     """
 
     def __init__(self):
-        self.mark = None
+        self.last = None  # (time, CPU seconds) when the process was last seen working
 
-    def felt(self, now, used):
-        """Returns whether in the last HUNG seconds more than LEAST of a core was used, of which `used` is the total."""
-        if self.mark is None or used - self.mark[1] > LEAST * HUNG:
-            self.mark = now, used
-        return now - self.mark[0] < HUNG
+    def alive(self, now, cpu_seconds):
+        """Returns whether more than LEAST of a core was used in the last HUNG seconds. cpu_seconds: total until now."""
+        if self.last is None or cpu_seconds - self.last[1] > LEAST * HUNG:
+            self.last = now, cpu_seconds
+        return now - self.last[0] < HUNG
 
 
 def _leave(trial):
-    """Ends the process at once: another took its trial over, and two must not write into one folder."""
+    """Exits at once: another worker took the trial over, and two must not write to one directory."""
     sys.stdout.flush()
-    os.write(2, f'lm: this worker was silent or hung and another took over trial {trial}; '
-                'start a worker again to go on.\n'.encode())
+    os.write(2, f'lm: this worker sent no heartbeat or hung, and another took over trial {trial}; '
+                'start a worker again to continue.\n'.encode())
     os._exit(heartbeat.LOST)
 
 
 def host():
-    """Returns what tells the processes of this machine, since it was started, from those of others."""
+    """Returns an identity of this machine, its current boot and its process namespace."""
     boot = Path('/proc/sys/kernel/random/boot_id')
     space = os.readlink('/proc/self/ns/pid') if Path('/proc/self/ns/pid').exists() else ''
     return ' '.join([socket.gethostname(), boot.read_text().strip() if boot.exists() else '', space])

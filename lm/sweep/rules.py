@@ -1,4 +1,4 @@
-"""Which trials of a sweep go on: rules over the losses on record, which all workers read and so decide alike."""
+"""Early stopping of trials by rules over the recorded losses, which all workers read, so that all decide alike."""
 import abc
 import dataclasses
 import statistics
@@ -8,17 +8,17 @@ from lm.config import Error
 
 @dataclasses.dataclass(frozen=True)
 class Rule(abc.ABC):
-    """Stops trials that lag; `first` is the step before which none is stopped."""
+    """Stops bad trials early, none before step `first`."""
 
     first: int
 
     def __post_init__(self):
         if self.first < 1:
-            raise Error(f'first={self.first} is not a step to judge at; try the first step that is validated.')
+            raise Error(f'first={self.first} is not a step to judge at; try the first step with a validation.')
 
     @abc.abstractmethod
     def allows(self, scores, others):
-        """Returns whether a trial with {step: loss} `scores` goes on, `others` being those of all trials, this one too.
+        """Returns whether a trial continues. scores: its {step: loss}. others: those of all trials, this one included.
 
         A loss of None, not finite, is the worst.
         """
@@ -32,9 +32,8 @@ class Rule(abc.ABC):
 class Halving(Rule):
     """Asynchronous successive halving (Li et al. 2018, arXiv:1810.05934).
 
-    At the rungs, steps first * factor ** k, a trial goes on while its loss is among the best 1/`factor` of the losses
-    there. The best so far always goes on, and one that was stopped
-    does when enough others turn out worse.
+    At the rungs, steps first * factor ** k, a trial continues while its loss is among the best 1/`factor` of the losses
+    there. The best so far always continues, and a stopped trial resumes when enough others turn out worse.
     """
 
     factor: int = 3
@@ -42,7 +41,7 @@ class Halving(Rule):
     def __post_init__(self):
         super().__post_init__()
         if self.factor < 2:
-            raise Error(f'factor={self.factor} halves nothing; try factor=3.')
+            raise Error(f'factor={self.factor} stops no trial; try factor=3.')
 
     def judges(self, step):
         rung = self.first
@@ -56,12 +55,12 @@ class Halving(Rule):
 
 
 def _count(others, step):
-    return sum(step in each for each in others)
+    return sum(step in curve for curve in others)
 
 
 def _rank(scores, others, step):
     """Returns how many trials had a lower loss at `step`."""
-    return sum(_number(each[step]) < _number(scores[step]) for each in others if step in each)
+    return sum(_number(curve[step]) < _number(scores[step]) for curve in others if step in curve)
 
 
 def _number(loss):
@@ -72,8 +71,8 @@ def _number(loss):
 class Median(Rule):
     """The median rule (Golovin et al. 2017, Google Vizier).
 
-    A trial stops when its best loss so far is above the median of the other trials' mean losses up to the same step,
-    once `least` trials have come that far.
+    A trial stops when its best loss so far is above the median of the other trials' mean losses up to the same step, if
+    at least `least` other trials have reached it.
     """
 
     least: int = 3
@@ -84,8 +83,9 @@ class Median(Rule):
     def allows(self, scores, others):
         if not scores or max(scores) < self.first:
             return True
-        now, rivals = max(scores), [each for each in others if each is not scores and each and max(each) >= max(scores)]
+        now = max(scores)
+        rivals = [curve for curve in others if curve is not scores and curve and max(curve) >= now]
         if len(rivals) < self.least:
             return True
-        means = [statistics.fmean(_number(loss) for step, loss in each.items() if step <= now) for each in rivals]
+        means = [statistics.fmean(_number(loss) for step, loss in curve.items() if step <= now) for curve in rivals]
         return min(map(_number, scores.values())) <= statistics.median(means)

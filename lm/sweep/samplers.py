@@ -1,4 +1,4 @@
-"""What to try next in a space of ranges and choices: at random, or by what finished trials teach (Optuna)."""
+"""Samplers of a hyper-parameter search: at random, or by Optuna from the losses of earlier trials."""
 import abc
 import dataclasses
 import importlib.util
@@ -12,30 +12,30 @@ from lm.sweep.trials import split
 
 
 class Range(NamedTuple):
-    """Numbers from `low` to `high`: log-uniform where both are positive, whole where both are."""
+    """Numbers from `low` to `high`: log-uniform if both are positive, integers if both are."""
 
     low: float
     high: float
 
     @property
-    def whole(self):
+    def integer(self):
         return isinstance(self.low, int) and isinstance(self.high, int)
 
-    def drawn(self, share):
-        """Returns the number at a share in [0, 1) of the range, of four digits."""
-        low, high = (self.low - 0.5, self.high + 0.5) if self.whole else self
-        value = low * (high / low) ** share if self.low > 0 else low + (high - low) * share
-        return self.held(round(value) if self.whole else value)
+    def at(self, quantile):
+        """Returns the number of four digits at a quantile in [0, 1) of the range."""
+        low, high = (self.low - 0.5, self.high + 0.5) if self.integer else self
+        value = low * (high / low) ** quantile if self.low > 0 else low + (high - low) * quantile
+        return self.clipped(round(value) if self.integer else value)
 
-    def held(self, value):
-        """Returns a number of four digits that is inside the range."""
-        return min(max(value if self.whole else float(f'{value:.4g}'), self.low), self.high)
+    def clipped(self, value):
+        """Returns a value rounded to four digits and clipped to the range."""
+        return min(max(value if self.integer else float(f'{value:.4g}'), self.low), self.high)
 
 
-class Told(NamedTuple):
-    """What became of a point {key: value}: its loss, inf where it failed, None while it is under way.
+class Observation(NamedTuple):
+    """A point {key: value} and its loss: inf if it failed, None while it is running.
 
-    stopped: the step at which a rule stopped it, having that loss; None where none did.
+    stopped: the step at which a rule stopped it, at that loss; None if none did.
     """
 
     point: dict
@@ -45,7 +45,7 @@ class Told(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sampler(abc.ABC):
-    """Draws points of a space {key: Range, or a tuple of texts to choose from}; `trials` is how many in all."""
+    """Draws `trials` points of a space {key: Range, or a tuple of texts to choose from}."""
 
     trials: int
     seed: int = 0
@@ -54,16 +54,16 @@ class Sampler(abc.ABC):
         positive(self, 'trials')
 
     @abc.abstractmethod
-    def draw(self, space, told, number):
-        """Returns the point {key: number or text} of a space after [Told]; `number` makes each draw another."""
+    def draw(self, space, observations, number):
+        """Returns a point {key: number or text} of a space given [Observation]; `number` tells draws apart."""
 
     @property
     def packages(self):
-        """{package that it needs: what to install}."""
+        """{package that the sampler needs: name to install}."""
         return {}
 
     def check(self):
-        """Raises config.Error where a package that the sampler needs is not installed."""
+        """Raises config.Error if a package that the sampler needs is not installed."""
         for package, name in self.packages.items():
             if not importlib.util.find_spec(package):
                 raise Error(f'{spelled(self)} needs {package}, which is not installed; try pip install {name}.')
@@ -71,20 +71,21 @@ class Sampler(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Random(Sampler):
-    """Points drawn without regard to what was found."""
+    """Random search."""
 
-    def draw(self, space, told, number):
-        """Returns a point, each key independent of the others."""
+    def draw(self, space, observations, number):
+        """Returns a point whose keys are independent of each other and of the observations."""
         draw = random.Random(f'{self.seed} {number}')
-        return {key: kind.drawn(draw.random()) if isinstance(kind, Range) else draw.choice(kind)
+        return {key: kind.at(draw.random()) if isinstance(kind, Range) else draw.choice(kind)
                 for key, kind in space.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Optuna(Sampler):
-    """Points drawn by a sampler of Optuna (Akiba et al. 2019, arXiv 1907.10902) from a study made anew each time.
+    """A sampler of Optuna (Akiba et al. 2019, arXiv 1907.10902).
 
-    So any worker can ask. Points under way count as bad, which spreads what several workers ask for.
+    The study is rebuilt for every draw, so that any worker can draw. TPE takes running points for bad ones (constant
+    liar), which spreads the points of parallel workers.
     """
 
     sampler: Literal['TPE', 'GP'] = 'TPE'
@@ -93,8 +94,8 @@ class Optuna(Sampler):
     def packages(self):
         return {'optuna': "'lm[optuna]'"} | ({'torch': 'torch'} if self.sampler == 'GP' else {})
 
-    def draw(self, space, told, number):
-        """Returns the point that a study of all Told points asks for."""
+    def draw(self, space, observations, number):
+        """Returns the point that a study of the observations suggests."""
         self.check()
         import optuna
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -105,47 +106,48 @@ class Optuna(Sampler):
             chosen = {'TPE': lambda: optuna.samplers.TPESampler(seed=seed, constant_liar=True),
                       'GP': lambda: optuna.samplers.GPSampler(seed=seed)}[self.sampler]()
             study = optuna.create_study(sampler=chosen)
-            for each in told:
-                study.add_trial(_frozen(optuna.trial, each, kinds))
+            for observation in observations:
+                study.add_trial(_frozen(optuna.trial, observation, kinds))
             point = study.ask(kinds).params
-        return {key: space[key].held(value) if isinstance(space[key], Range) else value
+        return {key: space[key].clipped(value) if isinstance(space[key], Range) else value
                 for key, value in point.items()}
 
 
 def _distribution(kinds, kind):
     if not isinstance(kind, Range):
         return kinds.CategoricalDistribution(kind)
-    make = kinds.IntDistribution if kind.whole else kinds.FloatDistribution
+    make = kinds.IntDistribution if kind.integer else kinds.FloatDistribution
     return make(*kind, log=kind.low > 0)
 
 
-def _frozen(trial, told, kinds):
-    """Returns a Told point as a trial of Optuna."""
-    about = {'params': told.point, 'distributions': kinds}
-    if told.stopped is not None:
-        return trial.create_trial(state=trial.TrialState.PRUNED, intermediate_values={told.stopped: told.loss}, **about)
-    if told.loss is None:
+def _frozen(trial, observation, kinds):
+    """Returns an Observation as a trial of Optuna."""
+    point, loss, stopped = observation
+    about = {'params': point, 'distributions': kinds}
+    if stopped is not None:
+        return trial.create_trial(state=trial.TrialState.PRUNED, intermediate_values={stopped: loss}, **about)
+    if loss is None:
         return trial.create_trial(state=trial.TrialState.RUNNING, **about)
-    return trial.create_trial(value=told.loss, **about)
+    return trial.create_trial(value=loss, **about)
 
 
 def space_of(over):
-    """Returns the space of texts such as optimizer.peak=1e-4..1e-2 and model.position=Rope,Alibi."""
+    """Returns the space of texts like optimizer.peak=1e-4..1e-2 and model.layer.attention.position=Rope,Alibi."""
     return {text.partition('=')[0]: _kind(text) for text in over}
 
 
 def _kind(text):
     key, _, values = text.partition('=')
-    found, choices = range_of(values), tuple(split(values))
-    if found and not found.low < found.high:
+    span, choices = range_of(values), tuple(split(values))
+    if span and not span.low < span.high:
         raise Error(f'--over {text} is an empty range; write the lower end first.')
     if not all(choices):
         raise Error(f'--over {text} is no range or list; write it as {key or "optimizer.peak"}=1e-4..1e-2.')
-    return found or choices
+    return span or choices
 
 
 def range_of(text):
-    """Returns the Range that a text such as 1e-4..1e-2 spells, None of another."""
+    """Returns the Range of a text like 1e-4..1e-2, None of any other text."""
     try:
         low, high = map(_number, text.split('..'))
     except ValueError:

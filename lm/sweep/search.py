@@ -1,4 +1,4 @@
-"""A sweep whose trials are drawn one after another: search.json says from what, and which points were asked for."""
+"""Hyper-parameter search: a sweep whose trials a sampler draws one after another; search.json has space and points."""
 import json
 import math
 import statistics
@@ -10,20 +10,20 @@ from lm.config.values import Text, fit
 from lm.sweep import combinators, samplers, trials
 
 RECORD = 'search.json'
-DRAWS, OWN = 100, 10  # in which a point that fits, and is new, must be found; the first are the sampler's own
+DRAWS, OWN = 100, 10  # tries to draw a valid new point; the first OWN by the sampler, the others at random
 
 
 def begin(sweep, text, over, seeds):
-    """Records that a sweep draws points by the sampler that a text names, or changes which, and how many.
+    """Records the sampler and the space of a sweep's search; a search under way may change its sampler.
 
-    Raises config.Error where the sweep draws from other ranges already.
+    text: the sampler, e.g. 'Random(trials=40)'. Raises config.Error if the sweep searches another space already.
     """
     sampler, space = fit(Text(text), samplers.Sampler, '--sample'), samplers.space_of(over)
     sampler.check()
     keys = [text.partition('=')[0] for text in over] + [*records.SEEDS] * bool(seeds)
-    if twice := [key for key in keys if keys.count(key) > 1]:
-        too = ', by --seeds too' if twice[0] in records.SEEDS and seeds else ''
-        raise config.Error(f'{twice[0]} is set twice{too}; give one range or list of it.')
+    if repeated := [key for key in keys if keys.count(key) > 1]:
+        too = ', by --seeds too' if repeated[0] in records.SEEDS and seeds else ''
+        raise config.Error(f'{repeated[0]} is set twice{too}; give one range or list of it.')
     if not space:
         raise config.Error(f'--sample={text} has nothing to draw; add ranges, e.g. --over optimizer.peak=1e-4..1e-2.')
     config.override(sweep.base, {key: kind.low if isinstance(kind, samplers.Range) else Text(kind[0])
@@ -32,14 +32,14 @@ def begin(sweep, text, over, seeds):
     with trials.alone(sweep.directory):
         begun = read(sweep.directory)
         if begun and begun['asked'] and (begun['over'], begun['seeds']) != (about['over'], seeds):
-            words = ' '.join(f'--over {each}' for each in begun['over'])
+            words = ' '.join(f'--over {text}' for text in begun['over'])
             raise config.Error(f'{sweep.directory} draws from other ranges: {words} --seeds={begun["seeds"]}; '
                                'give these, or another --workdir.')
         _write(sweep.directory, about | ({'asked': begun['asked']} if begun else {}))
 
 
 def refuse_ranges(over):
-    """Raises config.Error where a text of --over is a range, from which only a sampler can draw."""
+    """Raises config.Error for a range in --over: only a sampler can draw from it."""
     for text in over:
         if samplers.range_of(text.partition('=')[2]):
             raise config.Error(f"--over {text} is a range; add --sample='Random(trials=20)' or "
@@ -47,7 +47,7 @@ def refuse_ranges(over):
 
 
 def read(directory):
-    """Returns what search.json of a sweep's directory says, None where nothing is drawn."""
+    """Returns the search.json of a sweep's directory, None without a search."""
     path = Path(directory) / RECORD
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -57,13 +57,13 @@ def _write(directory, about):
 
 
 def ended(sweep):
-    """Returns whether no more points will be asked for."""
+    """Returns whether no more points will be drawn."""
     about = read(sweep.directory)
     return about is None or about['ended'] or len(about['asked']) >= about['sampler']['trials']
 
 
 def ask(sweep, count=1):
-    """Returns whether up to `count` points more were drawn, whose trials, one a seed, the sweep then lists."""
+    """Draws up to `count` more points and lists their trials, one per seed; returns whether any was drawn."""
     if ended(sweep):
         return False
     with trials.alone(sweep.directory):
@@ -71,57 +71,56 @@ def ask(sweep, count=1):
         sampler = config.build(about['sampler'], sweep.directory / 'experiment.py')
         for _ in range(min(count, sampler.trials - len(about['asked']))):
             sweep = trials.open_sweep(sweep.directory)
-            point, found = _new(sweep, sampler, about)
-            if found is None:
+            point, listed = _new_point(sweep, sampler, about)
+            if point is None:
                 about['ended'] = True
-                print(f'{DRAWS} draws gave no new point: {len(about["asked"])} of {sampler.trials} are all there are.')
+                print(f'{DRAWS} draws gave no new point: the space seems to have {len(about["asked"])} points, fewer '
+                      f'than trials={sampler.trials}.')
                 break
-            trials.add(sweep.directory, found)
-            about['asked'].append({'point': point, 'trials': [trial.id for trial in found]})
+            trials.add(sweep.directory, listed)
+            about['asked'].append({'point': point, 'trials': [trial.id for trial in listed]})
             drawn = True
         _write(sweep.directory, about)
     return drawn
 
 
-def _new(sweep, sampler, about):
-    """Returns (point, its trials) that the sweep does not list yet, (None, None) where none is found."""
-    space, told = samplers.space_of(about['over']), _told(sweep, about)
+def _new_point(sweep, sampler, about):
+    """Returns (point, its trials) that the sweep does not list yet, (None, None) if DRAWS draws give none."""
+    space, observations = samplers.space_of(about['over']), _observations(sweep, about)
     seeds = [{}] if not about['seeds'] else combinators.zipped(dict.fromkeys(records.SEEDS, range(about['seeds'])))
     known, fault = {trial.id for trial in sweep.trials}, None
-    chance = samplers.Random(sampler.trials, sampler.seed)  # goes on where what is best is asked for again and again
+    fallback = samplers.Random(sampler.trials, sampler.seed)  # for a sampler that suggests the same point repeatedly
     for attempt in range(DRAWS):
-        drawn = sampler if attempt < OWN else chance
-        point = drawn.draw(space, told, f'{len(told)}.{attempt}')
+        source = sampler if attempt < OWN else fallback
+        point = source.draw(space, observations, f'{len(observations)}.{attempt}')
         changes = {key: Text(value) if isinstance(value, str) else value for key, value in point.items()}
         try:
-            found = trials.listed(sweep.directory, sweep.base, [changes | seed for seed in seeds])
+            listed = trials.listed(sweep.directory, sweep.base, [changes | seed for seed in seeds])
         except config.Error as error:
             fault = error
             continue
-        if not {trial.id for trial in found} & known:
-            return point, found
+        if not {trial.id for trial in listed} & known:
+            return point, listed
     if fault and not about['asked']:
         raise fault
     return None, None
 
 
-def _told(sweep, about):
-    """Returns the [Told] of all points asked for, by the files of their trials."""
-    found, progress = trials.states(sweep)
-    return [_said(each['point'], [found[name] for name in each['trials']],
-                  [progress[name][1] for name in each['trials']]) for each in about['asked']]
+def _observations(sweep, about):
+    """Returns the [Observation] of all points drawn, by the files of their trials."""
+    states, progress = trials.states(sweep)
+    return [_observation(row['point'], [states[name] for name in row['trials']],
+                         [progress[name][1] for name in row['trials']]) for row in about['asked']]
 
 
-def _said(point, states, scores):
+def _observation(point, states, curves):
+    """Returns the Observation of a point whose trials, one per seed, have these states and curves {step: loss}."""
     if 'failed' in states:
-        return samplers.Told(point, math.inf)
+        return samplers.Observation(point, math.inf)
     if 'stopped' in states and {*states} <= {*trials.SETTLED}:
-        last = min(max(each) for each in scores)
-        return samplers.Told(point, statistics.fmean(_finite(each[last]) for each in scores if last in each), last)
+        last = min(map(max, curves))  # the last step that all seeds have come to
+        losses = [math.inf if curve[last] is None else curve[last] for curve in curves if last in curve]
+        return samplers.Observation(point, statistics.fmean(losses), last)
     if {*states} == {'finished'}:
-        return samplers.Told(point, statistics.fmean(each[max(each)] for each in scores))
-    return samplers.Told(point, None)
-
-
-def _finite(loss):
-    return math.inf if loss is None else loss
+        return samplers.Observation(point, statistics.fmean(curve[max(curve)] for curve in curves))
+    return samplers.Observation(point, None)

@@ -1,4 +1,4 @@
-"""The directory of a sweep: sweep.json lists its trials, and each trial's folder is the directory of a run."""
+"""The directory of a sweep: sweep.json lists its trials, and each trial has a run directory of its own in it."""
 import contextlib
 import fcntl
 import functools
@@ -18,12 +18,12 @@ from lm.sweep.rules import Rule
 from lm.train import runs
 
 RECORD, FAILED = 'sweep.json', 'failed.json'
-SETTLED = ('finished', 'failed', 'stopped')  # states in which nothing is left to do
+SETTLED = ('finished', 'failed', 'stopped')  # states of trials that need no more training
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep: its identity, what it overrides of the sweep's base, and all its settings."""
+    """One run of a sweep: its identity, its overrides of the sweep's base experiment, and its whole settings."""
 
     id: str
     overrides: dict
@@ -33,7 +33,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A directory in which trials of one experiment are trained, each at most once; `rule` stops those that lag."""
+    """A directory in which trials of one experiment are trained, each at most once; `rule` stops bad ones early."""
 
     directory: Path
     base: Any
@@ -48,22 +48,22 @@ def identity(settings):
 
 
 def axes(over, seeds):
-    """Returns the axes of a grid that the texts 'key=value,value' and a number of seeds ask for."""
-    found = []
+    """Returns the axes of the grid of texts 'key=value,value' and a number of seeds."""
+    grid_axes = []
     for text in over:
         key, equals, values = text.partition('=')
         if not equals or not all(split(values)):
             raise config.Error(f'--over {text} is no list of values; write it as {key or "model.depth"}=1,2.')
-        found.append([{key: Text(value)} for value in split(values)])
+        grid_axes.append([{key: Text(value)} for value in split(values)])
     if seeds < 0:
         raise config.Error(f'--seeds={seeds} is negative; try --seeds=5.')
     if seeds:
-        found.append(zipped(dict.fromkeys(records.SEEDS, range(seeds))))
-    return found
+        grid_axes.append(zipped(dict.fromkeys(records.SEEDS, range(seeds))))
+    return grid_axes
 
 
 def split(text):
-    """Returns the parts of a text between commas, those inside brackets not counted: 'a(1,2),b' -> ['a(1,2)', 'b']."""
+    """Returns a text split at commas outside brackets: 'a(1,2),b' -> ['a(1,2)', 'b']."""
     parts, depth = [''], 0
     for letter in text:
         depth += (letter in '([{') - (letter in ')]}')
@@ -75,10 +75,10 @@ def split(text):
 
 
 def plan(experiment, directory, overrides, rule=None, given=()):
-    """Returns the Sweep of a loaded experiment with a trial for each of `overrides`, beside those already listed there.
+    """Returns the Sweep of a loaded experiment with a trial for each of `overrides` beside those listed already.
 
-    Writes sweep.json, with the texts `given` that the experiment was loaded with. Raises config.Error where two trials
-    are one, none fits, or the directory is another sweep's.
+    Writes sweep.json. given: the overrides of all trials, as text. Raises config.Error if two trials are the same, an
+    override does not fit, or the directory is another sweep's.
     """
     directory, base = Path(directory), experiment.config
     trials, firsts = listed(directory, base, overrides), {}
@@ -99,16 +99,16 @@ def plan(experiment, directory, overrides, rule=None, given=()):
 
 
 def _twice(first, one, number, other):
-    """Returns what to say of two trials with one identity."""
+    """Returns the message about two trials with one identity."""
     if shown(one) == shown(other):
-        return f'trials {first} and {number} of the sweep are one: {shown(one)}; remove one of them.'
-    return (f'trials {first} ({shown(one)}) and {number} ({shown(other)}) of the sweep are one run: what differs '
-            'changes nothing that is computed; remove one of them.')
+        return f'trials {first} and {number} of the sweep are the same: {shown(one)}; remove one of them.'
+    return (f'trials {first} ({shown(one)}) and {number} ({shown(other)}) of the sweep are the same run: they differ '
+            'in settings that affect no result; remove one of them.')
 
 
 @contextlib.contextmanager
 def alone(directory):
-    """Keeps others from listing trials at the same time; raises config.Error where the directory cannot be written."""
+    """Locks the list of trials of a directory against other processes; raises config.Error if it cannot be written."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with open(directory / 'lock', 'w') as lock:
@@ -138,7 +138,7 @@ def _check_same(begun, base):
 
 
 def judged_every(settings):
-    """Returns every how many steps there is a loss to judge a trial by; 0 for only at the end."""
+    """Returns the number of steps between two losses that a rule can judge by; 0 for a loss at the end only."""
     return settings.cadence.eval if settings.data.valid else settings.cadence.log
 
 
@@ -153,7 +153,7 @@ def _check_rule(base, rule, steps):
 
 
 def add(directory, trials):
-    """Lists more trials in a sweep's directory; to be called within `alone`."""
+    """Adds trials to sweep.json; call it within `alone`."""
     about = json.loads((directory / RECORD).read_text())
     about['trials'] |= _dumped(trials)
     files.replace(directory / RECORD, json.dumps(about, indent=1) + '\n')
@@ -165,7 +165,7 @@ def _dumped(trials):
 
 def _write(sweep, file, given):
     path, here = Path(file).resolve(), Path.cwd().resolve()
-    near = path.relative_to(here) if path.is_relative_to(here) else path  # so that others can paste the line as well
+    near = path.relative_to(here) if path.is_relative_to(here) else path  # so that the command works in other checkouts
     about = {'experiment': str(near), 'given': list(given), 'config': config.dump(sweep.base),
              'rule': config.dump(sweep.rule), 'trials': _dumped(sweep.trials)}
     copy = sweep.directory / 'experiment.py'
@@ -175,7 +175,7 @@ def _write(sweep, file, given):
 
 
 def open_sweep(directory):
-    """Returns the Sweep that a directory lists now, to which others may add trials at any time."""
+    """Returns the Sweep of a directory as listed now; other processes may add trials at any time."""
     path = Path(directory) / RECORD
     if not path.exists():
         raise config.Error(f'{directory} holds no sweep; begin one with lm sweep EXPERIMENT --workdir={directory}.')
@@ -194,7 +194,7 @@ def _read(directory, text):
 
 
 def progress(trial):
-    """Returns the last step on record and {step: loss}: the validation loss, or the training loss if none is held out.
+    """Returns (last recorded step, {step: loss}): the validation loss, or the training loss without held-out data.
 
     A loss that is not finite is None.
     """
@@ -207,36 +207,36 @@ def progress(trial):
 
 
 @functools.lru_cache(4096)
-def _recorded(directory, name, *_):
+def _recorded(directory, name, modified, size):  # a file is read again only when it has changed
     recorded = records.read(directory)
     scores = {record['step']: record[name] for record in recorded if name in record}
     return max((record['step'] for record in recorded), default=0), scores
 
 
-def state(sweep, trial, found, others):
-    """Returns what a trial has come to, by its files: 'new', 'begun', or one of SETTLED.
+def state(sweep, trial, progressed, curves):
+    """Returns the state of a trial by its files: 'new', 'begun', or one of SETTLED.
 
-    `found` is its progress and `others` are the {step: loss} of all trials, by which the sweep's rule stops this one.
+    progressed: its `progress`. curves: the {step: loss} of all trials, by which the sweep's rule may stop this one.
     """
-    step, scores = found
+    step, scores = progressed
     if (trial.directory / FAILED).exists():
         return 'failed'
     if trial.settings.steps in scores and (trial.directory / 'checkpoints' / str(trial.settings.steps)).exists():
         return 'failed' if scores[trial.settings.steps] is None else 'finished'
-    if sweep.rule and not sweep.rule.allows(scores, others):
+    if sweep.rule and not sweep.rule.allows(scores, curves):
         return 'stopped'
     return 'begun' if step else 'new'
 
 
 def states(sweep):
-    """Returns {trial id: state} and {trial id: (last step, {step: loss})}, by the files as they are now."""
-    found = {trial.id: progress(trial) for trial in sweep.trials}
-    losses = [scores for _, scores in found.values()]
-    return {trial.id: state(sweep, trial, found[trial.id], losses) for trial in sweep.trials}, found
+    """Returns ({trial id: state}, {trial id: (last step, {step: loss})}) by the files as they are now."""
+    progressed = {trial.id: progress(trial) for trial in sweep.trials}
+    curves = [scores for _, scores in progressed.values()]
+    return {trial.id: state(sweep, trial, progressed[trial.id], curves) for trial in sweep.trials}, progressed
 
 
 def reason(trial):
-    """Returns in words why a trial failed."""
+    """Returns why a trial failed, as text."""
     path = trial.directory / FAILED
     return json.loads(path.read_text())['error'] if path.exists() else 'its last loss is not finite.'
 
@@ -247,5 +247,5 @@ def shown(trial):
 
 
 def rule_of(text):
-    """Returns the Rule that a text names, such as 'Halving(first=100)'; None of an empty one."""
+    """Returns the Rule of a text like 'Halving(first=100)', None of an empty text."""
     return fit(Text(text), Rule, '--stop') if text else None

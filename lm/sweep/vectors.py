@@ -88,7 +88,8 @@ def with_traced_fields(value, changes):
 class Trials(train.Program):
     """C trials made executable: states, batches and metrics have a leading axis C, spread over a mesh of `trials`.
 
-    settings: the first trial's. sums(state, batch) -> validation sums [C ...] of one batch for all.
+    settings: the first trial's. sums(sources, state, batch) -> [C sources 2] of one validation
+    batch for all.
     """
 
     sums: Any
@@ -139,7 +140,7 @@ def program(trials):
     def step(numbers, state, batch):
         return train.parts(with_traced_fields(lead, numbers)).step(state, batch)
 
-    def sums(sources, numbers, states, batch):
+    def sums(numbers, sources, states, batch):
         def one(numbers, state):
             settings = with_traced_fields(lead, numbers)
             params = settings.optimizer.averaged(state.optimizer, state.params)
@@ -147,11 +148,10 @@ def program(trials):
         return _each(one, mesh)(numbers, states)
     # The numbers are arguments of what is compiled, so that groups with other numbers find it in the compilation cache.
     numbers = jax.device_put(numbers, place)
-    sums = jax.jit(sums, static_argnums=0)
     return Trials(lead, mesh, partial(jax.jit(_each(init, mesh), out_shardings=place), numbers),
                   partial(jax.jit(_each(step, mesh), donate_argnums=1, out_shardings=(place, place)), numbers),
                   train.placed(lead, sharding.make_mesh({'data': 1}, jax.devices()[:1])),
-                  lambda sources, states, batch: sums(sources, numbers, states, batch))
+                  partial(jax.jit(sums, static_argnums=1), numbers))
 
 
 def _each(function, mesh):

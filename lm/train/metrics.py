@@ -30,8 +30,8 @@ def _raises_config_error(write):
         except BrokenPipeError:
             raise
         except OSError as error:
-            raise Error(f'cannot write to {self.directory}: {error.strerror}; free some space and run the same line '
-                        'again.') from error
+            raise Error(f'cannot write to {self.directory}: {error.strerror}; free some space and run the same '
+                        'command again.') from error
     return wrapped
 
 

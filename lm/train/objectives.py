@@ -64,7 +64,7 @@ class NextToken(Objective):
         weights = batch['weights'] if 'weights' in batch else jnp.ones_like(nll)
         weight = jnp.sum(weights)
         if auxiliary.metrics:  # those are means: every shard of `data` must count by the same weight
-            weight = reductions.averaged(weight)
+            weight = reductions.pmean_data(weight)
         loss = losses.masked_mean(nll, weights, weight)
         total = loss + self.z_loss * losses.masked_mean(jnp.square(log_z), weights, weight) if self.z_loss else loss
         return total + auxiliary.loss, {'loss': loss, 'weight': weight, **auxiliary.metrics}

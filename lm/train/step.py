@@ -57,7 +57,7 @@ def accumulated(loss, parts, *, noise_scale=False):
 
     Micro-batch i takes rows i, i + parts, ..., so that each stays spread over the mesh as the batch is. Each counts by
     its metrics['weight'], which makes the sum the gradient of the mean over the whole batch; so does each part of the
-    mesh axis data, which sees its own rows alone where `reductions.once` sets it apart. noise_scale: the metrics of
+    mesh axis data, which sees its own rows alone inside `reductions.all_reduce_once`. noise_scale: the metrics of
     two or more have 'grad_square' too, the mean of the squared norms of their gradients, see noise_scale.Scale; each of
     those is summed over the mesh then.
     """
@@ -83,7 +83,7 @@ def accumulated(loss, parts, *, noise_scale=False):
         return jax.lax.scan(add, zero, given)[0]
 
     def sweep(params, batch, key):
-        (grads, measured), weight = (add_up if noise_scale else reductions.once(add_up))(params, batch, key)
+        (grads, measured), weight = (add_up if noise_scale else reductions.all_reduce_once(add_up))(params, batch, key)
         grads, measured = jax.tree.map(lambda x: x / jnp.maximum(weight, 1e-9), (grads, measured))
         return grads, {**measured, 'weight': weight}
     return sweep

@@ -11,8 +11,8 @@ BLOCK = 128
 
 
 def unsupported(query, key, view, platform):
-    """Returns why plain attention cannot do the case, or None."""
-    return 'the mesh splits the length, which only a ring or splash follows' if view.zigzag else None
+    """Returns why plain attention cannot be used, or None."""
+    return 'the mesh shards the sequence, which only ring and splash attention support' if view.zigzag else None
 
 
 def reference(query, key, value, view):

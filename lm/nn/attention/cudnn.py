@@ -7,21 +7,21 @@ HINT = 'try model.execution.dtype=bfloat16'
 
 
 def unsupported(query, key, view, platform):
-    """Returns why cuDNN cannot do the case, or None; what JAX itself checks is left to JAX."""
+    """Returns why cuDNN cannot be used, or None; what JAX itself checks is left to JAX."""
     if platform != 'gpu':
         return f'it runs on NVIDIA GPUs, and this is {platform}'
     if query.dtype not in ('bfloat16', 'float16'):
-        return f'it takes bfloat16, and this is {query.dtype}; {HINT}'
+        return f'it needs bfloat16, and this is {query.dtype}; {HINT}'
     if view.softcap:
-        return f'it caps no scores, and softcap is {view.softcap}'
+        return f'it does not support softcap={view.softcap}'
     if view.bias is not None:
-        return 'it would hold the bias of every head and pair, as Alibi and Relative positions make it, in memory'
+        return 'a bias of Alibi or Relative positions would be stored for every head and pair'
     if view.zigzag:
-        return 'it knows no order of tokens but that of the text, and the mesh splits the length'
+        return 'it does not support a sequence that the mesh shards'
     if view.window and not view.causal:
         return 'its windows are causal'
     if query.shape[1] % 2:
-        return f'it takes even lengths, and this is {query.shape[1]}'
+        return f'it needs an even length, and this is {query.shape[1]}'
     try:
         jax.eval_shape(partial(attend, view=view), query, key, key)
     except (RuntimeError, NotImplementedError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Which kernel computes attention: by the platform that is compiled for, by hand, or the plain one with a warning."""
+"""Dispatch to an attention kernel: the platform's fast one, the one picked by hand, or plain XLA with a warning."""
 import sys
 from functools import cache
 

@@ -1,6 +1,6 @@
 """Ring attention: each device keeps its queries while keys and values go round (Liu et al. 2023, arXiv:2310.01889).
 
-A device holds two chunks of every row (views.Zigzag), stacked on a leading axis here. Whatever the distance that keys
+A device holds two chunks of every row (spec.Zigzag), stacked on a leading axis here. Whatever the distance that keys
 came, a causal mask then leaves exactly two pairs of chunks to compute on every device: the late queries see the early
 keys, and either the early see the early or the late see the late.
 """
@@ -17,8 +17,8 @@ BLOCK = 512  # queries whose scores are held at a time
 
 
 def unsupported(query, key, view, platform):
-    """Returns why there is no ring to go round, or None."""
-    return None if view.zigzag else 'no mesh axis splits the length; a training loss on a mesh with context > 1 does'
+    """Returns why ring attention cannot be used, or None."""
+    return None if view.zigzag else 'no mesh axis shards the sequence; set mesh.context'
 
 
 def attend(query, key, value, view):
@@ -140,7 +140,7 @@ class _Ring:
         return [(1, 0), (same, same)]
 
     def rotations(self):
-        """Returns the (shift, first step, last step) that bring all keys a query may see: around, or a bit each way.
+        """Returns ring permutations (shift, first step, last step): all the way round, or a window's reach each way.
 
         A chunk's neighbours are on the devices beside its own, before and after.
         """

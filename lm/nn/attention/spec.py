@@ -1,4 +1,4 @@
-"""What each query sees: the AttentionSpec, the scores it makes, and how both are split over a mesh."""
+"""The AttentionSpec: mask and score shaping of one attention; sequence sharding; attention over a mesh."""
 import math
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,9 +48,9 @@ class Zigzag:
 
 
 def shard_sequence(batch):
-    """Returns a batch {name: [B T] or [B]} in the order that the mesh in context splits its length by, and that Zigzag.
+    """Reorders the sequence axis of a batch {name: [B T] or [B]} for balanced context parallelism.
 
-    Positions are added, since the order hides them. Where no mesh axis splits the length: the batch as it is, and None.
+    Returns (batch, Zigzag), positions added since the order hides them; (batch, None) where no mesh axis shards it.
     Raises config.Error when a row does not cut into two chunks for each device.
     """
     mesh, length = jax.sharding.get_abstract_mesh(), batch['inputs'].shape[1]
@@ -67,7 +67,7 @@ def shard_sequence(batch):
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """What each query sees, and how its scores are shaped.
+    """Mask (causal, window, segments), score shaping (scale, softcap, bias) and kernel choice of one attention.
 
     window: a query sees itself and window - 1 keys before it; 0 for all. softcap: scores become c * tanh(scores / c),
     before a bias is added. segments: (of queries [B T], of keys [B S]): only equal ones see each other. index: the

@@ -14,11 +14,11 @@ SAVED = 'attended'
 
 
 def unsupported(query, key, view, platform):
-    """Returns why splash attention cannot do the case, or None."""
+    """Returns why splash attention cannot be used, or None."""
     if platform != 'tpu':
         return f'it runs on TPU, and this is {platform}'
     if view.bias is not None:
-        return 'it adds no bias to scores, as Alibi and Relative positions do'
+        return 'it does not support a bias on scores, which Alibi and Relative positions add'
     own = query.shape[1] // view.zigzag.shards if view.zigzag else LANES
     if own % LANES:
         return f'the {own} tokens of a device are not a multiple of {LANES}'
@@ -54,10 +54,10 @@ def _local(query, key, value, view, interpret):
 
 @jax.custom_vjp
 def _materialize_residuals(kernel, *given):
-    """Returns what a kernel gives for each row, and leaves for the gradient what it returns at once, ready.
+    """Returns a kernel's output for each row, its residuals forced early by a barrier.
 
-    Of the kernel's statistics [B N T 128] one lane is kept. XLA would take it when it is needed, after all of the MLP's
-    backward pass, and hold the others until then.
+    XLA otherwise keeps all 128 lanes of the softmax statistics [B N T 128] alive through the MLP's backward pass, where
+    one is read.
     """
     return jax.vmap(kernel)(*given)
 
@@ -73,7 +73,7 @@ _materialize_residuals.defvjp(_materialize_residuals_forward, lambda pull, g: (N
 
 
 def _whole(x, zigzag):
-    """Returns what all devices hold of the length of x [B t ...], in the order of the text."""
+    """Returns x [B t ...] all-gathered over the sequence, in the order of the text."""
     return zigzag.gather(jax.lax.all_gather(x, 'context', axis=1, tiled=True))
 
 

@@ -1,0 +1,78 @@
+"""From tokens to x [B T D] and from x to logits [B T V], for every model with a vocabulary."""
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from lm import config
+from lm.nn import losses
+from lm.nn.dropout import dropout
+from lm.nn.embedding import look_up
+from lm.nn.positions import AbsolutePosition
+from lm.nn.weights import einsum
+
+LANES = 128
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Rows of a table, times sqrt(D) where `scaled` (Gemma), plus absolute positions, then dropout."""
+
+    position: AbsolutePosition | None = None
+    scaled: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.dropout < 1:
+            raise config.Error(f'dropout={self.dropout} is not in [0, 1); try dropout=0.1.')
+
+    @property
+    def limit(self):
+        """The most tokens a text may have, 0 for any number."""
+        return self.position.limit if self.position else 0
+
+    def check(self, width):
+        """Raises config.Error where positions cannot be added to embeddings of this width."""
+        if self.position:
+            self.position.check(width)
+
+    def __call__(self, scope, table, tokens, context, *, base_width):
+        """Returns x [B T D] of tokens [B T] by a table, a Weight [V D]; base_width: D, or that of the muP base."""
+        x = look_up(table.value, tokens)
+        if self.scaled:
+            x = x * jnp.asarray(base_width ** 0.5, x.dtype)
+        if self.position:
+            x = self.position.add(scope, x, context.positions)
+        return dropout(x, self.dropout, context.key, context.rows, context.zigzag)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Logits by the embedding's table where `tied`, else by a matrix; softcap * tanh(logits / softcap) if any."""
+
+    tied: bool = True
+    softcap: float = 0.0
+
+    def __call__(self, x, matrix):
+        """Returns logits [B T V'] of x [B T D] by a Weight [V' D], or [D V'] where not tied."""
+        logits = einsum('BTD,VD->BTV' if self.tied else 'BTD,DV->BTV', x, matrix)
+        return self.softcap * jnp.tanh(logits / self.softcap) if self.softcap else logits
+
+    def cross_entropy(self, x, matrix, targets, *, vocab, chunks, smoothing):
+        """Returns (nll, log_z) [B T] of targets [B T], see losses; in `chunks` of the vocabulary logits are not stored.
+        """
+        if chunks == 1:
+            return losses.cross_entropy(self(x, matrix), targets, vocab, smoothing)
+        table = matrix.value if self.tied else matrix.value.T
+        return losses.chunked_cross_entropy(x, table, targets,
+                                            losses.VocabHead(vocab, chunks, self.softcap, smoothing))
+
+
+def padded(vocab, chunks):
+    """Returns the vocabulary rounded up to whole lanes, so that any size shards; refuses chunks that do not divide it.
+    """
+    size = -(-vocab // LANES) * LANES
+    if chunks < 1 or size % chunks:
+        near = max(n for n in range(1, max(2, chunks)) if size % n == 0)
+        raise config.Error(f'vocab_chunks={chunks} does not divide the {size} rows of the output; '
+                           f'try vocab_chunks={near}.')
+    return size
