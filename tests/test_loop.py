@@ -14,7 +14,7 @@ import pytest
 
 from lm import config, data, optim, records, train
 from lm.debug import replay
-from lm.models import Decoder, Layer
+from lm.models import Decoder, Embedding, Layer, ngram
 from lm.nn import Attention
 from lm.nn.positions import Learned
 from lm.parallel import sharding
@@ -103,24 +103,25 @@ def test_a_sample_that_cannot_be_drawn_is_a_warning_of_one_line(tmp_path, cache,
     corpus = dataclasses.replace(SETTINGS.data, tokenizer=data.Chars(), valid=SETTINGS.data.train)
     size = len({letter for document in corpus.train.documents() for letter in document.text})
     model = dataclasses.replace(SETTINGS.model, vocab=size)
-    _, warnings = finish(tmp_path, cache, capsys, data=corpus, model=model, sample='a€')
+    _, warnings = finish(tmp_path, cache, capsys, data=corpus, model=model, objective=train.NextToken(sample='a€'))
     assert warnings == [f"lm: {tmp_path} is finished, without its sample: '€' (U+20AC) is not among the {size} "
                         'characters of the training text; remove it, or use data.Bytes() as tokenizer.']
     assert not (tmp_path / 'sample.txt').exists()
 
 
 def test_a_sample_fits_learned_positions(tmp_path, cache, capsys):
-    model = dataclasses.replace(SETTINGS.model, position=Learned(16))
-    assert finish(tmp_path, cache, capsys, model=model, sample='abc')[1] == []
+    model = dataclasses.replace(SETTINGS.model, embedding=Embedding(Learned(16)))
+    objective = train.NextToken(sample='abc')
+    assert finish(tmp_path, cache, capsys, model=model, objective=objective)[1] == []
     assert (tmp_path / 'sample.txt').read_text().startswith('abc')
 
 
 def test_baselines_that_fail_are_a_warning_of_one_line(tmp_path, cache, capsys, monkeypatch):
     def fail(train, held):
         raise MemoryError('no room for the n-grams\nof this text')
-    monkeypatch.setattr(loop.baselines, 'bits_per_byte', fail)
-    out, warnings = finish(tmp_path, cache, capsys, baselines=True)
-    assert warnings == [f'lm: {tmp_path} is finished, without its baselines: no room for the n-grams']
+    monkeypatch.setattr(ngram, 'bits_per_byte', fail)
+    out, warnings = finish(tmp_path, cache, capsys, objective=train.NextToken(baselines=True))
+    assert warnings == ['lm: the run is finished, without its baselines: no room for the n-grams']
     assert 'bits per byte  this model' in out and (tmp_path / 'sample.txt').exists()
 
 
@@ -128,7 +129,7 @@ def test_a_sample_that_standard_output_cannot_spell_is_kept(tmp_path, cache, mon
     out = io.TextIOWrapper(io.BytesIO(), encoding='ascii', newline='\n')
     with monkeypatch.context() as patch:
         patch.setattr('sys.stdout', out)
-        go(tmp_path, cache, dataclasses.replace(SETTINGS, steps=2, sample='é'))
+        go(tmp_path, cache, dataclasses.replace(SETTINGS, steps=2, objective=train.NextToken(sample='é')))
         out.flush()
     assert f'lm: {tmp_path} is finished, without its sample: ' in capsys.readouterr().err
     assert out.buffer.getvalue().endswith(f'run: {tmp_path}\n'.encode())

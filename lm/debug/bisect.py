@@ -150,7 +150,7 @@ def origins(pair, batches, step):
 
 def first_leaf(run, both):
     """Returns the words for the first leaf in which two trees differ, in the order that the model reads parameters."""
-    order, stacked = layers.reading_order(run.settings, run.program)
+    order, stacked = layers.names_as_read(run.settings, run.program)
     a, b = (trees.flatten(tree) for tree in both)
     places = []
     for name in differing(a, b):
