@@ -1,7 +1,9 @@
+import atexit
 import os
 import pathlib
 import shutil
 import signal
+import tempfile
 
 import pytest
 
@@ -20,6 +22,12 @@ os.environ['PJRT_NPROC'] = '16'  # threads for 8 devices: on fewer, their all-re
 # Unoptimised code compiles in half the time, and at the sizes of tests compiling is nearly all the time there is.
 os.environ['XLA_FLAGS'] = (f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8 '
                            '--xla_backend_optimization_level=0').strip()
+# Programs compiled once are read again by all workers, and by the processes that tests start. The folder is new for
+# every run of pytest, unless the caller sets one; its keys hold the program, the flags, the devices and the version.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='lm-compiled-')
+    atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 
 @pytest.fixture

@@ -22,11 +22,10 @@ def free_port():
 
 
 def start(place, command, processes=2, devices=1):
-    """Starts a command on several processes with `devices` each, and returns them."""
+    """Starts a command on several processes with `devices` each, and returns them; token caches are in `place`."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(('LM_', 'SLURM_'))}
-    environ |= {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', 'JAX_PLATFORMS': 'cpu',
-                'JAX_COMPILATION_CACHE_DIR': str(place / 'compiled'), 'LM_CACHE': str(place / 'cache'),
-                'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    environ |= {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0',
+                'LM_CACHE': str(place / 'cache')}
     address, started = f'127.0.0.1:{free_port()}', []
     for i in range(processes):
         joint = {'LM_COORDINATOR': address, 'LM_PROCESSES': str(processes), 'LM_PROCESS': str(i)}

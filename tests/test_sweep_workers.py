@@ -29,11 +29,10 @@ def plans(folder, count):
 
 
 def start(sweep, *words):
-    """Starts a worker; compiled programs and token caches are shared by the workers of a test."""
+    """Starts a worker; token caches are shared by the workers of a test."""
     folder = sweep.directory.parent
     command = [sys.executable, '-m', 'lm', 'sweep', '--worker', sweep.directory, '--cache', folder / 'cache', *words]
-    environ = {**os.environ, 'XLA_FLAGS': '', 'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled'),
-               'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    environ = {**os.environ, 'XLA_FLAGS': '--xla_backend_optimization_level=0'}
     return subprocess.Popen([str(word) for word in command], env=environ, stdout=subprocess.DEVNULL)
 
 
@@ -76,9 +75,10 @@ def finished(sweep):
 
 
 @pytest.mark.long
-def test_a_storm_of_kills_leaves_forty_trials_equal_to_their_twins(tmp_path):
+def test_a_storm_of_kills_leaves_all_trials_equal_to_their_twins(tmp_path):
     """Four workers; whenever three more trials are finished, one in the middle of another is killed and replaced."""
-    stormy, calm = plans(tmp_path, 40)
+    count = 40 if os.environ.get('LM_NIGHTLY') else 16
+    stormy, calm = plans(tmp_path, count)
     quiet = [start(calm) for _ in range(2)]
     assert [worker.wait() for worker in quiet] == [0, 0]
     workers, struck, dice = [start(stormy) for _ in range(4)], [], random.Random(0)
@@ -93,7 +93,7 @@ def test_a_storm_of_kills_leaves_forty_trials_equal_to_their_twins(tmp_path):
             if trial.settings.steps not in trials.progress(trial)[1]:
                 struck.append((trial, vectors.saved(trial)))
     assert [worker.returncode for worker in workers] == [0] * 4
-    assert len(struck) >= 10 and sum(saved > 0 for _, saved in struck) >= 5
+    assert len(struck) >= count // 4 and sum(saved > 0 for _, saved in struck) >= count // 8
     assert all(saved in begun_at(trial) for trial, saved in struck)
     assert_twins(stormy, calm)
 
