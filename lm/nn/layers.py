@@ -11,7 +11,7 @@ from lm.nn import attention, memory
 from lm.nn.activations import Activation, Gelu
 from lm.nn.norms import NoNorm, Norm
 from lm.nn.positions import Position, Rope, rotate
-from lm.nn.weights import Scope, einsum, fill, normal, weight
+from lm.nn.weights import Leaf, Scope, einsum, fill, normal, weight
 from lm.parallel import sharding
 from lm.parallel.pipeline import Pipeline
 
@@ -222,7 +222,9 @@ class MLP:
             return w, weight(scope, f'{name}_bias', {'bias': size}, fill(0.0), execution.dtype).value
         ins = [declare(name, {'embed': width, 'ff': ff}, INIT) for name in ('up', 'gate')[:1 + self.gated]]
         down, shift = declare('down', {'ff': ff, 'embed': width}, init)
-        chunks = memory.mlp_chunks(ff, width, memory.tensor_shards(ff)) if execution.remat in memory.FULL_REMAT else 1
+        arrays = not any(isinstance(w.value, Leaf) for w, _ in (*ins, (down, shift)))  # others cannot be cut
+        cut = arrays and execution.remat in memory.FULL_REMAT
+        chunks = memory.mlp_chunks(ff, width, memory.tensor_shards(ff)) if cut else 1
         if chunks == 1:
             hidden = [einsum('BTD,DF->BTF', x, w, execution.precision) for w, _ in ins]
             hidden = [sharding.constrain(h if bias is None else h + bias, 'batch', 'length', 'ff')
