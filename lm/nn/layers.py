@@ -180,9 +180,9 @@ class MLP:
             return w, weight(scope, f'{name}_bias', {'bias': size}, fill(0.0), execution.dtype).value
         ins = [declare(name, {'embed': width, 'ff': ff}, INIT) for name in ('up', 'gate')[:1 + self.gated]]
         down, shift = declare('down', {'ff': ff, 'embed': width}, init)
-        arrays = not any(isinstance(w.value, Leaf) for w, _ in [*ins, (down, shift)])
-        full = execution.remat in memory.FULL_REMAT and arrays
-        chunks = memory.mlp_chunks(ff, width, memory.tensor_shards(ff)) if full else 1
+        arrays = not any(isinstance(w.value, Leaf) for w, _ in (*ins, (down, shift)))  # others cannot be cut
+        cut = arrays and execution.remat in memory.FULL_REMAT
+        chunks = memory.mlp_chunks(ff, width, memory.tensor_shards(ff)) if cut else 1
         if chunks == 1:
             hidden = [einsum('BTD,DF->BTF', x, w, execution.precision) for w, _ in ins]
             hidden = [sharding.constrain(h if bias is None else h + bias, 'batch', 'length', 'ff')
