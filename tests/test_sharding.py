@@ -124,7 +124,7 @@ def test_over_all_of_a_slice_a_weight_is_gathered_once_and_its_gradient_scattere
 def test_parts_and_steps_of_a_slice_of_tpus_give_the_gradient_of_one_device(sizes, slice_of_tpus):
     layer = Layer(Attention(4, 2, bias='all'), MLP(0, Silu(), gated=True, bias=True))
     model = Decoder(50, 2, 16, layer, head=Head(tied=False), execution=Execution(vocab_chunks=2, remat='full'))
-    params = model.init(jax.random.key(0))
+    params = architectures.jit(model.init)(jax.random.key(0))
     batch = {name: np.random.default_rng(0).integers(0, 50, (8, 12)) for name in ('inputs', 'targets')}
     mesh, slope = sharding.make_mesh(sizes), jax.grad(lambda params, batch: LOSS(model, params, batch)[0])
     with jax.set_mesh(mesh):
