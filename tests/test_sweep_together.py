@@ -130,9 +130,10 @@ def test_a_lone_trial_among_several_devices_of_a_cpu_takes_one():
 def test_what_python_branches_on_makes_another_program(tmp_path):
     sweep = begin(tmp_path / 'sweep', [{}, {'optimizer.ema': 0.0}, {'optimizer.b1': 0.8}, {'model.depth': 2},
                                        {'optimizer': optim.Lion()}, {'data.context': 8}, {'seed': 3},
-                                       {'optimizer.clip': 0.0}, {'model.layer.dropout': 0.1}])
+                                       {'optimizer.clip': 0.0}, {'model.layer.dropout': 0.1},
+                                       {'model.layer.attention.position.base': 500.0}])
     assert [vectors.can_vmap(sweep.trials[0], other) for other in sweep.trials] == [
-        True, False, True, False, False, False, True, True, True]
+        True, False, True, False, False, False, True, True, True, True]
 
 
 @pytest.mark.parametrize('together', [1, 2])

@@ -159,7 +159,7 @@ class Stack:
             function = partial(layer, tap=Tap(), execution=Execution(), depth=self.depth)
             scope = Scope(lambda _, *args: repeated(function, self.depth, 'blocks')(*args))
             return scope.init(key, x, context)['params']
-        # Not by the set of distinct layers: a sweep traces their dropout, and a tracer has no hash.
+        # Not of the set of distinct layers: a sweep may trace their dropout, and a tracer has no hash.
         shapes = [jax.eval_shape(partial(blocks, layer)) for layer in self.pattern] if len(self.pattern) > 1 else []
         if any(other != shapes[0] for other in shapes):
             raise config.Error('layers of one pattern differ in the shapes of their weights; give them equal sizes, '
@@ -168,11 +168,15 @@ class Stack:
         return {**tables.get('params', {}), **blocks(self.pattern[0])}
 
     def _tables(self, scope):
-        """Returns {attention: table of its position}, one for each distinct attention of the pattern."""
-        attentions = [layer.attention for layer in self.pattern]
-        declared = {key: key[0].table(scope, key[1])
-                    for key in dict.fromkeys((attention.position, attention.heads) for attention in attentions)}
-        return {attention: declared[attention.position, attention.heads] for attention in attentions}
+        """Returns the table of its position for each layer of the pattern, shared by those with as many heads."""
+        return self._shared(lambda attention: attention.heads, lambda position, heads: position.table(scope, heads))
+
+    def _shared(self, size, make):
+        """Returns make(position, size(attention)) for each layer of the pattern, called once for equal arguments."""
+        cases = [(layer.attention.position, size(layer.attention)) for layer in self.pattern]
+        firsts = [cases.index(case) for case in cases]  # not by hash: a sweep may trace a number of a position
+        made = {first: make(*cases[first]) for first in dict.fromkeys(firsts)}
+        return [made[first] for first in firsts]
 
     def flops(self, width, length):
         """Returns the FLOPs of one token's forward pass in a row of `length`."""
@@ -190,13 +194,12 @@ class Stack:
         'residual' stream after it. edits: {name: (mask, value)} [L ...], see taps.Tap.
         """
         tables = Scope(self._tables).apply({'params': params})
-        angles = {attention: attention.position.angles(context.positions, attention.head_size(x.shape[-1]))
-                  for attention in tables}
+        angles = self._shared(lambda attention: attention.head_size(x.shape[-1]),
+                              lambda position, size: position.angles(context.positions, size))
         keys = None if context.key is None else jax.random.split(context.key, self.depth)
         layers = params['blocks'], keys, cache, edits
-        rows = context._replace(key=None), [angles[layer.attention] for layer in self.pattern]
-        run = partial(self._run, tables=[tables[layer.attention] for layer in self.pattern], execution=execution,
-                      capture=capture)
+        rows = context._replace(key=None), angles
+        run = partial(self._run, tables=tables, execution=execution, capture=capture)
         if pipeline.stages() == 1 or cache is not None or capture or edits:
             return run(layers, x, *rows)
         return self._pipelined(run, layers, x, rows, execution.pipeline)
