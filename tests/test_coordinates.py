@@ -6,19 +6,20 @@ import pytest
 
 from lm import cli, config, data, optim, train
 from lm.debug import coord_check
-from lm.models.decoder import Base, Decoder
-from lm.nn.experts import Experts
+from lm.models import Decoder, Embedding, Layer, MupBase
+from lm.nn import MLP, Attention, Experts
 
 FILE = '''
 from lm import data, optim, train
-from lm.models.decoder import Base, Decoder
+from lm.models import Decoder, Layer, MupBase
+from lm.nn import Attention
 
 TEXT = data.Synthetic(count=20, length=400)
 
 
 def config():
     return train.Config(
-        model=Decoder(vocab=258, depth=1, heads=2, width=16, base=Base(width=16, heads=2)),
+        model=Decoder(vocab=258, depth=1, width=16, layer=Layer(Attention(2)), base=MupBase(width=16, heads=2)),
         data=data.Corpus(train=TEXT, valid=None, tokenizer=data.Bytes(), context=16, batch=8),
         optimizer=optim.AdamW(peak=3e-3, schedule=optim.Cosine(warmup=100)), steps=200)
 '''
@@ -30,21 +31,25 @@ def settings(**fields):
     return train.Config(model=Decoder(vocab=258, **fields), data=corpus, optimizer=optim.AdamW(), steps=3)
 
 
+def sizes_of(model):
+    attention, mlp = model.layers[-1].attention, model.layers[-1].mlp
+    return model.width, attention.heads, attention.kv_heads, attention.head_size(model.width), mlp.ff
+
+
 @pytest.mark.parametrize('fields, sizes', [
-    (dict(width=64, heads=4), dict(width=128, heads=8, size=16)),
-    (dict(width=64, heads=4, kv_heads=2, ff=96), dict(width=128, heads=8, kv_heads=4, ff=192)),
-    (dict(width=64, heads=4, base=Base(width=32)), dict(width=128, heads=4, size=32)),
-    (dict(width=64, heads=4, base=Base(width=32, heads=2)), dict(width=128, heads=8, size=16)),
+    ({'layer': Layer(Attention(4))}, (128, 8, 0, 16, 0)),
+    ({'layer': Layer(Attention(4, 2), MLP(96))}, (128, 8, 4, 16, 192)),
+    ({'layer': Layer(Attention(4)), 'base': MupBase(width=32)}, (128, 4, 0, 32, 0)),
+    ({'layer': Layer(Attention(4)), 'base': MupBase(width=32, heads=2)}, (128, 8, 0, 16, 0)),
+    ({'pattern': (Layer(Attention(4, window=8)), Layer(Attention(4)))}, (128, 8, 0, 16, 0)),
+    ({'layer': Layer(Attention(4), Experts(4, 2, ff=48)), 'base': MupBase(width=32, heads=2, expert_ff=24)},
+     (128, 8, 0, 16, 96)),
 ])
 def test_a_wider_model_grows_in_what_its_base_names(fields, sizes):
-    model = coord_check.widened(settings(**fields), 128).model
-    assert {name: getattr(model, name) for name in sizes} == sizes
-    assert model.base == fields.get('base', Base())
-
-
-def test_experts_grow_too():
-    given = settings(width=64, heads=4, experts=Experts(4, 2, ff=48), base=Base(width=32, heads=2, expert_ff=24))
-    assert coord_check.widened(given, 128).model.experts.ff == 96
+    model = coord_check.widened(settings(width=64, **fields), 128).model
+    assert sizes_of(model) == sizes
+    assert model.base == fields.get('base', MupBase())
+    assert len(model.layers) == len(fields.get('pattern', 'x'))
 
 
 def made(exponents):
@@ -67,7 +72,7 @@ def made(exponents):
 ])
 def test_powers_of_the_width_are_found_and_the_worst_is_named(exponents, faults):
     table = coord_check.rows(made(exponents))
-    passed, told = coord_check.verdict(table, settings(base=Base(width=384)))
+    passed, told = coord_check.verdict(table, settings(base=MupBase(width=384)))
     assert passed is (not faults) and all(fault in told for fault in faults)
     for row in table:
         kind = 'change' if 'change' in row.when else 'size'
@@ -95,7 +100,7 @@ def test_mup_passes_and_the_standard_fails(tmp_path, capsys):
     flags = ['--widths=16,64', '--seeds=2', '--steps=3', f'--html={tmp_path / "page.html"}']
     assert check(tmp_path, *flags) == 0
     assert 'pass: ' in capsys.readouterr().out
-    assert check(tmp_path, *flags, 'model.base=Base()') == 1
+    assert check(tmp_path, *flags, 'model.base=MupBase()') == 1
     said = capsys.readouterr().out
     assert 'fail: ' in said and 'grows as width^' in said and 'try model.base.width=16 model.base.heads=2' in said
     text = (tmp_path / 'page.html').read_text()
@@ -109,7 +114,7 @@ def test_mup_passes_and_the_standard_fails(tmp_path, capsys):
     (['--widths=16,21'], ['width=21', 'whole', 'try width=24']),
     (['model.base.width=-4'], ['base', 'width=-4', 'try width=1']),
     (['--steps=0'], ['--steps=0', 'try --steps=3']),
-    (['model.base=Base(heads=2)'], ['names no width', 'try model.base.width=16']),
+    (['model.base=MupBase(heads=2)'], ['names no width', 'try model.base.width=16']),
     (['--widths=16,32', 'model.vocab=99'], ['model.vocab=99', 'try model.vocab=258']),
 ])
 def test_bad_input_is_one_line(tmp_path, capsys, given, words):
@@ -119,6 +124,7 @@ def test_bad_input_is_one_line(tmp_path, capsys, given, words):
 
 
 def test_the_check_is_at_the_peak_rate_without_dropout():
-    given = coord_check.still(settings(dropout=0.3), 4)
-    assert given.model.dropout == 0 and float(given.optimizer.rate(4)(0)) == np.float32(1e-3)
+    given = coord_check.still(settings(layer=Layer(dropout=0.3), embedding=Embedding(dropout=0.3)), 4)
+    assert given.model.layer.dropout == given.model.embedding.dropout == 0
+    assert float(given.optimizer.rate(4)(0)) == np.float32(1e-3)
     assert config.diff(given, coord_check.still(given, 4)) == {}

@@ -12,78 +12,93 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lm import config, optim, train
-from lm.nn import experts
-from lm.nn.experts import Experts, Mixture, moved
+from lm.models import Layer
+from lm.nn import Attention, Execution, Experts, Gelu, Relu2, expert_dispatch
+from lm.nn.weights import Scope, normal
 from lm.parallel import sharding
 
-EXPERTS = Experts(count=8, top=2, ff=12)
+EXPERTS = Experts(count=8, top_k=2, ff=12)
 VARIANTS = {
-    'softmax': {'experts': EXPERTS, 'activation': 'swiglu'},
-    'sigmoid': {'experts': dataclasses.replace(EXPERTS, score='sigmoid', scale=2.5, bias_rate=0.1),
-                'activation': 'geglu'},
-    'plain': {'experts': dataclasses.replace(EXPERTS, normalised=False, top=3), 'activation': 'relu2'},
+    'softmax': EXPERTS,
+    'sigmoid': dataclasses.replace(EXPERTS, router='sigmoid', scale=2.5, bias_rate=0.1, activation=Gelu()),
+    'plain': dataclasses.replace(EXPERTS, normalised=False, top_k=3, activation=Relu2(), gated=False),
 }
 X = np.random.default_rng(0).standard_normal((4, 6, 16)).astype(np.float32)
 
 
-def weights_of(model):
-    return jax.tree.map(lambda x: x[0], parameters(model)['blocks']['experts'])
+def sparse(experts, **fields):
+    return small(layer=Layer(Attention(4), experts), **fields)
 
 
-def dense(model, params, x):
+def weights_of(experts):
+    return jax.tree.map(lambda x: x[0], parameters(sparse(experts))['blocks']['experts'])
+
+
+def dense(experts, params, x):
     """Returns the mixture [B T D] as a sum over all experts, those not chosen weighing 0."""
-    experts = model.experts
     logits = x @ params['router']
-    scores = jax.nn.sigmoid(logits) if experts.score == 'sigmoid' else jax.nn.softmax(logits)
+    scores = jax.nn.sigmoid(logits) if experts.router == 'sigmoid' else jax.nn.softmax(logits)
     wanted = scores + (params['router_bias'] if experts.bias_rate else 0)
-    chosen = wanted >= jnp.sort(wanted, -1)[..., -experts.top, None]
+    chosen = wanted >= jnp.sort(wanted, -1)[..., -experts.top_k, None]
     gates = jnp.where(chosen, scores, 0)
     gates = experts.scale * (gates / gates.sum(-1, keepdims=True) if experts.normalised else gates)
     up = jnp.einsum('BTD,EDF->BTEF', x, params['up'])
-    if model.activation == 'relu2':
-        hidden = jnp.square(jax.nn.relu(up))
-    else:
-        act = {'swiglu': jax.nn.silu, 'geglu': jax.nn.gelu}[model.activation]
-        hidden = act(jnp.einsum('BTD,EDF->BTEF', x, params['gate'])) * up
+    act = {'Silu': jax.nn.silu, 'Gelu': jax.nn.gelu, 'Relu2': lambda x: jnp.square(jax.nn.relu(x))}[
+        type(experts.activation).__name__]
+    hidden = act(jnp.einsum('BTD,EDF->BTEF', x, params['gate'])) * up if experts.gated else act(up)
     return jnp.einsum('BTEF,EFD,BTE->BTD', hidden, params['down'], gates)
 
 
-def mixed(model, params, x):
-    return Mixture(model).apply({'params': params}, x)[0]
+def apply(experts, params, x):
+    """Returns (the mixture [B T D], measurements)."""
+    return Scope(lambda _, x: experts(x, None, execution=Execution(), init=normal(0.02))).apply(
+        {'params': {'experts': params}}, x)
 
 
-def slope(run, model):
+def mixed(experts, params, x):
+    return apply(experts, params, x)[0]
+
+
+def slope(run, experts):
     """Returns the gradient of a weighted sum of the mixture by parameters and tokens."""
-    return jax.grad(lambda params, x: jnp.sum(jnp.sin(run(model, params, x))), (0, 1))
+    return jax.grad(lambda params, x: jnp.sum(jnp.sin(run(experts, params, x))), (0, 1))
 
 
-@pytest.mark.parametrize('fields', VARIANTS.values(), ids=VARIANTS)
-def test_a_mixture_is_the_sum_over_its_experts(fields):
-    model = small(**fields)
-    params = weights_of(model)
-    np.testing.assert_allclose(mixed(model, params, X), dense(model, params, X), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize('experts', VARIANTS.values(), ids=VARIANTS)
+def test_a_mixture_is_the_sum_over_its_experts(experts):
+    params = weights_of(experts)
+    np.testing.assert_allclose(mixed(experts, params, X), dense(experts, params, X), rtol=1e-4, atol=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4),
-                 slope(mixed, model)(params, X), slope(dense, model)(params, X))
+                 slope(mixed, experts)(params, X), slope(dense, experts)(params, X))
+
+
+def test_shared_experts_are_an_mlp_that_every_token_uses():
+    experts = dataclasses.replace(EXPERTS, shared=2)
+    params = jax.tree.map(lambda x: x[0], parameters(sparse(experts))['blocks'])
+    assert params['mlp']['up'].shape == (16, 2 * EXPERTS.ff)
+    whole = Scope(lambda _, x: experts(x, None, execution=Execution(), init=normal(0.02))).apply({'params': params}, X)
+    mlp = params['mlp']
+    shared = (jax.nn.silu(X @ mlp['gate']) * (X @ mlp['up'])) @ mlp['down']
+    np.testing.assert_allclose(whole[0], mixed(EXPERTS, params['experts'], X) + shared, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('sizes', [{'expert': 8}, {'expert': 4, 'tensor': 2}, {'fsdp': 2, 'expert': 2, 'data': 2},
                                    {'expert': 2, 'context': 2, 'tensor': 2}, {'data': 4, 'tensor': 2}],
                          ids=lambda sizes: '-'.join(f'{k}{v}' for k, v in sizes.items()))
 def test_experts_over_a_mesh_are_the_experts_of_one_device(sizes):
-    model = small(**VARIANTS['softmax'])
-    params, x = weights_of(model), np.concatenate([X, -X])
+    params, x = weights_of(EXPERTS), np.concatenate([X, -X])
     mesh = sharding.make_mesh(sizes)
-    axes = {name: names[1:] for name, names in model.axes()['blocks']['experts'].items()}
+    axes = {name: names[1:] for name, names in sparse(EXPERTS).axes()['blocks']['experts'].items()}
     placed = jax.tree.map(lambda p, names: jax.device_put(p, NamedSharding(mesh, sharding.spec(names, p.shape, mesh))),
                           params, axes)
     with jax.set_mesh(mesh):
         tokens = jax.device_put(x, NamedSharding(mesh, sharding.spec(('batch', 'length', None), x.shape, mesh)))
-        found = architectures.jit(partial(mixed, model))(placed, tokens)
-        gradient = architectures.jit(slope(mixed, model))(placed, tokens)
+        found = architectures.jit(partial(mixed, EXPERTS))(placed, tokens)
+        gradient = architectures.jit(slope(mixed, EXPERTS))(placed, tokens)
     if 'expert' in sizes:
         assert placed['up'].sharding.shard_shape(placed['up'].shape)[0] == 8 // sizes['expert']
-    np.testing.assert_allclose(found, mixed(model, params, x), rtol=1e-4, atol=1e-5)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), gradient, slope(mixed, model)(params, x))
+    np.testing.assert_allclose(found, mixed(EXPERTS, params, x), rtol=1e-4, atol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), gradient, slope(mixed, EXPERTS)(params, x))
 
 
 @pytest.mark.parametrize('sizes', [[0, 5, 1, 0, 250, 40], [300, 0, 0, 0, 0, 0], [1, 2, 3, 4, 5, 6]], ids=str)
@@ -95,33 +110,33 @@ def test_blocks_of_one_expert_each_give_the_ragged_product(sizes):
     def slope(kind):
         def product(rows, w):
             groups = kind(jnp.array(sizes), count)
-            return groups.back(groups.multiply(groups.forth(rows), w))
+            return groups.ungroup(groups.multiply(groups.group(rows), w))
         return jax.jit(jax.value_and_grad(lambda *given: jnp.sum(jnp.sin(product(*given))), (0, 1)))(rows, w)
-    (expected, (by_rows, by_w)), (found, (rows_found, w_found)) = slope(experts._Ragged), slope(experts._Blocks)
+    ragged, blocks = slope(expert_dispatch._Ragged), slope(expert_dispatch._Blocks)
+    (expected, (by_rows, by_w)), (found, (rows_found, w_found)) = ragged, blocks
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     np.testing.assert_allclose(rows_found[:sum(sizes)], by_rows[:sum(sizes)], atol=1e-5)
     np.testing.assert_allclose(w_found, by_w, atol=1e-4)
 
 
 def test_on_a_gpu_no_row_meets_another_experts_matrix(monkeypatch):
-    model = small(width=16, experts=EXPERTS, activation='swiglu')
-    given = jax.tree.map(jnp.asarray, (weights_of(model), X))
-    expected = mixed(model, *given)
+    given = jax.tree.map(jnp.asarray, (weights_of(EXPERTS), X))
+    expected = mixed(EXPERTS, *given)
     monkeypatch.setattr(sharding, 'platform', lambda: 'gpu')
-    assert 'ragged_dot' not in str(jax.make_jaxpr(partial(mixed, model))(*given))
-    np.testing.assert_allclose(mixed(model, *given), expected, atol=1e-6)
+    assert 'ragged_dot' not in str(jax.make_jaxpr(partial(mixed, EXPERTS))(*given))
+    np.testing.assert_allclose(mixed(EXPERTS, *given), expected, atol=1e-6)
 
 
-def test_without_room_tokens_are_dropped_and_with_enough_they_are_not():
-    params = weights_of(small(**VARIANTS['softmax']))
+def test_tokens_over_the_capacity_are_dropped_and_others_are_not():
+    params = weights_of(EXPERTS)
     params['router'] = np.zeros_like(params['router'])
     params['router'][0] = np.arange(8, 0, -1)  # tokens above 0 choose experts 0 and 1, on one device
     x = np.abs(np.concatenate([X, X]))
 
-    def run(room):
-        model = small(experts=dataclasses.replace(EXPERTS, room=room), activation='swiglu')
+    def run(capacity_factor):
+        experts = dataclasses.replace(EXPERTS, capacity_factor=capacity_factor)
         with jax.set_mesh(sharding.make_mesh({'expert': 4}, jax.devices()[:4])):
-            return architectures.jit(partial(mixed, model))(params, x)
+            return architectures.jit(partial(mixed, experts))(params, x)
     whole = run(0.0)
     np.testing.assert_allclose(run(4.0), whole, atol=1e-6)
     short = np.asarray(run(2.0))
@@ -131,27 +146,26 @@ def test_without_room_tokens_are_dropped_and_with_enough_they_are_not():
 
 
 def test_even_loads_have_the_least_balance_loss():
-    model = small(**VARIANTS['softmax'])
-    params = weights_of(model)
+    params = weights_of(EXPERTS)
     even = {**params, 'router': np.concatenate([10 * np.eye(8), np.zeros((8, 8))]).astype(np.float32)}
     one_hot = np.eye(16, dtype=np.float32)[np.arange(16) % 8][None]
-    spread = Mixture(model).apply({'params': even}, one_hot)[1]
-    crowded = Mixture(model).apply({'params': even}, one_hot[:, :1].repeat(16, 1))[1]
+    spread = apply(EXPERTS, even, one_hot)[1]
+    crowded = apply(EXPERTS, even, one_hot[:, :1].repeat(16, 1))[1]
     np.testing.assert_allclose(spread['balance'], 1, rtol=0.05)
     assert crowded['balance'] > 2
     np.testing.assert_allclose(spread['load'].sum(), 1, rtol=1e-6)
 
 
 def test_the_bias_moves_against_the_load_by_its_rate_and_evens_it_out():
-    np.testing.assert_allclose(moved(jnp.zeros((1, 4)), jnp.array([[0.4, 0.25, 0.2, 0.15]]), 0.1),
-                               [[-0.1, 0, 0.1, 0.1]], atol=1e-6)
-    experts = Experts(count=8, top=2, ff=4, score='sigmoid', balance=0.0, bias_rate=0.02)
-    model = small(experts=experts, activation='swiglu')
+    bias = dataclasses.replace(EXPERTS, bias_rate=0.1).update_router_bias(
+        jnp.zeros((1, 4)), jnp.array([[0.4, 0.25, 0.2, 0.15]]))
+    np.testing.assert_allclose(bias, [[-0.1, 0, 0.1, 0.1]], atol=1e-6)
+    model = sparse(Experts(count=8, top_k=2, ff=4, router='sigmoid', balance=0.0, bias_rate=0.02))
     tx = optim.SGD(peak=0.0).make(100)
     params = parameters(model)
     tokens = np.random.default_rng(0).integers(0, 50, (8, 12))
     state = train.State(jnp.int32(0), params, tx.init(params), jnp.int32(0))
-    step = jax.jit(train.make_step(model.loss, tx, post_update=model.post_update))
+    step = jax.jit(train.make_step(partial(train.NextToken().loss, model), tx, post_update=model.post_update))
     loads = []
     for _ in range(60):
         state, measured = step(state, {'inputs': tokens, 'targets': tokens})
@@ -162,8 +176,8 @@ def test_the_bias_moves_against_the_load_by_its_rate_and_evens_it_out():
 
 
 @pytest.mark.parametrize('fields, words', [
-    ({'top': 9}, ['top=9', 'count=8', 'try top=8']), ({'ff': 0}, ['ff=0', 'try ff=1']),
-    ({'room': 0.5}, ['room=0.5', 'try room=1.5']),
+    ({'top_k': 9}, ['top_k=9', 'count=8', 'try top_k=8']), ({'ff': 0}, ['ff=0', 'try ff=1']),
+    ({'capacity_factor': 0.5}, ['capacity_factor=0.5', 'try capacity_factor=1.5']),
 ])
 def test_bad_fields_are_one_clear_line(fields, words):
     with pytest.raises(config.Error) as caught:
@@ -172,12 +186,12 @@ def test_bad_fields_are_one_clear_line(fields, words):
 
 
 def test_a_decoder_of_experts_trains_over_a_mesh():
-    model = small(experts=dataclasses.replace(EXPERTS, shared=1, z_loss=1e-3, bias_rate=1e-3), activation='swiglu')
+    model = sparse(dataclasses.replace(EXPERTS, shared=1, z_loss=1e-3, bias_rate=1e-3))
     mesh = sharding.make_mesh({'fsdp': 2, 'expert': 4})
     places = sharding.mirror(jax.eval_shape(model.init, jax.random.key(0)), model.axes(), mesh)
     tokens = np.random.default_rng(0).integers(0, 50, (8, 12))
     batch = {'inputs': tokens, 'targets': tokens}
-    slope = jax.value_and_grad(lambda params, batch: model.loss(params, batch)[0])
+    slope = jax.value_and_grad(lambda params, batch: train.NextToken().loss(model, params, batch)[0])
     params = parameters(model)
     expected = architectures.jit(slope)(params, batch)
     with jax.set_mesh(mesh):
@@ -185,3 +199,23 @@ def test_a_decoder_of_experts_trains_over_a_mesh():
             jax.device_put(params, places), sharding.put(batch, mesh))
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), found[1], expected[1])
+
+
+def test_their_losses_join_the_loss_by_their_coefficients():
+    experts = dataclasses.replace(EXPERTS, balance=0.3, z_loss=0.2)
+    model = sparse(experts)
+    params, tokens = parameters(model), np.random.default_rng(0).integers(0, 50, (2, 12))
+    total, metrics = architectures.jit(partial(train.NextToken().loss, model))(
+        params, {'inputs': tokens, 'targets': tokens})
+    added = 0.3 * metrics['balance'] + 0.2 * metrics['router_z']
+    np.testing.assert_allclose(total, metrics['loss'] + added, rtol=1e-6)
+    assert added > 0.1 and metrics['load'].shape == (2, 8)
+
+
+def test_a_decoder_of_experts_decodes_as_it_reads():
+    model = sparse(VARIANTS['sigmoid'])
+    params, tokens = parameters(model), np.random.default_rng(0).integers(0, 50, (2, 6)).astype(np.int32)
+    whole = architectures.jit(model.logits)(params, tokens)
+    logits, cache = model.prefill(params, tokens[:, :5], np.array([5, 5]), 6)
+    np.testing.assert_allclose(logits, whole[:, 4], atol=1e-4)
+    np.testing.assert_allclose(model.decode(params, tokens[:, 5], cache)[0], whole[:, 5], atol=1e-4)

@@ -12,11 +12,11 @@ from architectures import parameters, small
 
 from lm import config, generate
 from lm.generate import Sample, Sampler
-from lm.models.decoder import Decoder
-from lm.nn.positions import Learned
+from lm.models import Decoder, Embedding, Layer
+from lm.nn import Attention, Learned, NoPE
 from lm.tokenizers.plain import ByteEncoder
 
-MODEL = small(vocab=258, kv_heads=2, windows=(6, 0))
+MODEL = small(vocab=258, pattern=(Layer(Attention(4, 2, window=6)), Layer(Attention(4, 2))))
 PARAMS = parameters(MODEL)
 GREEDY = Sampler(temperature=0.0)
 NO_END = dataclasses.replace(ByteEncoder(), eos=None)
@@ -259,7 +259,7 @@ def test_an_empty_prompt_starts_at_what_stands_before_a_document():
 
 
 def test_learned_positions_generate_up_to_their_length_and_say_so_beyond():
-    model = small(vocab=258, depth=1, position=Learned(12))
+    model = small(vocab=258, depth=1, layer=Layer(Attention(4, position=NoPE())), embedding=Embedding(Learned(12)))
     draw = partial(generate.generate, model, parameters(model), NO_END, ['ab'], prefix=[257],
                    sampler=GREEDY)
     assert len(list(draw(length=9))[-1][0].tokens) == 9
@@ -269,7 +269,7 @@ def test_learned_positions_generate_up_to_their_length_and_say_so_beyond():
 
 
 def test_without_a_length_a_row_is_as_long_as_its_learned_positions_allow():
-    model = small(vocab=258, depth=1, position=Learned(12))
+    model = small(vocab=258, depth=1, layer=Layer(Attention(4, position=NoPE())), embedding=Embedding(Learned(12)))
     draw = partial(generate.generate, model, parameters(model), NO_END, sampler=GREEDY)
     assert [len(sample.tokens) for sample in list(draw(['ab', 'abcd']))[-1]] == [13 - 4] * 2
     with pytest.raises(config.Error, match=r'a prompt of 13 tokens .* try a shorter prompt'):
