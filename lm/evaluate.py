@@ -1,5 +1,6 @@
-"""How well a model predicts text: loss, perplexity, bits per byte, by source; and `lm eval`."""
+"""How well a model predicts text: loss, perplexity, bits per byte, by source."""
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +15,32 @@ def score(model, params, stream, mesh, batches=0):
     The stream is a Pass or a Strided; `batches` bounds how many of its batches are read, 0 for all. Bits per byte are
     counted by the bytes of the text, so that tokenizers compare.
     """
+    return scores(total(partial(_sums, model, len(stream.sources), params), stream, mesh, batches), stream)
+
+
+def total(sums, stream, mesh, batches=0):
+    """Returns the arrays sums(batch) of a stream's batches added up in float64; `batches` bounds how many, 0 for all.
+    """
     count = min(batches, stream.batches) if batches else stream.batches
     with jax.set_mesh(mesh):
         rows = sharding.rows(stream.batch, mesh)
-        found = []
+        parts = []
         for i in range(count):
             batch = sharding.put(stream.batch_at(i, rows), mesh, stream.batch)
-            jax.block_until_ready(found[-1:])  # on CPU, hosts would run batches at once in another order, and lock
-            found.append(_sums(model, len(stream.sources), params, batch))
-    return scores(np.sum(jax.device_get(found), axis=0, dtype=np.float64), stream)
+            jax.block_until_ready(parts[-1:])  # on CPU, hosts would run batches at once in another order, and lock
+            parts.append(sums(batch))
+    return np.sum(jax.device_get(parts), axis=0, dtype=np.float64)
 
 
 def scores(sums, stream):
     """Returns what `score` does of the [sources 2] sums of losses and of weights over a stream's batches."""
     nll, tokens = sums.T
     loss = nll.sum() / max(tokens.sum(), 1)
-    found = {'loss': loss, 'perplexity': math.exp(min(loss, 700)),
+    scores = {'loss': loss, 'perplexity': math.exp(min(loss, 700)),
              'bits_per_byte': loss / math.log(2) * stream.tokens_per_byte, 'tokens': int(tokens.sum())}
     if len(stream.sources) > 1:
-        found |= {f'loss/{name}': nll[i] / max(tokens[i], 1) for i, name in enumerate(stream.sources)}
-    return {name: value if isinstance(value, int) else float(value) for name, value in found.items()}
+        scores |= {f'loss/{name}': nll[i] / max(tokens[i], 1) for i, name in enumerate(stream.sources)}
+    return {name: value if isinstance(value, int) else float(value) for name, value in scores.items()}
 
 
 def sums(model, sources, params, batch):

@@ -17,8 +17,8 @@ from architectures import parameters
 from lm import cli, config, data, optim, records, train
 from lm.models.transformer import Layer, PostNorm, Stack
 from lm.nn import MLP, Attention, Context, Execution, Gelu, LayerNorm, Learned, NoPE, losses
+from lm.nn.dropout import dropout
 from lm.nn.embedding import look_up
-from lm.nn.layers import dropout
 from lm.nn.weights import Scope, einsum, fill, normal, unbox, weight
 from lm.parallel import reductions, sharding
 
@@ -125,14 +125,6 @@ class MaskedLM(train.Objective):
 
     def scores(self, sums, stream):
         return {'loss': float(sums[0] / sums[1])}
-
-    def score(self, model, params, stream, mesh, batches=0):
-        count = min(batches, stream.batches) if batches else stream.batches
-        with jax.set_mesh(mesh):
-            sums = jax.jit(partial(self.sums, model, len(stream.sources)))
-            rows = sharding.rows(stream.batch, mesh)
-            batches = [sharding.put(stream.batch_at(i, rows), mesh, stream.batch) for i in range(count)]
-            return self.scores(np.sum([np.asarray(sums(params, batch)) for batch in batches], 0), stream)
 
 
 # The model and its objective end here; what follows tests them.

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from unittest import mock
 
 import jax
 import numpy as np
@@ -41,7 +42,8 @@ def group(tmp_path_factory, cache):
     """Returns the sweep of FOUR, trained as one program."""
     sweep = begin(tmp_path_factory.mktemp('group') / 'sweep', FOUR)
     assert all(vectors.can_vmap(sweep.trials[0], other) for other in sweep.trials[1:])
-    assert worker.work(sweep, cache, 4) == 0
+    with mock.patch.object(worker, '_train_one', side_effect=AssertionError('trained alone')):
+        assert worker.work(sweep, cache, 4) == 0
     return sweep
 
 

@@ -28,7 +28,8 @@ MODULES = {
 # Fields that a Decoder had -> where they are now, below it.
 DECODER = {
     'heads': 'layer.attention.heads', 'kv_heads': 'layer.attention.kv_heads', 'head_dim': 'layer.attention.head_dim',
-    'ff': 'layer.mlp.ff', 'activation': 'layer.mlp.activation', 'experts': 'layer.mlp',
+    'ff': 'layer.mlp.ff', 'activation': 'layer.mlp.activation', 'experts.top': 'layer.mlp.top_k',
+    'experts.score': 'layer.mlp.router', 'experts.room': 'layer.mlp.capacity_factor', 'experts': 'layer.mlp',
     'position': 'layer.attention.position', 'windows': 'layer.attention.window', 'norm': 'layer.norm',
     'norm_epsilon': 'layer.norm.epsilon', 'norm_place': 'layer.residual', 'bias': 'layer.attention.bias',
     'qk_norm': 'layer.attention.qk_norm', 'parallel': 'layer.parallel', 'tied': 'head.tied',

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.errors import NameInUseError
 from jax.ad_checkpoint import checkpoint_name
 
 from lm import config
@@ -164,7 +165,11 @@ class Stack:
         if any(other != shapes[0] for other in shapes):
             raise config.Error('layers of one pattern differ in the shapes of their weights; give them equal sizes, '
                                'norms, biases and MLPs.')
-        tables = Scope(self._tables).init(jax.random.fold_in(key, self.depth))
+        try:
+            tables = Scope(self._tables).init(jax.random.fold_in(key, self.depth))
+        except NameInUseError as error:
+            raise config.Error('positions of one pattern declare parameters of the same name; '
+                               'give its layers equal positions.') from error
         return {**tables.get('params', {}), **blocks(self.pattern[0])}
 
     def _tables(self, scope):

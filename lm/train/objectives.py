@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 
 from lm import config, evaluate, generate
@@ -32,9 +33,10 @@ class Objective(abc.ABC):
     def scores(self, sums, stream):
         """Returns {'loss': number, ...} of `sums` added up over the batches of a stream."""
 
-    @abc.abstractmethod
     def score(self, model, params, stream, mesh, batches=0):
         """Returns the `scores` of a validation stream on a mesh, of all its batches or the first so many."""
+        sums = partial(_sums, self, model, len(stream.sources), params)
+        return self.scores(evaluate.total(sums, stream, mesh, batches), stream)
 
     def summary(self, scores, data):
         """Returns the lines that tell the last scores of a run on `data`."""
@@ -43,6 +45,11 @@ class Objective(abc.ABC):
     def show(self, model, params, encoder, prefix):
         """Returns a text that shows what the model does, '' for none; `prefix` are the ids before a document."""
         return ''
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _sums(objective, model, sources, params, batch):
+    return objective.sums(model, sources, params, batch)
 
 
 @dataclass(frozen=True)
@@ -74,9 +81,6 @@ class NextToken(Objective):
 
     def scores(self, sums, stream):
         return evaluate.scores(sums, stream)
-
-    def score(self, model, params, stream, mesh, batches=0):
-        return evaluate.score(model, params, stream, mesh, batches)
 
     def summary(self, scores, data):
         rows = {'this model': scores['bits_per_byte']}
