@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from lm import bench, config, data, train
+from lm.commands import train as command
 from lm.data.cache import fit
 from lm.models import Decoder, Layer
 from lm.nn import MLP, Attention, Experts, Learned, Silu
 from lm.parallel import sharding
 from lm.sweep import trials
-from lm.train import loop
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / 'experiments').rglob('*.py'))
@@ -82,7 +82,7 @@ def test_every_experiment_whose_text_is_here_ends_with_code_0_and_a_sample(file,
     settings = toy(dataclasses.replace(loaded.config, data=corpus), vocab=size, embedding=embedding)
     monkeypatch.setattr(jax, 'devices', lambda: devices)
     monkeypatch.setattr(config, 'load', lambda *words: dataclasses.replace(loaded, config=settings))
-    assert loop.main(str(file), workdir=str(tmp_path / 'run'), cache=str(tmp_path)) == 0
+    assert command.main(str(file), workdir=str(tmp_path / 'run'), cache=str(tmp_path)) == 0
     assert 'is finished, without' not in capsys.readouterr().err
     assert len((tmp_path / 'run' / 'sample.txt').read_text(encoding='utf-8')) > len(settings.objective.sample)
 
