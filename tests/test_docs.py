@@ -23,7 +23,7 @@ COMMAND = re.compile(r'((?:[A-Z_]+=\S+ +)*)((?:lm|launch/\S+|python3?|sky) .*)')
 CHEAPER = {'--seeds=5': '--seeds=2', '--step=150': '--step=20',
            '--sample=Random(trials=6)': '--sample=Random(trials=1)'}
 OPTIONS = {'coord-check': ['--widths=32,64', '--steps=1', '--seeds=1'], 'generate': ['--length=4']}
-TOY = {'steps': '20', 'model.depth': '1', 'model.width': '16', 'data.context': '16'}
+TOY = {'steps': '20', 'model.depth': '1', 'model.width': '16', 'data.context': '16', 'data.valid.start': '0.99'}
 QUICKSTART = {'data.context': '80', 'data.tokenizer.size': '512', 'model.vocab': '512', 'objective.baselines': 'false',
               'data.train.stop': '0.01', 'data.valid.start': '0.998'}
 CODES = {'bisect': {1}, 'coord-check': {0, 1}}  # exit codes, where the guides say that it is not 0 alone
