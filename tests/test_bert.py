@@ -86,7 +86,7 @@ class Bert:
         """Returns logits [B T V] for tokens [B T] of types [B T], all of type 0 where none are given."""
         keys = (None,) * 2 if key is None else jax.random.split(key)
         positions = jnp.arange(tokens.shape[1])[None] if positions is None else positions
-        rows = reductions.first_row(len(tokens)) + jnp.arange(len(tokens))
+        rows = reductions.global_row_offset(len(tokens)) + jnp.arange(len(tokens))
         context = Context(positions, segments, key=keys[0], rows=rows)
         types = jnp.zeros_like(tokens) if types is None else types
 

@@ -1,4 +1,5 @@
 """A causal language model: GPT-2, Llama, Qwen3, Gemma 3 and what lies between, by the values of its layers."""
+import functools
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -91,7 +92,10 @@ class Decoder:
 
     def axes(self):
         """Returns the logical axis names of every parameter, in a tree like that of the parameters."""
-        return unbox(jax.eval_shape(self._declared, jax.random.key(0)))[1]
+        try:
+            return _axes(self)
+        except TypeError:  # a model with a number that is traced, as in a sweep, has no hash
+            return _axes.__wrapped__(self)
 
     def _declared(self, key):
         def outside(scope, tokens, context):
@@ -193,6 +197,11 @@ class Decoder:
         context = Context(positions=index, index=index)
         x, outputs, _ = self.hidden(params, tokens[:, None], context, cache=cache['entries'])
         return self._scores(params, x)[:, 0], {'entries': outputs.cache, 'length': cache['length'] + 1}
+
+
+@functools.lru_cache(64)  # asked for many times a program; each asks for a trace of init
+def _axes(model):
+    return unbox(jax.eval_shape(model._declared, jax.random.key(0)))[1]
 
 
 def _apply(function, params, *args):

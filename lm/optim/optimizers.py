@@ -182,7 +182,7 @@ class AdaGrad(Optimizer):
     def transfer(self, view):
         if view.shape != view.base_shape:
             raise config.Error(f'AdaGrad adds initial={self.initial} to squared gradients, which shrink with width, so '
-                               'its rate carries over to no other width; try optimizer=Adam, or model.base=Base().')
+                               'its rate carries over to no other width; try optimizer=Adam, or model.base=MupBase().')
         return 1.0
 
 
