@@ -50,7 +50,7 @@ def _times(step, state, batch, count):
 
 def _utilisation(settings, mesh, rate):
     """Returns MFU and what it is of: the peak of the data sheet, or on a CPU what a large matrix product reaches."""
-    device, dtype = mesh.devices.flat[0], shape_of(settings.model).dtype
+    device, dtype = mesh.devices.flat[0], settings.model.execution.dtype
     chip = hardware.find(device.device_kind)
     peak = chip.flops[dtype] * mesh.size if chip else hardware.measure_gemm(dtype)
     return {'device': device.device_kind, 'devices': mesh.size, 'peak_tflops_per_second': round(peak / 1e12, 4),
@@ -60,7 +60,7 @@ def _utilisation(settings, mesh, rate):
 def _prediction(settings, mesh, step):
     """Returns the roofline of the compiled step in seconds: with full overlap of collectives, and with none."""
     cluster = hardware.here(mesh.devices.flat[0].device_kind, mesh.size)
-    if cluster is None:
+    if cluster is None or not hasattr(settings.model, 'stack'):  # lm.plan reads a model by its stack of layers
         return {}
     attended = analytic.attended_share(settings.model, settings.data.context)
     cost = costs.measure(step.as_text(), dict(mesh.shape), attended)

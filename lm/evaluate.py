@@ -1,21 +1,11 @@
 """How well a model predicts text: loss, perplexity, bits per byte, by source."""
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lm.parallel import sharding
-
-
-def score(model, params, stream, mesh, batches=0):
-    """Returns {'loss' in nats a token, 'perplexity', 'bits_per_byte', 'tokens', 'loss/<source>' where there are more}.
-
-    The stream is a Pass or a Strided; `batches` bounds how many of its batches are read, 0 for all. Bits per byte are
-    counted by the bytes of the text, so that tokenizers compare.
-    """
-    return scores(total(partial(_sums, model, len(stream.sources), params), stream, mesh, batches), stream)
 
 
 def total(sums, stream, mesh, batches=0):
@@ -33,7 +23,11 @@ def total(sums, stream, mesh, batches=0):
 
 
 def scores(sums, stream):
-    """Returns what `score` does of the [sources 2] sums of losses and of weights over a stream's batches."""
+    """Returns {'loss' in nats a token, 'perplexity', 'bits_per_byte', 'tokens', 'loss/<source>' where there are more}.
+
+    sums: [sources 2], losses and weights added up over the batches of a stream, a Pass or a Strided. Bits per byte are
+    counted by the bytes of the text, so that tokenizers compare.
+    """
     nll, tokens = sums.T
     loss = nll.sum() / max(tokens.sum(), 1)
     scores = {'loss': loss, 'perplexity': math.exp(min(loss, 700)),
@@ -49,5 +43,3 @@ def sums(model, sources, params, batch):
     rows = jnp.stack([jnp.sum(nll * batch['weights'], -1), jnp.sum(batch['weights'], -1)], -1)
     return sharding.constrain(jax.ops.segment_sum(rows, batch['source'], sources), None, None)
 
-
-_sums = jax.jit(sums, static_argnums=(0, 1))

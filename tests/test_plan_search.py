@@ -26,7 +26,8 @@ def test_a_shape_has_the_sizes_of_the_model_that_is_trained():
     model = shape.shape_of(settings_of('qwen3_30b_a3b').model)
     assert model.experts == shape.ExpertShape(count=128, top_k=8, ff=768, shared=0, capacity_factor=2.0)
     assert (model.heads, model.kv_heads, model.head_dim, model.vocab, model.up_projections) == (32, 4, 128, 151_936, 2)
-    assert (model.itemsize, model.windows, model.remat, model.vocab_chunks) == (2, (0,) * 48, 'full', 32)
+    assert (model.itemsize, tuple(a.window for a in model.attentions), model.remat, model.vocab_chunks) == (
+        2, (0,) * 48, 'full', 32)
     dense = shape.shape_of(settings_of('gpt2_124m').model)
     assert (dense.experts, dense.ff, dense.up_projections, dense.tied) == (None, 3072, 1, True)
     assert shape.shape_of(settings_of('shakespeare_char').model).vocab == 128  # 65 rows, padded

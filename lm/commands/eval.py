@@ -1,7 +1,6 @@
 """`lm eval`: how well a trained run predicts held-out text."""
 import json
 
-from lm import evaluate
 from lm.data.cache import root
 from lm.data.sliding import Strided
 from lm.train import runs
@@ -25,5 +24,6 @@ def main(run: str, *, split: str = 'valid', step: int = 0, stride: int = 0, cach
     stream = data.open(root(cache), split).once()
     if stride:
         stream = Strided(stream, data.context, stride)
-    scores = evaluate.score(trained.settings.model, trained.params, stream, trained.mesh)
+    settings = trained.settings
+    scores = settings.objective.score(settings.model, trained.params, stream, trained.mesh)
     print(json.dumps({'run': run, 'step': trained.step, 'split': split, **scores}, indent=1))

@@ -12,7 +12,7 @@ def names_as_read(settings, program):
     """Returns the names of a model's parameters in the order it reads them, and of those that hold all layers."""
     params = program.abstract.params
     with jax.set_mesh(program.mesh):
-        order = reading_order(train.parts(settings).objective, params, settings.data.example())
+        order = reading_order(train.parts(settings).loss, params, settings.data.example())
     axes = jax.tree.leaves(settings.model.axes(), is_leaf=lambda node: isinstance(node, tuple))
     layered = {name for name, names in zip(trees.flatten(params), axes, strict=True) if names[:1] == ('layers',)}
     return order, [name for name in order if name in layered]

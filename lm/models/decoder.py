@@ -14,6 +14,7 @@ from lm.models.mup import MupBase
 from lm.models.transformer import Layer, Stack
 from lm.nn import attention
 from lm.nn.context import Context, Execution
+from lm.nn.experts import Experts
 from lm.nn.norms import NoNorm
 from lm.nn.weights import Scope, normal, unbox, weight
 from lm.optim import matrices
@@ -52,7 +53,13 @@ class Decoder:
         if self.pattern and self.layer != Layer():
             raise config.Error('layer is not used where there is a pattern; set model.pattern.0 and so on instead.')
         for layer in self.layers:
-            layer.attention.head_size(self.width)
+            layer.attention.head_size(self.width)  # raises where it does not divide
+            if layer.cross:
+                raise config.Error('layer.cross reads a memory and a Decoder has none; set layer.cross=None.')
+        rates = {layer.mlp.bias_rate for layer in self.layers if isinstance(layer.mlp, Experts)}
+        if len(rates) > 1:
+            raise config.Error(f'bias_rate is {" and ".join(map(str, sorted(rates)))} in layers of one pattern; '
+                               'give all the same.')
         self.embedding.check(self.width)
         padded(self.vocab, self.execution.vocab_chunks)
         mup.base_model(self)

@@ -24,7 +24,8 @@ from lm.parallel import pipeline, sharding
 class Residual:
     """Base of the ways in which a sublayer f, a norm and the residual stream x are wired.
 
-    `norm(suffix)` declares a norm, a Normaliser; f(x, norm or None) -> (y, extra) applies it to its input.
+    `norm(suffix)` declares a norm, a Normaliser; f(x, norm or None) -> (y, extra) applies it to its input, so that
+    attention can recompute it with its projections, late (memory.checkpoint_late).
     """
 
     normalised = False  # whether the stream leaves a layer normalised, so that no norm follows the last
@@ -96,7 +97,7 @@ class Layer:
         if not 0 <= self.dropout < 1:
             raise config.Error(f'dropout={self.dropout} is not in [0, 1); try dropout=0.1.')
         if self.parallel and (self.residual.normalised or self.cross):
-            raise config.Error('parallel=true needs one norm before both sublayers and no cross attention; '
+            raise config.Error('parallel=true adds both sublayers to one input, unlike PostNorm and cross attention; '
                                'try residual=PreNorm or parallel=false.')
 
     def flops(self, width, length):
@@ -123,7 +124,7 @@ class Layer:
         middle, cache = add(x, 'attention', own, x, keys[0])
         if self.cross:
             across = attend(self.cross, 'cross', context._replace(cache=None, index=None, angles=None, table=None))
-            key = None if context.key is None else jax.random.fold_in(context.key, 2)
+            key = None if context.key is None else jax.random.fold_in(context.key, 2)  # beside the two of keys
             middle, _ = add(middle, 'cross', across, middle, key)
         x, auxiliary = add(middle, 'mlp', partial(self.mlp, **fixed), x if self.parallel else middle, keys[1])
         return sharding.constrain(tap('residual', x), 'batch', 'length', None), (cache, auxiliary)

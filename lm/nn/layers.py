@@ -10,7 +10,7 @@ from lm import config
 from lm.nn import attention, memory
 from lm.nn.activations import Activation, Gelu
 from lm.nn.norms import NoNorm, Norm
-from lm.nn.positions import Position, Rope, rotate
+from lm.nn.positions import Position, Relative, Rope, rotate
 from lm.nn.weights import Leaf, Scope, einsum, fill, normal, weight
 from lm.parallel import sharding
 
@@ -44,6 +44,9 @@ class Attention:
         for name in ('kv_heads', 'head_dim', 'window'):
             if getattr(self, name) < 0:
                 raise config.Error(f'{name}={getattr(self, name)} is negative; try {name}=0 for the usual size.')
+        if isinstance(self.position, Relative) and self.position.causal != self.causal:
+            raise config.Error(f'position.causal={self.position.causal} buckets other keys than causal={self.causal} '
+                               f'attention sees; try position=Relative(causal={self.causal}).')
         if self.heads % self.num_kv_heads:
             fits = max(n for n in range(1, self.num_kv_heads) if self.heads % n == 0)
             raise config.Error(f'kv_heads={self.kv_heads} does not divide heads={self.heads}; try kv_heads={fits}.')
@@ -62,14 +65,19 @@ class Attention:
         self.position.check(size)
         return size
 
+    def seen(self, length):
+        """Returns how many keys a query of a row of `length` sees on average, half of them where it is causal.
+
+        Whole rows are counted as by Chowdhery et al. 2022, appendix B.
+        """
+        window = min(self.window or length, length)
+        return (1 if self.causal else 2) * window * (length - window / 2) / length
+
     def flops(self, width, length):
         """Returns the FLOPs of one token's forward pass in a row of `length`: projections, and scores with their sum.
-
-        Of the square of scores a causal token sees half on average (Chowdhery et al. 2022, appendix B).
         """
-        size, seen = self.head_size(width), min(self.window or length, length)
-        scores = (2 if self.causal else 4) * seen * self.heads * size
-        return 4 * width * size * (self.heads + self.num_kv_heads) + scores
+        size = self.head_size(width)
+        return 4 * width * size * (self.heads + self.num_kv_heads) + 4 * self.seen(length) * self.heads * size
 
     def cache(self, width, batch, slots, dtype):
         """Returns empty keys and values, each [B S K H], for `slots` tokens a row."""

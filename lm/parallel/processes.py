@@ -270,4 +270,3 @@ class Stop:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
-    heed, forget = install, restore  # the names that lm.train and lm.sweep call

@@ -199,6 +199,6 @@ def _collectives(layout, workload, device):
 
 
 def attended_share(model, context):
-    """Returns the share of all pairs of positions of a row that a model's causal attention reads, mean over layers."""
-    windows = [min(window or context, context) for window in shape_of(model).windows]
-    return sum(w * (context - w / 2) / context ** 2 for w in windows) / len(windows)
+    """Returns the share of all pairs of positions of a row that a model's attention reads, mean over layers."""
+    attentions = shape_of(model).attentions
+    return sum(attention.seen(context) for attention in attentions) / len(attentions) / context

@@ -24,8 +24,8 @@ class ExpertShape:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Sizes of a decoder. ff: of its dense MLP. vocab: rows of the output layer, padding included. windows: one a
-    layer, 0 for full attention. remat, vocab_chunks: as the experiment has them.
+    """Sizes of a decoder. ff: of its dense MLP. vocab: rows of the output layer, padding included. attentions: one a
+    layer. remat, vocab_chunks: as the experiment has them.
     """
 
     width: int
@@ -38,7 +38,7 @@ class Shape:
     experts: ExpertShape | None
     vocab: int
     tied: bool
-    windows: tuple
+    attentions: tuple
     dtype: str
     remat: str
     vocab_chunks: int
@@ -71,11 +71,11 @@ def shape_of(model):
         return Shape(width=model.width, depth=model.depth, heads=attention.heads, kv_heads=attention.num_kv_heads,
                      head_dim=attention.head_size(model.width), ff=mlp.ff if experts else mlp.hidden(model.width),
                      gated=mlp.gated, experts=experts, vocab=model.padded_vocab, tied=model.head.tied,
-                     windows=tuple(layer.attention.window for layer in layers), dtype=execution.dtype,
+                     attentions=tuple(layer.attention for layer in layers), dtype=execution.dtype,
                      remat=execution.remat, vocab_chunks=execution.vocab_chunks)
     except AttributeError as error:
-        raise config.Error(f'{type(model).__name__} has no {error.name}, which lm.plan counts with; '
-                           'read it from the model in lm/plan/shape.py.') from error
+        raise config.Error(f'lm plan counts by a stack of layers, and {type(model).__name__} has no {error.name}; '
+                           'give it the fields of a Decoder, or plan a Decoder of its size.') from error
 
 
 def with_execution(model, remat, vocab_chunks):

@@ -12,13 +12,13 @@ class Judged:
     def __init__(self, sweep, trial, stop):
         self.sweep, self.trial, self.stop, self.asked = sweep, trial, stop, False
 
-    def heed(self):
+    def install(self):
         """Makes signals ask for a stop."""
-        self.stop.heed()
+        self.stop.install()
 
-    def forget(self):
+    def restore(self):
         """Leaves signals as they were."""
-        self.stop.forget()
+        self.stop.restore()
 
     def reached(self, step):
         """Returns whether the run stops after `step`."""

@@ -23,7 +23,7 @@ def train(sweep, chosen, cache):
             return busy
         data = trials[0].settings.data
         valid, program = data.open(cache, 'valid') if data.valid else None, vectors.program(trials)
-        monitors[0].run.stop.heed()
+        monitors[0].run.stop.install()
         try:
             state = loop.fit(program, monitors, valid)
         except loop.Preempted:

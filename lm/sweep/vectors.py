@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import config, records, train
+from lm.config.overrides import branches
 from lm.parallel import sharding
 
 _known = {}
@@ -61,8 +62,7 @@ def traceable(settings, key):
         parts = train.parts(with_traced_fields(settings, {key: number}))
         state = parts.init()
         return state, parts.step(state, settings.data.example())[0]
-    parts = settings.model, settings.objective, settings.optimizer, settings.optimizer.schedule
-    known = *map(type, parts), key
+    known = *(type(value) for _, value in branches(settings)), key
     if known not in _known:
         try:
             before, after = jax.eval_shape(run, jax.ShapeDtypeStruct((), jnp.float32))

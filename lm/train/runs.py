@@ -63,7 +63,7 @@ class Run:
 
     def close(self):
         """Waits for the save in flight, closes the record, and restores signal handlers."""
-        self.stop.forget()
+        self.stop.restore()
         self.writer.close()
         self.store.close()
         for lock in self.locks:

@@ -15,7 +15,7 @@ def train(settings, run, cache, mesh=None):
     if processes.decide(lambda: settings.steps in run.store.steps() and _scored(settings, run.directory)):
         print(f'{run.directory} is finished: {settings.steps} steps.')
         return
-    run.stop.heed()
+    run.stop.install()
     monitor = open_data(settings, run, cache)
     valid = settings.data.open(cache, 'valid') if settings.data.valid else None
     if valid:

@@ -82,22 +82,22 @@ def accumulated(loss, parts, *, noise_scale=False):
                             jax.eval_shape(weigh, params, *jax.tree.map(lambda x: x[0], given)))
         return jax.lax.scan(add, zero, given)[0]
 
-    def sweep(params, batch, key):
+    def whole_batch(params, batch, key):
         (grads, measured), weight = (add_up if noise_scale else reductions.all_reduce_once(add_up))(params, batch, key)
         grads, measured = jax.tree.map(lambda x: x / jnp.maximum(weight, 1e-9), (grads, measured))
         return grads, {**measured, 'weight': weight}
-    return sweep
+    return whole_batch
 
 
 class Parts(NamedTuple):
     """What an experiment is made of: the one place where its pure functions are built.
 
-    objective(params, batch, key) -> (loss, metrics). optimizer: an optax.GradientTransformation. gradient(state, batch)
-    -> (gradient, metrics). init(params) -> State, by default of the start's parameters. step(state, batch) -> (State,
-    metrics).
+    loss(params, batch, key) -> (loss, metrics): the objective of the model. optimizer: an optax.GradientTransformation.
+    gradient(state, batch) -> (gradient, metrics). init(params) -> State, by default of the start's parameters.
+    step(state, batch) -> (State, metrics).
     """
 
-    objective: Any
+    loss: Any
     optimizer: Any
     gradient: Any
     init: Any
