@@ -33,7 +33,7 @@ def total(sums, stream, mesh, batches=0):
 
 
 def scores(sums, stream):
-    """Returns what `score` does of the [sources 2] sums of losses and of weights over a stream's batches."""
+    """Returns the metrics that `score` returns, from a stream's sums [sources 2] of losses in nats and of weights."""
     nll, tokens = sums.T
     loss = nll.sum() / max(tokens.sum(), 1)
     scores = {'loss': loss, 'perplexity': math.exp(min(loss, 700)),
