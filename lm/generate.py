@@ -1,4 +1,4 @@
-"""Text from a trained model: samplers, prefill and decode with an explicit cache; and `lm generate`."""
+"""Text generation from a trained model: samplers, and prefill and decode with an explicit KV cache."""
 import sys
 from dataclasses import dataclass
 from functools import partial

@@ -72,27 +72,27 @@ def made(exponents):
 ])
 def test_powers_of_the_width_are_found_and_the_worst_is_named(exponents, faults):
     table = coord_check.rows(made(exponents))
-    passed, told = coord_check.verdict(table, settings(base=MupBase(width=384)))
-    assert passed is (not faults) and all(fault in told for fault in faults)
+    passed, message = coord_check.verdict(table, settings(base=MupBase(width=384)))
+    assert passed is (not faults) and all(fault in message for fault in faults)
     for row in table:
         kind = 'change' if 'change' in row.when else 'size'
         assert row.exponent == pytest.approx(exponents.get((kind, row.tap), 0.0), abs=0.03) and row.spread < 0.05
 
 
 def test_what_is_not_finite_or_never_moves_fails():
-    for bad, said, remedy in (np.nan, 'is not finite', 'try a lower rate'), \
+    for value, fault, remedy in (np.nan, 'is not finite', 'try a lower rate'), \
             (0.0, 'is zero', 'try model.base.width=384 model.base.heads=6'):
-        found = made({})
-        found.change['mlp'][1, 0, -1] = bad
-        passed, told = coord_check.verdict(coord_check.rows(found), settings())
-        assert not passed and f'mlp, change after 2 steps, {said}' in told
-        assert remedy in told
+        trace = made({})
+        trace.change['mlp'][1, 0, -1] = value
+        passed, message = coord_check.verdict(coord_check.rows(trace), settings())
+        assert not passed and f'mlp, change after 2 steps, {fault}' in message
+        assert remedy in message
 
 
-def check(tmp_path, *given):
+def check(tmp_path, *arguments):
     file = tmp_path / 'narrow.py'
     file.write_text(FILE)
-    return cli.main(['coord-check', str(file), f'--cache={tmp_path / "cache"}', *given])
+    return cli.main(['coord-check', str(file), f'--cache={tmp_path / "cache"}', *arguments])
 
 
 @pytest.mark.long
@@ -101,14 +101,15 @@ def test_mup_passes_and_the_standard_fails(tmp_path, capsys):
     assert check(tmp_path, *flags) == 0
     assert 'pass: ' in capsys.readouterr().out
     assert check(tmp_path, *flags, 'model.base=MupBase()') == 1
-    said = capsys.readouterr().out
-    assert 'fail: ' in said and 'grows as width^' in said and 'try model.base.width=16 model.base.heads=2' in said
+    printed = capsys.readouterr().out
+    assert 'fail: ' in printed and 'grows as width^' in printed
+    assert 'try model.base.width=16 model.base.heads=2' in printed
     text = (tmp_path / 'page.html').read_text()
-    assert text.count('data-plot=') == 2 and said.splitlines()[-1].split(';')[0] in text.replace('&#x27;', "'")
+    assert text.count('data-plot=') == 2 and printed.splitlines()[-1].split(';')[0] in text.replace('&#x27;', "'")
     assert not re.findall(r'(?:src|href)=["\'](?!data:)', text)
 
 
-@pytest.mark.parametrize('given, words', [
+@pytest.mark.parametrize('arguments, words', [
     (['--widths=64'], ['--widths=64', 'try --widths=64,128']),
     (['--widths=a,b'], ['--widths=a,b', 'try --widths=64,128']),
     (['--widths=16,21'], ['width=21', 'whole', 'try width=24']),
@@ -117,14 +118,14 @@ def test_mup_passes_and_the_standard_fails(tmp_path, capsys):
     (['model.base=MupBase(heads=2)'], ['names no width', 'try model.base.width=16']),
     (['--widths=16,32', 'model.vocab=99'], ['model.vocab=99', 'try model.vocab=258']),
 ])
-def test_bad_input_is_one_line(tmp_path, capsys, given, words):
-    assert check(tmp_path, *given) == 2
-    said = capsys.readouterr().err
-    assert said.count('\n') == 1 and all(word in said for word in words)
+def test_bad_input_is_one_line(tmp_path, capsys, arguments, words):
+    assert check(tmp_path, *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1 and all(word in error for word in words)
 
 
 def test_the_check_is_at_the_peak_rate_without_dropout():
-    given = coord_check.still(settings(layer=Layer(dropout=0.3), embedding=Embedding(dropout=0.3)), 4)
-    assert given.model.layer.dropout == given.model.embedding.dropout == 0
-    assert float(given.optimizer.rate(4)(0)) == np.float32(1e-3)
-    assert config.diff(given, coord_check.still(given, 4)) == {}
+    peak = coord_check.at_peak_rate(settings(layer=Layer(dropout=0.3), embedding=Embedding(dropout=0.3)), 4)
+    assert peak.model.layer.dropout == peak.model.embedding.dropout == 0
+    assert float(peak.optimizer.rate(4)(0)) == np.float32(1e-3)
+    assert config.diff(peak, coord_check.at_peak_rate(peak, 4)) == {}

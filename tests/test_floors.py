@@ -18,7 +18,7 @@ PLAIN = ('lm/backend.py', 'lm/bench.py', 'lm/cli.py', 'lm/generate.py', 'lm/hard
          'lm/tokenizers/', 'lm/models/decoder.py', 'lm/models/mup.py', 'lm/models/ngram.py', 'lm/data/packing/',
          'lm/data/corpus.py', 'lm/data/files.py', 'lm/data/loader.py', 'lm/data/order.py', 'lm/data/shards.py',
          'lm/data/sliding.py', 'lm/data/sources.py', 'lm/data/tfds.py', 'lm/commands/config.py', 'lm/commands/data.py',
-         'lm/debug/reading_order.py')
+         'lm/commands/coord_check.py', 'lm/debug/coord_check.py', 'lm/debug/reading_order.py', 'lm/nn/losses.py')
 
 
 def tree_of(file):

@@ -6,7 +6,7 @@ import numpy as np
 
 from lm import config
 from lm.data.cache import root
-from lm.debug.coord_check import as_page, as_text, numbers, rows, still, trace, verdict, widened
+from lm.debug.coord_check import as_page, as_text, at_peak_rate, measure, parse_widths, rows, verdict, widened
 from lm.pages.document import write
 from lm.train import session
 
@@ -24,20 +24,20 @@ def main(experiment: str, *overrides: str, widths: str = '64,128,256,512', steps
         html: file to write the picture to, which needs no network
         cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
     """
-    sizes = numbers(widths)
+    sizes = parse_widths(widths)
     for name, value in ('steps', steps), ('seeds', seeds):
         if value < 1:
             raise config.Error(f'--{name}={value} is not positive; try --{name}=3.')
-    settings = still(config.load(experiment, overrides).config, steps)
+    settings = at_peak_rate(config.load(experiment, overrides).config, steps)
     for width in sizes:
         widened(settings, width)
     stream = settings.data.open(root(cache), 'train')
     session.check_vocabulary(settings.model, stream.encoder)
-    batches = jax.tree.map(lambda *each: np.stack(each), *map(stream.batch_at, range(steps)))
-    found = trace(settings, sizes, batches, seeds)
-    table = rows(found)
-    passed, told = verdict(table, settings)
-    print(f'{as_text(found, table)}\n\n{told}')
+    batches = jax.tree.map(lambda *arrays: np.stack(arrays), *map(stream.batch_at, range(steps)))
+    trace = measure(settings, sizes, batches, seeds)
+    table = rows(trace)
+    passed, message = verdict(table, settings)
+    print(f'{as_text(trace, table)}\n\n{message}')
     if html:
-        write(html, as_page(found, table, f'Activations against width: {Path(experiment).stem}', told))
+        write(html, as_page(trace, table, f'Activations against width: {Path(experiment).stem}', message))
     return 0 if passed else 1

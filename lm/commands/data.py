@@ -3,6 +3,7 @@ from lm import config
 from lm.data.cache import prepare, root
 
 JAX = False  # starts no device
+SHOWN = 2000  # tokens of a document that --show prints
 
 
 def main(experiment: str, *overrides: str, cache: str = '', show: int = 0):
@@ -30,7 +31,10 @@ def main(experiment: str, *overrides: str, cache: str = '', show: int = 0):
                            soft_wrap=True)
     for part in (part for split, part in built if split == 'train'):
         for number in range(min(show, part.offsets.size - 1)):
-            terminal.print(_spelled(part.document(number), encoder), soft_wrap=True)
+            ids = part.document(number)
+            terminal.print(_spelled(ids[:SHOWN], encoder), soft_wrap=True)
+            if ids.size > SHOWN:
+                terminal.print(f'... {ids.size - SHOWN:,} more tokens of this document')
 
 
 def _table(built):

@@ -208,5 +208,5 @@ def _gather(cuts, source, index):
 
 
 def _weighted(batch):
-    """Returns the batch with weights: those it has, otherwise ones."""
+    """Returns the batch with 'weights' [B T]: its own, or float32 ones where it has none."""
     return {'weights': np.ones(batch['inputs'].shape, np.float32), **batch}

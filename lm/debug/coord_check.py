@@ -1,4 +1,4 @@
-"""Whether what flows through a model keeps its size as the model widens; and `lm coord-check`."""
+"""Coordinate check of muP: exponents of width of activations and of their change in training (Yang et al. 2022)."""
 import html as markup
 import math
 from dataclasses import dataclass, replace
@@ -14,11 +14,11 @@ from lm.pages import document, figures, tags
 from lm.pages.text import columns
 
 TAPS = ('embedding', 'attention', 'mlp', 'residual', 'logits')
-ROWS = 8  # of a batch, on which activations are looked at
-LIMIT = 0.25  # how far an exponent of width may be from 0
+ROWS = 8  # rows of the first batch whose activations are traced
+LIMIT = 0.25  # largest deviation of an exponent of width from 0 that passes
 INFINITE = 'is not finite'
 HEAD = ('what', 'when', 'exponent of width', '')
-DRAWN = {  # what of a Trace: the first step that has any, what it is, and how to read it
+PLOTS = {  # field of a Trace: (its first step that is plotted, title, caption)
     'size': (0, 'Mean |activation|', 'Flat lines keep their size.'),
     'change': (1, 'Mean |change| since the start', 'Flat lines learn at one pace at every width.'),
 }
@@ -26,9 +26,9 @@ DRAWN = {  # what of a Trace: the first step that has any, what it is, and how t
 
 @dataclass(frozen=True)
 class Trace:
-    """Means over tokens and layers at each width, step and seed: {tap: [widths seeds steps+1]}.
+    """Means of activations over tokens and layers at each width, seed and step: {tap: [widths seeds steps+1]}.
 
-    size: of |activation|. change: of |activation now - activation at the start|.
+    size: the mean of |activation|. change: the mean of |activation - activation at the start|.
     """
 
     widths: tuple[int, ...]
@@ -42,9 +42,9 @@ class Trace:
 
 @dataclass(frozen=True)
 class Row:
-    """The power of the width that something follows, its deviation over seeds, and what is wrong with it, if anything.
+    """The exponent of width of one tap's size or change, and its fault: 'grows', 'vanishes', ... or '' for none.
 
-    `sizes` are the means over seeds at each width.
+    sizes: the means over seeds at each width. spread: the standard deviation of the exponent over seeds.
     """
 
     tap: str
@@ -56,10 +56,10 @@ class Row:
 
 
 def widened(settings, width):
-    """Returns the settings with the model at a width; what its base names grows in proportion.
+    """Returns the settings with the model at `width`, the sizes that its base names scaled in proportion.
 
-    Without a base the heads grow too, and what else is given of kv_heads and ff. Raises config.Error where a size would
-    not be whole, or the model shows no activations.
+    Without a base, width and heads are scaled, and kv_heads and ff where they are set. Raises config.Error where a size
+    would not be whole, or the model has no `activations`.
     """
     model = settings.model
     if not hasattr(model, 'activations'):
@@ -74,98 +74,98 @@ def widened(settings, width):
     if width < 1 or width % step:
         near = max(1, round(width / step)) * step
         raise config.Error(f'at width={width} the sizes {sizes} are not whole in proportion; try width={near}.')
-    grown = {name: size * width // sizes['width'] for name, size in sizes.items()}
-    return replace(settings, model=mup.resized(model, grown))
+    scaled = {name: size * width // sizes['width'] for name, size in sizes.items()}
+    return replace(settings, model=mup.resized(model, scaled))
 
 
-def still(settings, steps):
-    """Returns the settings for `steps` steps at the peak rate and without dropout."""
+def at_peak_rate(settings, steps):
+    """Returns the settings for `steps` steps at the constant peak learning rate and without dropout."""
     return replace(settings, steps=steps, model=mup.without_dropout(settings.model),
                    optimizer=replace(settings.optimizer, schedule=optim.Constant()))
 
 
-def trace(settings, widths, batches, seeds):
+def measure(settings, widths, batches, seeds):
     """Returns the Trace of models at `widths`, each trained on batches {name: [steps B ...]} from `seeds` seeds."""
     names = {'inputs': 'tokens', 'segments': 'segments', 'positions': 'positions'}
-    probe = {given: batches[name][0, :ROWS] for name, given in names.items() if name in batches}
-    found = []
+    probe = {argument: batches[name][0, :ROWS] for name, argument in names.items() if name in batches}
+    runs = []
     for width in widths:
         wide = widened(settings, width)
-        found.append(jax.jit(lambda seeds, wide=wide: jax.lax.map(
-            lambda seed: _followed(replace(wide, seed=seed), probe, batches), seeds))(jnp.arange(seeds)))
-    size, change = ({tap: np.stack([np.asarray(each[kind][tap]) for each in found]) for tap in TAPS} for kind in (0, 1))
+        runs.append(jax.jit(lambda seeds, wide=wide: jax.lax.map(
+            lambda seed: _train(replace(wide, seed=seed), probe, batches), seeds))(jnp.arange(seeds)))
+    size, change = ({tap: np.stack([np.asarray(run[field][tap]) for run in runs]) for tap in TAPS} for field in (0, 1))
     return Trace(tuple(widths), size, change)
 
 
-def _followed(settings, probe, batches):
-    """Returns the sizes and the changes {tap: [steps+1]} of one run."""
+def _train(settings, probe, batches):
+    """Returns (size, change), each {tap: [steps+1]}, of the activations of one run on the inputs `probe`."""
     parts = train.parts(settings)
 
-    def seen(params):
-        flowing = settings.model.activations(params, **probe)
-        return {tap: flowing[tap].astype(jnp.float32) for tap in TAPS}
+    def activations_of(params):
+        activations = settings.model.activations(params, **probe)
+        return {tap: activations[tap].astype(jnp.float32) for tap in TAPS}
     first = parts.init()
-    start = seen(first.params)
+    start = activations_of(first.params)
 
-    def measure(params):
-        now = seen(params)
+    def means(params):
+        now = activations_of(params)
         return ({tap: jnp.mean(jnp.abs(now[tap])) for tap in TAPS},
                 {tap: jnp.mean(jnp.abs(now[tap] - start[tap])) for tap in TAPS})
 
     def advance(state, batch):
         state, _ = parts.step(state, batch)
-        return state, measure(state.params)
+        return state, means(state.params)
     _, later = jax.lax.scan(advance, first, batches)
-    return jax.tree.map(lambda one, more: jnp.concatenate([one[None], more]), measure(first.params), later)
+    return jax.tree.map(lambda initial, rest: jnp.concatenate([initial[None], rest]), means(first.params), later)
 
 
-def rows(found):
-    """Returns the Rows of a Trace: of every tap its size at the start and at the end, and its change.
+def rows(trace):
+    """Returns the Rows of a Trace: for every tap its size at the start and at the end, and its change at the end.
 
-    No size may grow with width. No change may grow either, nor vanish: then nothing inside the model learns.
+    Growth with width is a fault. So is a change that vanishes: wide models then learn nothing there.
     """
-    after = f'after {found.steps} step{"s" * (found.steps > 1)}'
+    after = f'after {trace.steps} step{"s" * (trace.steps > 1)}'
     return [row for tap in TAPS
-            for row in (_row(found, tap, 'size at the start', found.size[tap][..., 0], -math.inf),
-                        _row(found, tap, f'size {after}', found.size[tap][..., -1], -math.inf),
-                        _row(found, tap, f'change {after}', found.change[tap][..., -1], -LIMIT))]
+            for row in (_row(trace, tap, 'size at the start', trace.size[tap][..., 0], -math.inf),
+                        _row(trace, tap, f'size {after}', trace.size[tap][..., -1], -math.inf),
+                        _row(trace, tap, f'change {after}', trace.change[tap][..., -1], -LIMIT))]
 
 
-def _row(found, tap, when, values, least):
-    """Returns the Row of values [widths seeds] whose exponent is to be between `least` and LIMIT."""
+def _row(trace, tap, when, values, least):
+    """Returns the Row of values [widths seeds] whose exponent passes between `least` and LIMIT."""
     with np.errstate(all='ignore'):
         logs = np.log2(values)
     if not np.isfinite(logs).all():
         fault = 'is zero' if np.isfinite(values).all() else INFINITE
         return Row(tap, when, tuple(values.mean(1)), math.nan, math.nan, fault)
-    each = np.polyfit(np.log2(found.widths), logs, 1)[0]
-    exponent = float(np.polyfit(np.log2(found.widths), np.log2(values.mean(1)), 1)[0])
-    spread = float(np.std(each, ddof=1)) if len(each) > 1 else math.nan
+    slopes = np.polyfit(np.log2(trace.widths), logs, 1)[0]
+    exponent = float(np.polyfit(np.log2(trace.widths), np.log2(values.mean(1)), 1)[0])
+    spread = float(np.std(slopes, ddof=1)) if len(slopes) > 1 else math.nan
     fault = 'grows' if exponent > LIMIT else 'vanishes' if exponent < least else ''
     return Row(tap, when, tuple(values.mean(1)), exponent, spread, fault)
 
 
 def verdict(table, settings):
-    """Returns whether no Row has a fault, and a sentence that says so or names the worst."""
-    bad = [row for row in table if row.fault]
-    if not bad:
+    """Returns (passed, message) of the Rows: whether none has a fault, and a sentence that names the worst fault."""
+    faulty = [row for row in table if row.fault]
+    if not faulty:
         return True, f'pass: nothing grows past width^{LIMIT} and no change vanishes past width^-{LIMIT}.'
-    worst = max(bad, key=lambda row: abs(row.exponent) if math.isfinite(row.exponent) else math.inf)
-    told = f'fail: {worst.tap}, {worst.when}, {worst.fault}'
+    worst = max(faulty, key=lambda row: abs(row.exponent) if math.isfinite(row.exponent) else math.inf)
+    message = f'fail: {worst.tap}, {worst.when}, {worst.fault}'
     model = settings.model
-    told += f' as width^{worst.exponent:.2f}' if math.isfinite(worst.exponent) else ''
+    message += f' as width^{worst.exponent:.2f}' if math.isfinite(worst.exponent) else ''
     if worst.fault == INFINITE:
-        told += '; try a lower rate'
+        message += '; try a lower rate'
     elif not model.base.sizes:
-        told += f'; try model.base.width={model.width} model.base.heads={model.layers[0].attention.heads}'
-    return False, f'{told}.'
+        message += f'; try model.base.width={model.width} model.base.heads={model.layers[0].attention.heads}'
+    return False, f'{message}.'
 
 
-def as_text(found, table):
-    """Returns the Rows as text, one number for each width."""
-    head = ('mean |activation|', '', *(f'width {width}' for width in found.widths), 'exponent', '')
+def as_text(trace, table):
+    """Returns the Rows as a table in text, with a column of sizes for each width."""
+    head = ('mean |activation|', '', *(f'width {width}' for width in trace.widths), 'exponent', '')
     return columns(head, [(row.tap, row.when, *(f'{size:.4g}' for size in row.sizes), _exponent(row), row.fault)
-                               for row in table])
+                          for row in table])
 
 
 def _exponent(row):
@@ -174,29 +174,31 @@ def _exponent(row):
     return f'{row.exponent:+.2f}' + (f' ± {row.spread:.2f}' if math.isfinite(row.spread) else '')
 
 
-def as_page(found, table, title, told):
-    """Returns the Trace as the text of one HTML file: the verdict, plots against width, the table."""
-    drawn = {name: {str(step): _plot(found, name, step) for step in range(found.steps, first - 1, -1)}
-             for name, (first, _, _) in DRAWN.items()}
-    sections = [tags.section(said, figures.figure(name, {step: f'step {step}' for step in drawn[name]},
-                                              f'{caption} Bands span all seeds.', log_y=True))
-               for name, (_, said, caption) in DRAWN.items()]
+def as_page(trace, table, title, message):
+    """Returns the HTML page of a Trace, one self-contained file: the verdict's message, plots against width, the Rows.
+    """
+    plots = {name: {str(step): _plot(trace, name, step) for step in range(trace.steps, first - 1, -1)}
+             for name, (first, _, _) in PLOTS.items()}
+    sections = [tags.section(heading, figures.figure(name, {step: f'step {step}' for step in plots[name]},
+                                                     f'{caption} Bands span all seeds.', log_y=True))
+                for name, (_, heading, caption) in PLOTS.items()]
     cells = [(row.tap, row.when, _exponent(row), row.fault or 'as it should') for row in table]
-    body = '\n'.join([f'<h1>{markup.escape(title)}</h1>', tags.paragraph(told, ''), *sections,
+    body = '\n'.join([f'<h1>{markup.escape(title)}</h1>', tags.paragraph(message, ''), *sections,
                       tags.section('Exponents', tags.table(HEAD, cells))])
-    return document.render(title, body, drawn)
+    return document.render(title, body, plots)
 
 
-def _plot(found, name, step):
+def _plot(trace, name, step):
+    """Returns the data of one plot: a field of the Trace at `step` against width, a line and a band for each tap."""
     series = [{'name': tap, **{line: figures.rounded(reduce(values[..., step], axis=1))
                                for line, reduce in (('mean', np.mean), ('low', np.min), ('high', np.max))}}
-              for tap, values in getattr(found, name).items()]
-    return {'x': figures.rounded(np.array(found.widths, float)), 'xname': 'width', 'yname': DRAWN[name][1],
+              for tap, values in getattr(trace, name).items()]
+    return {'x': figures.rounded(np.array(trace.widths, float)), 'xname': 'width', 'yname': PLOTS[name][1],
             'series': series}
 
 
-def numbers(text):
-    """Returns the widths that '64,128' lists, ascending; raises config.Error where they are not two or more."""
+def parse_widths(text):
+    """Returns the widths of a list such as '64,128', ascending; raises config.Error for fewer than two of them."""
     parts = [part.strip() for part in text.split(',')]
     if not all(part.isdigit() for part in parts) or len(set(parts)) < 2:
         raise config.Error(f'--widths={text} is no list of two widths or more; try --widths=64,128,256,512.')

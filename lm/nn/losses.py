@@ -1,4 +1,4 @@
-"""Cross entropy with z-loss and smoothing, whole or in parts of the vocabulary, and masked means, all in float32."""
+"""Cross entropy with z-loss and smoothing, whole or in chunks of the vocabulary, and masked means, all in float32."""
 from dataclasses import dataclass
 from functools import partial
 
@@ -7,13 +7,13 @@ import jax.numpy as jnp
 
 from lm.parallel import reductions, sharding
 
-PADDING = -1e30
+PADDING = -1e30  # logit of a class that only pads the vocabulary
 
 
 def cross_entropy(logits, targets, vocab, smoothing=0.0):
     """Returns (nll, log_z), each [...] in nats and float32, of logits [... V] and targets [...].
 
-    Only the first `vocab` of the V classes exist; the rest pads the axis so that it shards. nll is the negative
+    Only the first `vocab` of the V classes are valid; the rest pads the axis so that it shards. nll is the negative
     log-likelihood of the target, mixed with `smoothing` of the mean over the vocabulary (Szegedy et al. 2016). log_z is
     the log of the softmax's normaliser, whose square is the z-loss (Chowdhery et al. 2022).
     """
@@ -27,24 +27,37 @@ def _cross_entropy(logits, targets, vocab, smoothing):
 
 def _forward(logits, targets, vocab, smoothing):
     classes = jnp.arange(logits.shape[-1])
-    known = jnp.where(classes < vocab, logits.astype(jnp.float32), PADDING)
-    log_z = jax.nn.logsumexp(known, axis=-1)
-    nll = log_z - jnp.sum(jnp.where(targets[..., None] == classes, known, 0), axis=-1)
+    valid = classes < vocab
+    masked = jnp.where(valid, logits.astype(jnp.float32), PADDING)
+    log_z = jax.nn.logsumexp(masked, axis=-1)
+    nll = log_z - jnp.sum(jnp.where(targets[..., None] == classes, masked, 0), axis=-1)
     if smoothing:
-        mean = jnp.sum(jnp.where(classes < vocab, known, 0), axis=-1) / vocab
+        mean = jnp.sum(jnp.where(valid, masked, 0), axis=-1) / vocab
         nll = (1 - smoothing) * nll + smoothing * (log_z - mean)
     return (nll, log_z), (logits, targets, log_z)
 
 
-def _backward(vocab, smoothing, given, g):
-    """Returns the gradient by the logits from them and log_z alone: softmax minus the smoothed target."""
-    logits, targets, log_z = given
-    of_nll, of_log_z = (each[..., None] for each in g)
-    classes = jnp.arange(logits.shape[-1])
-    known = classes < vocab
-    chance = jnp.where(known, jnp.exp(logits.astype(jnp.float32) - log_z[..., None]), 0)
-    target = (1 - smoothing) * (targets[..., None] == classes) + jnp.where(known, smoothing / vocab, 0)
-    return ((of_nll + of_log_z) * chance - of_nll * target).astype(logits.dtype), None
+def _backward(vocab, smoothing, residuals, cotangents):
+    """Returns the gradient with respect to the logits, recomputed from them and log_z."""
+    logits, targets, log_z = residuals
+    head = VocabHead(vocab, chunks=1, smoothing=smoothing)
+    dlogits = _dlogits(logits.astype(jnp.float32), jnp.arange(logits.shape[-1]), (targets, log_z), cotangents, head)
+    return dlogits.astype(logits.dtype), None
+
+
+def _dlogits(logits, classes, residuals, cotangents, head):
+    """Returns the gradient [... C] with respect to float32 logits [... C] of `classes` [C]: softmax minus target.
+
+    residuals: (targets, log_z) [...]. cotangents: the gradients [...] with respect to (nll, log_z). The target
+    distribution is smoothed by head.smoothing over the valid classes.
+    """
+    targets, log_z = residuals
+    dnll, dlog_z = (cotangent[..., None] for cotangent in cotangents)
+    valid = classes < head.vocab
+    probability = jnp.where(valid, jnp.exp(logits - log_z[..., None]), 0)
+    target = (1 - head.smoothing) * (targets[..., None] == classes)
+    target += jnp.where(valid, head.smoothing / head.vocab, 0)
+    return (dnll + dlog_z) * probability - dnll * target
 
 
 _cross_entropy.defvjp(_forward, _backward)
@@ -52,9 +65,9 @@ _cross_entropy.defvjp(_forward, _backward)
 
 @dataclass(frozen=True)
 class VocabHead:
-    """How hidden states become scores of `vocab` classes, in `chunks` of the vocabulary one after the other.
+    """The output head that turns hidden states into logits of `vocab` classes, computed in `chunks` one after another.
 
-    softcap: scores become c * tanh(scores / c), 0 for not. smoothing: as in `cross_entropy`.
+    softcap: logits become c * tanh(logits / c); 0 leaves them. smoothing: as in `cross_entropy`.
     """
 
     vocab: int
@@ -65,23 +78,26 @@ class VocabHead:
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def chunked_cross_entropy(x, table, targets, head):
-    """Returns what `cross_entropy` does of hidden states x [B T D] and a table [V D], without logits [B T V] in memory.
+    """Returns (nll, log_z) [B T] as `cross_entropy` does, of hidden states x [B T D], a table [V D] and targets [B T].
 
-    Each part of the table, rows i, i + parts, ..., is scored, reduced to running sums, and scored again for the
-    gradient. Under fsdp a part is gathered where it is used and its gradient is whole and scattered at once, so that
-    neither the table nor its gradient is ever whole on a device.
+    The logits [B T V] are never whole in memory: the logits of one chunk of the vocabulary, rows i, i + chunks, ... of
+    the table, are reduced to running sums, and recomputed for the gradient. Under FSDP a chunk's rows are all-gathered
+    where they are used and their gradient is reduce-scattered at once, so that no device holds the whole table or its
+    whole gradient.
     """
-    return _in_parts(x, table, targets, head)[0]
+    return _chunked_forward(x, table, targets, head)[0]
 
 
-def _parts_of(table, head):
-    """Returns the table [V D] as [parts V/parts D], each part spread over the mesh as the table is."""
-    split = table.reshape(-1, head.chunks, table.shape[-1])
-    return jnp.moveaxis(sharding.constrain(split, 'vocab', None, 'embed'), 1, 0)
+def _chunks(table, head):
+    """Returns (rows [chunks V/chunks D] of a table [V D], indices [chunks]); rows are sharded as the table is."""
+    rows = table.reshape(-1, head.chunks, table.shape[-1])
+    rows = jnp.moveaxis(sharding.constrain(rows, 'vocab', None, 'embed'), 1, 0)
+    return rows, jnp.arange(head.chunks)
 
 
-def _scored(x, rows, index, head):
-    """Returns (classes [V/parts], their scores [B T V/parts] in float32) of part `index`."""
+def _chunk_logits(x, chunk, head):
+    """Returns (classes [V/chunks], float32 logits [B T V/chunks]) of a chunk (rows [V/chunks D], index)."""
+    rows, index = chunk
     classes = index + head.chunks * jnp.arange(rows.shape[0])
     logits = jnp.einsum('BTD,VD->BTV', x, rows, preferred_element_type=jnp.float32)
     if head.softcap:
@@ -89,47 +105,42 @@ def _scored(x, rows, index, head):
     return classes, logits
 
 
-def _in_parts(x, table, targets, head):
-    def add(until, part):
-        top, total, target, mean = until
-        classes, logits = _scored(x, *part, head)
-        known = jnp.where(classes < head.vocab, logits, PADDING)
-        higher = jnp.maximum(top, jnp.max(known, axis=-1))
-        total = total * jnp.exp(top - higher) + jnp.sum(jnp.exp(known - higher[..., None]), axis=-1)
-        target += jnp.sum(jnp.where(targets[..., None] == classes, known, 0), axis=-1)
-        mean += jnp.sum(jnp.where(classes < head.vocab, known, 0), axis=-1) / head.vocab
-        return (higher, total, target, mean), None
+def _chunked_forward(x, table, targets, head):
+    def add(carry, chunk):
+        running_max, total, target, mean = carry
+        classes, logits = _chunk_logits(x, chunk, head)
+        valid = classes < head.vocab
+        masked = jnp.where(valid, logits, PADDING)
+        new_max = jnp.maximum(running_max, jnp.max(masked, axis=-1))
+        total = total * jnp.exp(running_max - new_max) + jnp.sum(jnp.exp(masked - new_max[..., None]), axis=-1)
+        target += jnp.sum(jnp.where(targets[..., None] == classes, masked, 0), axis=-1)
+        mean += jnp.sum(jnp.where(valid, masked, 0), axis=-1) / head.vocab
+        return (new_max, total, target, mean), None
     zero = jnp.zeros(targets.shape, jnp.float32)
-    parts = (_parts_of(table, head), jnp.arange(head.chunks))
-    (top, total, target, mean), _ = jax.lax.scan(add, (zero + PADDING, zero, zero, zero), parts)
-    log_z = top + jnp.log(total)
+    (max_logit, total, target, mean), _ = jax.lax.scan(add, (zero + PADDING, zero, zero, zero), _chunks(table, head))
+    log_z = max_logit + jnp.log(total)
     nll = log_z - (1 - head.smoothing) * target - head.smoothing * mean
     return (nll, log_z), (x, table, targets, log_z)
 
 
-def _in_parts_backward(head, given, g):
-    x, table, targets, log_z = given
-    of_nll, of_log_z = (each[..., None] for each in g)
+def _chunked_backward(head, residuals, cotangents):
+    """Returns the gradients with respect to x and the table."""
+    x, table, targets, log_z = residuals
 
-    def add(dx, part):
-        rows, _ = part
-        classes, logits = _scored(x, *part, head)
-        known = classes < head.vocab
-        chance = jnp.where(known, jnp.exp(logits - log_z[..., None]), 0)
-        target = (1 - head.smoothing) * (targets[..., None] == classes)
-        target += jnp.where(known, head.smoothing / head.vocab, 0)
-        slope = (of_nll + of_log_z) * chance - of_nll * target
+    def add(dx, chunk):
+        rows, _ = chunk
+        classes, logits = _chunk_logits(x, chunk, head)
+        dlogits = _dlogits(logits, classes, (targets, log_z), cotangents, head)
         if head.softcap:
-            slope *= 1 - jnp.square(logits / head.softcap)
-        slope = slope.astype(rows.dtype)
-        dx += jnp.einsum('BTV,VD->BTD', slope, rows, preferred_element_type=jnp.float32)
-        return dx, reductions.reduce_scatter(jnp.einsum('BTD,BTV->DV', x, slope), 'embed', 'vocab').T
-    parts = (_parts_of(table, head), jnp.arange(head.chunks))
-    dx, drows = jax.lax.scan(add, jnp.zeros(x.shape, jnp.float32), parts)
+            dlogits *= 1 - jnp.square(logits / head.softcap)
+        dlogits = dlogits.astype(rows.dtype)
+        dx += jnp.einsum('BTV,VD->BTD', dlogits, rows, preferred_element_type=jnp.float32)
+        return dx, reductions.reduce_scatter(jnp.einsum('BTD,BTV->DV', x, dlogits), 'embed', 'vocab').T
+    dx, drows = jax.lax.scan(add, jnp.zeros(x.shape, jnp.float32), _chunks(table, head))
     return dx.astype(x.dtype), jnp.moveaxis(drows, 0, 1).reshape(table.shape), None
 
 
-chunked_cross_entropy.defvjp(_in_parts, _in_parts_backward)
+chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)
 
 
 def masked_mean(values, weights, total):

@@ -55,7 +55,7 @@ def mlp_chunks(ff, width, shards):
 
 
 def tensor_shards(ff):
-    """Returns over how many devices the mesh in context splits `ff` hidden units."""
+    """Returns the number of tensor-parallel shards of `ff` hidden units: the size of the mesh axis, or 1."""
     size = jax.sharding.get_abstract_mesh().shape.get('tensor', 1)
     return 1 if ff % size else size
 

@@ -17,7 +17,7 @@ class Position:
     """Base of the schemes that act on queries and keys or on their scores."""
 
     def check(self, head_size):
-        """Raises config.Error where heads of this size cannot be used."""
+        """Returns nothing; raises config.Error if the scheme does not support heads of `head_size` channels."""
 
     def angles(self, positions, head_size):
         """Returns the (sin, cos) [B T H/2] that rotate queries and keys at positions [B T], or None."""
@@ -44,7 +44,7 @@ class AbsolutePosition:
     limit = 0  # the most tokens a text may have, 0 for any number
 
     def check(self, width):
-        """Raises config.Error where embeddings of this width cannot be used."""
+        """Returns nothing; raises config.Error if the scheme does not support embeddings of `width` channels."""
 
     def add(self, scope, x, positions):
         """Returns the embeddings x [B T D] with position information added, given positions [B T]."""

@@ -1,4 +1,4 @@
-"""When a trial's run stops: asked to, or by the sweep's rule."""
+"""The stop request of a trial's run: a signal to its process, or the sweep's stopping rule."""
 from lm.sweep.trials import judged_every, open_sweep, states
 
 

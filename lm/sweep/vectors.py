@@ -88,8 +88,8 @@ def with_traced_fields(value, changes):
 class Trials(train.Program):
     """C trials made executable: states, batches and metrics have a leading axis C, spread over a mesh of `trials`.
 
-    settings: the first trial's. sums(sources, state, batch) -> [C sources 2] of one validation
-    batch for all.
+    settings: the first trial's. sums(sources, states, batch): the objective's sums [C sources 2] over one validation
+    batch, which all trials share.
     """
 
     sums: Any

@@ -78,7 +78,7 @@ def _backward(view, score, given, g):
     queries = (query, ring.slots(ring.rank), of_queries, g, log_sum, along)
 
     def fold(grads, keys, source, pairs):
-        """Returns the gradients of what stays (queries, table) and of what travels (keys, values), all added to."""
+        """Returns grads, ((query, table), (key, value)), with the gradients of `pairs` of chunks added."""
         ((of_query, of_table), theirs), keys = grads, (*keys, ring.slots(source))
         for i, j in pairs:
             here, there, table_too = _pair_gradient(_half(queries, i), _half(keys, j), table, view, score)
@@ -121,7 +121,7 @@ class _Ring:
         return (self.rank - shift * step) % self.size
 
     def send(self, tree, shift):
-        """Returns what comes when every device sends its arrays `shift` devices on."""
+        """Returns the arrays received from the device `shift` ranks before, as each sends its own `shift` ranks on."""
         if shift % self.size == 0:
             return tree
         way = [(i, (i + shift) % self.size) for i in range(self.size)]

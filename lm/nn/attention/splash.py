@@ -83,7 +83,7 @@ def _pad(x, value):
 
 
 def _kernel(length, heads, view, interpret):
-    """Returns the splash kernel for `heads` heads of `length` keys under a AttentionSpec."""
+    """Returns the splash kernel for `heads` heads of `length` keys under an AttentionSpec."""
     from jax.experimental.pallas.ops.tpu import splash_attention
     shards = view.zigzag.shards if view.zigzag else 1
     window = view.window or length
