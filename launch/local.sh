@@ -156,7 +156,7 @@ if ! up_to_date; then
     (
         flock -n 9 || { say "another run is installing; waiting for it"; flock 9; }
         up_to_date || install 9>&-
-    ) 9>"$venv.lock"
+    ) 9>>"$venv.lock"
 fi
 export VIRTUAL_ENV=$venv PATH=$venv/bin:$PATH
 unset PYTHONHOME

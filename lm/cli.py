@@ -38,6 +38,7 @@ class Parameter:
 def main(argv=None):
     """Returns the exit code of the command line `argv`: 2 for a mistake in it, 130 when interrupted."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    sys.stdout, sys.stderr = (stream or open(os.devnull, 'w') for stream in (sys.stdout, sys.stderr))  # None if closed
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='replace')  # text of a model shows as ? where the terminal's encoding lacks it
     try:

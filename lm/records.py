@@ -29,7 +29,7 @@ def read(directory):
     for line in path.read_text().split('\n'):
         with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict)]
+    return [record for record in records if isinstance(record, dict) and isinstance(record.get('step'), int)]
 
 
 def offset(records, step):

@@ -54,10 +54,10 @@ def _table(built):
 def _spelled(ids, encoder):
     """Returns the text of `ids`, tokens on two background colours in turn; one without printable text shows as <id>."""
     from rich.text import Text
-    line = Text()
+    line, shown = Text(), ''
     for place, index in enumerate(ids.tolist()):
         spelled = encoder.decode([index])
         shown = spelled if spelled and '\ufffd' not in spelled else f'<{index}>'
         line.append(shown.replace('\n', '⏎\n'), ('black on cyan', 'black on yellow')[place % 2])
-        line.append('|' * (not line.plain.endswith('\n')), 'dim')
+        line.append('|' * (not shown.endswith('\n')), 'dim')
     return line

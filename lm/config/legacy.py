@@ -30,7 +30,8 @@ DECODER = {
     'heads': 'layer.attention.heads', 'kv_heads': 'layer.attention.kv_heads', 'head_dim': 'layer.attention.head_dim',
     'ff': 'layer.mlp.ff', 'activation': 'layer.mlp.activation', 'experts.top': 'layer.mlp.top_k',
     'experts.score': 'layer.mlp.router', 'experts.room': 'layer.mlp.capacity_factor', 'experts': 'layer.mlp',
-    'position': 'layer.attention.position', 'windows': 'layer.attention.window', 'norm': 'layer.norm',
+    'position.local_base': 'pattern', 'position': 'layer.attention.position',
+    'windows': 'layer.attention.window', 'norm': 'layer.norm',
     'norm_epsilon': 'layer.norm.epsilon', 'norm_place': 'layer.residual', 'bias': 'layer.attention.bias',
     'qk_norm': 'layer.attention.qk_norm', 'parallel': 'layer.parallel', 'tied': 'head.tied',
     'scaled_embedding': 'embedding.scaled', 'attention_softcap': 'layer.attention.softcap',
@@ -158,5 +159,6 @@ UPGRADES = {
     'lm.train:Config': _config,
     'lm.models:Decoder': _decoder,
     'lm.nn:Experts': partial(_renamed, EXPERTS),
+    'lm.nn:Rope': lambda fields: {name: value for name, value in fields.items() if name != 'local_base'},
     'lm.parallel:Pipeline': partial(_renamed, PIPELINE),
 }

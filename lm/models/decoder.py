@@ -51,7 +51,8 @@ class Decoder:
     def __post_init__(self):
         config.positive(self, 'vocab', 'depth', 'width')
         if self.pattern and self.layer != Layer():
-            raise config.Error('layer is not used where there is a pattern; set model.pattern.0 and so on instead.')
+            raise config.Error('layer is not used where there is a pattern; set model.pattern.0 and so on, with '
+                               'model.layer=Layer.')
         for layer in self.layers:
             layer.attention.head_size(self.width)  # raises where it does not divide
             if layer.cross:
@@ -75,6 +76,11 @@ class Decoder:
         base = mup.base_model(self)
         return Stack(tuple(mup.scaled(*pair, self.width, base.width)
                            for pair in zip(self.layers, base.layers, strict=True)), self.depth)
+
+    @property
+    def causal(self):
+        """Whether no token sees a later one."""
+        return all(layer.attention.causal for layer in self.layers)
 
     @property
     def limit(self):
@@ -128,7 +134,7 @@ class Decoder:
         return self.embedding(scope, self._table(scope), tokens, context, base_width=mup.base_model(self).width)
 
     def _final_norm(self, scope, x):
-        layer = self.layers[-1]
+        layer = self.stack.layer(self.depth - 1)
         return (NoNorm() if layer.residual.normalised else layer.norm)(scope, 'final_norm', x)
 
     def hidden(self, params, tokens, context, **options):
@@ -193,6 +199,8 @@ class Decoder:
 
     def prefill(self, params, tokens, lengths, slots):
         """Returns (logits [B V] after the last token, cache with `slots` slots) of prompts [B T] of lengths [B]."""
+        if not self.causal:
+            raise config.Error('a model that sees later tokens generates no text; set attention.causal=true.')
         empty = self.stack.cache(self.width, tokens.shape[0], slots, self.execution.dtype)
         x, outputs, _ = self.hidden(params, tokens, _context(tokens), cache=empty)
         last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)

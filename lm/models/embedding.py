@@ -22,6 +22,9 @@ class Embedding:
     dropout: float = 0.0
 
     def __post_init__(self):
+        if self.position and not isinstance(self.position, AbsolutePosition):
+            raise config.Error(f'{type(self.position).__name__} acts in attention, not on embeddings; '
+                               'try model.layer.attention.position.')
         if not 0 <= self.dropout < 1:
             raise config.Error(f'dropout={self.dropout} is not in [0, 1); try dropout=0.1.')
 

@@ -1,4 +1,5 @@
 """The block stack: a Layer is a value, a Stack repeats a pattern of them over its depth. x [B T D] -> x."""
+import abc
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from lm.parallel import pipeline, sharding
 
 
 @dataclass(frozen=True)
-class Residual:
+class Residual(abc.ABC):
     """Base of the ways in which a sublayer f, a norm and the residual stream x are wired.
 
     `norm(suffix)` declares a norm, a Normaliser; f(x, norm or None) -> (y, extra) applies it to its input, so that
@@ -30,9 +31,9 @@ class Residual:
 
     normalised = False  # whether the stream leaves a layer normalised, so that no norm follows the last
 
+    @abc.abstractmethod
     def branch(self, f, x, norm):
         """Returns (what f adds to the stream, extra)."""
-        raise NotImplementedError(f'{type(self).__name__} has no branch.')
 
     def join(self, x, y, norm):
         """Returns the stream x with y added."""

@@ -1,4 +1,5 @@
 """Elementwise nonlinearities, one frozen dataclass each: MLP(activation=Silu(), gated=True) is SwiGLU."""
+import abc
 from dataclasses import dataclass
 
 import jax
@@ -6,11 +7,12 @@ import jax.numpy as jnp
 
 
 @dataclass(frozen=True)
-class Activation:
+class Activation(abc.ABC):
     """Base of the elementwise nonlinearities; one is a frozen dataclass with this call."""
 
+    @abc.abstractmethod
     def __call__(self, x):
-        raise NotImplementedError(f'{type(self).__name__} has no formula.')
+        """Returns the activation of every entry of x."""
 
 
 @dataclass(frozen=True)

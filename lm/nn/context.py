@@ -2,6 +2,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from lm import config
 from lm.nn import attention, memory
 from lm.parallel.pipeline import Pipeline
 
@@ -45,3 +46,7 @@ class Execution:
     kernel: attention.Kernel = 'auto'
     vocab_chunks: int = 1
     pipeline: Pipeline = field(default_factory=Pipeline)
+
+    def __post_init__(self):
+        if self.unroll < 0:
+            raise config.Error(f'unroll={self.unroll} is negative; try unroll=0 for the usual number.')

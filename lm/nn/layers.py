@@ -44,6 +44,9 @@ class Attention:
         for name in ('kv_heads', 'head_dim', 'window'):
             if getattr(self, name) < 0:
                 raise config.Error(f'{name}={getattr(self, name)} is negative; try {name}=0 for the usual size.')
+        if not isinstance(self.position, Position):
+            raise config.Error(f'{type(self.position).__name__} is added to embeddings, not to attention; '
+                               'try model.embedding.position, and position=NoPE here.')
         if isinstance(self.position, Relative) and self.position.causal != self.causal:
             raise config.Error(f'position.causal={self.position.causal} buckets other keys than causal={self.causal} '
                                f'attention sees; try position=Relative(causal={self.causal}).')

@@ -1,4 +1,5 @@
 """Norms over the last axis, one frozen dataclass each."""
+import abc
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,16 +11,16 @@ from lm.nn.weights import fill, weight
 
 
 @dataclass(frozen=True)
-class Norm:
+class Norm(abc.ABC):
     """Base of the norms over the last axis, computed in float32 and returned in x's dtype."""
 
+    @abc.abstractmethod
     def weights(self, scope, name, size):
         """Returns the parameters of a norm `name` over `size` numbers, a tuple of float32 arrays [size]."""
-        raise NotImplementedError(f'{type(self).__name__} declares no weights.')
 
+    @abc.abstractmethod
     def normalise(self, x, weights):
         """Returns x [... D] normalised with these parameters."""
-        raise NotImplementedError(f'{type(self).__name__} normalises nothing.')
 
     def bind(self, scope, name, size):
         """Returns the norm with parameters of its own, a Normaliser."""

@@ -2,6 +2,7 @@
 
 A `Position` acts in attention, layer by layer; an `AbsolutePosition` is added to the embeddings.
 """
+import abc
 import math
 from dataclasses import dataclass
 
@@ -38,17 +39,17 @@ class NoPE(Position):
 
 
 @dataclass(frozen=True)
-class AbsolutePosition:
+class AbsolutePosition(abc.ABC):
     """Base of the schemes that are added to the embeddings."""
 
     limit = 0  # the most tokens a text may have, 0 for any number
 
-    def check(self, width):
+    def check(self, width):  # noqa: B027
         """Returns nothing; raises config.Error if the scheme does not support embeddings of `width` channels."""
 
+    @abc.abstractmethod
     def add(self, scope, x, positions):
         """Returns the embeddings x [B T D] with position information added, given positions [B T]."""
-        raise NotImplementedError(f'{type(self).__name__} adds nothing.')
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,12 @@ class Relative(Position):
     buckets: int = 32
     distance: int = 128
     causal: bool = True
+
+    def __post_init__(self):
+        near = self.buckets // (2 if self.causal else 4)  # distances that are exact
+        if near < 1 or self.distance <= near:
+            raise config.Error(f'buckets={self.buckets}, distance={self.distance} leave no logarithmic buckets; '
+                               'try buckets=32, distance=128.')
 
     def table(self, scope, heads):
         return weight(scope, 'relative', {'position': self.buckets, 'heads': heads}, normal(0.02)).value

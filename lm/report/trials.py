@@ -124,7 +124,8 @@ def _open(directory, root):
         flat = flatten(legacy.upgraded(about['config']))
         missing = [key for key in ('steps', 'data.batch', 'data.context') if key not in flat]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise Error(f'{directory}/config.json is no record of a run ({error}); remove the directory.') from error
+        raise Error(f'{directory}/config.json is no record of a run ({error}); repair it, or leave the run '
+                    'out.') from error
     if missing:
         raise Error(f'{directory}/config.json lacks {", ".join(missing)}; it is no training run.')
     recorded = records.read(directory)

@@ -154,7 +154,7 @@ def _check_rule(base, rule, steps):
 
 def add(directory, trials):
     """Adds trials to sweep.json; call it within `alone`."""
-    about = json.loads((directory / RECORD).read_text())
+    about = json.loads((directory / RECORD).read_text(encoding='utf-8'))
     about['trials'] |= _dumped(trials)
     files.replace(directory / RECORD, json.dumps(about, indent=1) + '\n')
 
@@ -170,7 +170,7 @@ def _write(sweep, file, given):
              'rule': config.dump(sweep.rule), 'trials': _dumped(sweep.trials)}
     copy = sweep.directory / 'experiment.py'
     if path != copy.resolve():
-        files.replace(copy, Path(file).read_text())
+        files.replace(copy, Path(file).read_text(encoding='utf-8'))
     files.replace(sweep.directory / RECORD, json.dumps(about, indent=1) + '\n')
 
 
@@ -179,7 +179,7 @@ def open_sweep(directory):
     path = Path(directory) / RECORD
     if not path.exists():
         raise config.Error(f'{directory} holds no sweep; begin one with lm sweep EXPERIMENT --workdir={directory}.')
-    return _read(path.parent, path.read_text())
+    return _read(path.parent, path.read_text(encoding='utf-8'))
 
 
 @functools.lru_cache(1)
@@ -238,7 +238,7 @@ def states(sweep):
 def reason(trial):
     """Returns why a trial failed, as text."""
     path = trial.directory / FAILED
-    return json.loads(path.read_text())['error'] if path.exists() else 'its last loss is not finite.'
+    return json.loads(path.read_text(encoding='utf-8'))['error'] if path.exists() else 'its last loss is not finite.'
 
 
 def shown(trial):

@@ -24,6 +24,9 @@ class Cadence:
 
     def __post_init__(self):
         config.positive(self, 'log', 'keep')
+        for name in ('eval', 'eval_batches', 'save'):
+            if getattr(self, name) < 0:
+                raise config.Error(f'{name}={getattr(self, name)} is negative; try cadence.{name}=0.')
 
 
 @dataclass(frozen=True)
@@ -75,4 +78,5 @@ class Config:
             near = max(1, round(self.data.batch / self.accumulate)) * self.accumulate
             raise config.Error(f'data.batch={self.data.batch} is not a multiple of accumulate={self.accumulate}; '
                                f'try data.batch={near}.')
-        self.optimizer.rate(self.steps)
+        self.optimizer.rate(self.steps)  # raises where the schedule does not fit the steps
+        self.objective.check(self.model)

@@ -84,9 +84,10 @@ class Monitor:
                 **processes.compare(host / steps, seconds / steps)}
 
     def validated(self, step, scores):
-        """Records validation scores, by which the best checkpoint is kept."""
+        """Records validation scores, by which the best checkpoint is kept; speed is measured anew from here on."""
         self.run.writer.write(step, {f'valid/{name}': value for name, value in scores.items()})
         self.run.store.score(step, scores['loss'])
+        self.last_logged = step, time.monotonic()
 
 
 class Readout:

@@ -38,6 +38,9 @@ class Objective(abc.ABC):
         sums = partial(_sums, self, model, len(stream.sources), params)
         return self.scores(evaluate.total(sums, stream, mesh, batches), stream)
 
+    def check(self, model):  # noqa: B027
+        """Raises config.Error where a model cannot be trained for it."""
+
     def summary(self, scores, data):
         """Returns the lines that tell the last scores of a run on `data`."""
         return ['validation ' + ', '.join(f'{name} {value:.4g}' for name, value in scores.items())]
@@ -65,6 +68,11 @@ class NextToken(Objective):
     smoothing: float = 0.0
     sample: str = '\n'
     baselines: bool = False
+
+    def check(self, model):
+        if not getattr(model, 'causal', True):  # a model of an experiment's own need not say
+            raise config.Error('attention with causal=false sees the token that it predicts; '
+                               'try model.layer.attention.causal=true, or another objective.')
 
     def loss(self, model, params, batch, key=None):
         nll, log_z, auxiliary = model.token_losses(params, batch, key, self.smoothing)

@@ -104,11 +104,17 @@ def _check_shared(directory, mark, patience=20):
 
 
 def _record(directory, experiment, devices):
-    """Writes what the run is made from, or checks that it is the same as when the directory was begun."""
-    path = directory / 'config.json'
-    if path.exists() and (changed := differences(read(directory), experiment.config)):
+    """Writes what the run is made from, or checks that it is the same as when the directory was begun.
+
+    A run that has taken no step on record yet, such as one whose data was missing, holds no directory for itself.
+    """
+    path, checkpoints = directory / 'config.json', directory / 'checkpoints'
+    begun = bool(records.read(directory)) or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+    if begun and path.exists() and (changed := differences(read(directory), experiment.config)):
         raise config.Error(f'{directory} belongs to another experiment: {changed}; '
                            'give another --workdir, or the values it was begun with.')
+    if path.exists() and (checkpoints / str(experiment.config.steps)).is_dir():
+        return  # finished: its record of how it was made stays
     shutil.copyfile(experiment.file, directory / 'experiment.py')
     about = {'config': config.dump(experiment.config), 'file': str(experiment.file), 'command': sys.argv,
              'device': devices[0].device_kind, 'devices': len(devices),
@@ -159,10 +165,12 @@ def read(directory):
     if not path.exists():
         raise config.Error(f'{directory} holds no run; give the --workdir of an `lm train`.')
     try:
-        dumped = json.loads(path.read_text())['config']
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise config.Error(f'{path} is no record of a run ({error}); remove the directory.') from error
-    return config.build(dumped, Path(directory) / 'experiment.py')
+        return config.build(json.loads(path.read_text(encoding='utf-8'))['config'], Path(directory) / 'experiment.py')
+    except config.Error:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # a damaged file can be wrong anywhere
+        raise config.Error(f'{path} is no record of a run ({config.first_line(error)}); repair it, or leave the run '
+                           'out.') from error
 
 
 def keep_tokenizer(directory, source):

@@ -79,7 +79,7 @@ def path(directory, step):
 def read(directory, step):
     """Returns the record of a step of a run, or None."""
     file = path(directory, step)
-    return json.loads(file.read_text()) if file.exists() else None
+    return json.loads(file.read_text(encoding='utf-8')) if file.exists() else None
 
 
 def steps(directory):
