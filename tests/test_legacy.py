@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import simulated
-from architectures import ALL, jit
+from architectures import DECODERS, jit
 
 from lm import config, data, optim, records, train
 from lm.config.legacy import upgraded
@@ -221,7 +221,7 @@ def test_an_upgraded_record_is_upgraded_no_more(old):
     assert upgraded(once) == once
 
 
-@pytest.mark.parametrize('model', ALL.values(), ids=ALL)
+@pytest.mark.parametrize('model', DECODERS.values(), ids=DECODERS)
 def test_a_present_record_is_left_as_it_is(model):
     dumped = config.dump(settings(model=model))
     assert upgraded(dumped) == dumped and config.build(dumped).model == model
