@@ -78,7 +78,9 @@ extras() {
 ours() { [[ -f $venv/pyvenv.cfg ]] && { [[ -f $marker ]] || grep -qs '^root /' "$stamp"; }; }
 
 # Whether the folder may become an environment: it does not exist, is empty, or was marked just before the first file.
-vacant() { [[ -f $marker || ! -e $venv ]] || [[ -d $venv && -z $(shopt -s nullglob dotglob; printf '%s' "$venv"/*) ]]; }
+vacant() {  # the marker is looked for last: another run may be writing it now, into a folder that was empty
+    [[ ! -e $venv ]] || [[ -d $venv && -z $(shopt -s nullglob dotglob; printf '%s' "$venv"/*) ]] || [[ -f $marker ]]
+}
 
 mark() { { mkdir -p "$venv" && printf '%s\n' "$root" >"$marker"; } || die "could not write to $venv."; }
 

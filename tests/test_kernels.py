@@ -110,9 +110,9 @@ def test_each_platform_has_its_kernel_and_says_so_once(monkeypatch, capsys, said
     ('tpu', {'bias': BIAS}, 'splash', 'blocked', 'Alibi'),
     ('tpu', {'zigzag': attention.Zigzag(4)}, 'splash', 'ring', '64 tokens'),
     ('gpu', {}, 'cudnn', 'blocked', 'bfloat16'),
-    ('gpu', {'softcap': 5.0, 'dtype': jnp.bfloat16}, 'cudnn', 'blocked', 'softcap is 5.0'),
+    ('gpu', {'softcap': 5.0, 'dtype': jnp.bfloat16}, 'cudnn', 'blocked', 'softcap=5.0'),
     ('gpu', {'bias': BIAS, 'dtype': jnp.bfloat16}, 'cudnn', 'blocked', 'Alibi'),
-    ('gpu', {'zigzag': attention.Zigzag(4), 'dtype': jnp.bfloat16}, 'cudnn', 'ring', 'splits the length'),
+    ('gpu', {'zigzag': attention.Zigzag(4), 'dtype': jnp.bfloat16}, 'cudnn', 'ring', 'the mesh shards'),
 ])
 def test_a_fall_back_is_one_warning_with_the_reason(platform, fields, fast, slow, words, monkeypatch, capsys, said):
     assert [pick(platform, monkeypatch, **fields) for _ in range(2)] == [slow, slow]
@@ -126,7 +126,7 @@ def test_a_fall_back_is_one_warning_with_the_reason(platform, fields, fast, slow
     ('cpu', {'kernel': 'splash'}, 'TPU'), ('cpu', {'kernel': 'cudnn'}, 'NVIDIA'),
     ('cpu', {'kernel': 'ring'}, 'context'),
     ('tpu', {'kernel': 'splash', 'bias': BIAS}, 'Alibi'),
-    ('cpu', {'kernel': 'blocked', 'zigzag': attention.Zigzag(2)}, 'splits the length'),
+    ('cpu', {'kernel': 'blocked', 'zigzag': attention.Zigzag(2)}, 'the mesh shards'),
 ])
 def test_a_kernel_picked_by_hand_that_cannot_is_one_clear_line(platform, fields, words, monkeypatch, said):
     with pytest.raises(config.Error) as caught:

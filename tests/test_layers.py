@@ -11,7 +11,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from lm import config
-from lm.nn import Gelu, LayerNorm, NoNorm, Relu, Relu2, RMSNorm, Silu, layers, memory, weights
+from lm.nn import Gelu, LayerNorm, NoNorm, Relu, Relu2, RMSNorm, Silu, memory, weights
+from lm.nn.dropout import dropout
 from lm.nn.embedding import look_up
 from lm.nn.weights import Scope, Weight
 from lm.parallel import sharding
@@ -124,7 +125,7 @@ def test_hidden_units_are_cut_into_equal_chunks(ff, width, shards, count):
 
 def test_dropout():
     x, key, rows = jnp.ones((100, 20, 10)), jax.random.key(0), jnp.arange(100)
-    drop = partial(layers.dropout, rows=rows)
+    drop = partial(dropout, rows=rows)
     dropped = np.asarray(drop(x, 0.25, key))
     np.testing.assert_allclose(np.unique(dropped), [0, 1 / 0.75])
     assert abs(np.mean(dropped == 0) - 0.25) < 0.01
@@ -139,8 +140,8 @@ def test_dropout():
 
 def test_a_row_loses_the_same_in_whatever_company():
     x, key = jax.random.normal(jax.random.key(1), (8, 20, 10)), jax.random.key(0)
-    whole = layers.dropout(x, 0.5, key, jnp.arange(8))
-    np.testing.assert_array_equal(layers.dropout(x[3::2], 0.5, key, jnp.arange(8)[3::2]), whole[3::2])
+    whole = dropout(x, 0.5, key, jnp.arange(8))
+    np.testing.assert_array_equal(dropout(x[3::2], 0.5, key, jnp.arange(8)[3::2]), whole[3::2])
 
 
 def scale(scope, x):

@@ -34,7 +34,7 @@ def test_a_shape_has_the_sizes_of_the_model_that_is_trained():
 
 
 def test_a_model_that_the_formulas_cannot_count_is_refused():
-    with pytest.raises(config.Error, match='SimpleNamespace has no stack, which'):
+    with pytest.raises(config.Error, match='SimpleNamespace has no stack; give it'):
         shape.shape_of(types.SimpleNamespace(depth=2))
 
 

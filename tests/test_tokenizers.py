@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lm import config, data, generate
-from lm.nn import positions
 from lm.tokenizers import huggingface, plain, sentencepiece
+from lm.tokenizers.sentencepiece import PieceEncoder
 
 CONTROLS = ('<eos>', '</s>', '<s>', '<unk>', '<|endoftext|>', '<0x0A>', '<bos>', '<|user|>', '[INST]')
 ODD = ('a▁b ▁▁', ' \t\r\n\r\n  x', '\u200b\u00a0\u2028\u2029\x85\x0b\x0c', 'e\u0301é ﬁ Å', '😀👩‍👩‍👧‍👦🇩🇪',
@@ -283,7 +283,7 @@ def dummy_pieces():
     sentencepiece, written = pytest.importorskip('sentencepiece'), io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(LINES), model_writer=written, vocab_size=60,
                                              minloglevel=2, hard_vocab_limit=False)
-    return sentencepiece.PieceEncoder(written.getvalue())
+    return PieceEncoder(written.getvalue())
 
 
 CONTINUED = {**{name: COMPLETE[name] for name in ('bytes', 'unigram', 'bpe', 'json')}, 'wordpiece': word_pieces,
@@ -294,7 +294,7 @@ CONTINUED = {**{name: COMPLETE[name] for name in ('bytes', 'unigram', 'bpe', 'js
 
 class Recital:
     """A model that says the tokens that are its parameters, one after the other."""
-    position = positions.Rope()
+    limit = 0
 
     def __init__(self, vocab):
         self.vocab = vocab
