@@ -5,10 +5,10 @@ import os
 from lm.config.annotations import Error
 
 
-def replace(path, text):
-    """Writes a text file atomically: a reader sees the old text or the new one, never a part."""
+def replace(path, content):
+    """Writes a text or bytes to a Path atomically: a reader sees the old content or the new, never half of it."""
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    temporary.write_text(text, encoding='utf-8')
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(temporary, path)
 
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 
 from lm import backend, config, hardware
+from lm.config import files
 from lm.plan import topology
 
 OUT_OF_MEMORY = re.compile(r'(?:Used |required[^(]*\()([\d.]+)([KMG])\b')
@@ -162,10 +163,7 @@ def _answer(request):
     path = directory / f'{cache_key(lowered, cluster)}.json.gz'
     cached = path.exists()
     if not cached:
-        packed = gzip.compress(json.dumps(_compile(lowered)).encode())
-        part = path.with_suffix(f'.{os.getpid()}')
-        part.write_bytes(packed)
-        part.replace(path)  # atomic: another process may compile the same step
+        files.replace(path, gzip.compress(json.dumps(_compile(lowered)).encode()))  # others may compile the same step
     return {'path': str(path), 'cached': cached}
 
 

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import re
 from collections import Counter
@@ -16,6 +15,7 @@ from collections import Counter
 import numpy as np
 
 from lm import config
+from lm.config import files
 
 _SEGMENT = 2 ** 16
 _BREAK = re.compile(r'(?<=\S)\n(?=\S)')
@@ -93,11 +93,9 @@ def segments(text):
 
 
 def keep(path, content):
-    """Writes bytes to `path` atomically: a reader sees all of them or no file."""
+    """Writes bytes to `path` atomically, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'{path.name}.{os.getpid()}')
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    files.replace(path, content)
 
 
 def hashed(content):
