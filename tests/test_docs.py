@@ -1,83 +1,33 @@
-"""README and guides: commands run or say what they need, examples run, links lead to files, an addition is one file."""
+"""README and guides: commands run or say what they need, examples run, links lead to files."""
 import argparse
-import dataclasses
-import os
-import pathlib
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
 
+import guides
 import jax
 import pytest
+from guides import (
+    ADDING,
+    CHEAPER,
+    CODES,
+    DOCS,
+    OPTIONS,
+    QUICKSTART,
+    README,
+    ROOT,
+    TOY,
+    Command,
+    as_command,
+    blocks,
+    commands,
+    python,
+)
 
-from lm import cli, config, records, train
+from lm import cli, config
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-README, ADDING = ROOT / 'README.md', ROOT / 'docs/adding.md'
-DOCS = [README, *sorted((ROOT / 'docs').glob('*.md'))]
-COMMAND = re.compile(r'((?:[A-Z_]+=\S+ +)*)((?:lm|launch/\S+|python3?|sky) .*)')
-# What makes a command cheap: words in place of others, options of a verb, and values of every training.
-CHEAPER = {'--seeds=5': '--seeds=2', '--step=150': '--step=20',
-           '--sample=Random(trials=6)': '--sample=Random(trials=1)'}
-OPTIONS = {'coord-check': ['--widths=32,64', '--steps=1', '--seeds=1'], 'generate': ['--length=4']}
-TOY = {'steps': '20', 'model.depth': '1', 'model.width': '16', 'data.context': '16', 'data.valid.start': '0.99'}
-QUICKSTART = {'data.context': '80', 'data.tokenizer.size': '512', 'model.vocab': '512', 'objective.baselines': 'false',
-              'data.train.stop': '0.01', 'data.valid.start': '0.998'}
-CODES = {'bisect': {1}, 'coord-check': {0, 1}}  # exit codes, where the guides say that it is not 0 alone
-
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """A command of a guide: `words` without the launcher, which may stand before; `needs` is what its comment says."""
-
-    words: tuple
-    launcher: tuple = ()
-    needs: str = ''
-
-    @property
-    def verb(self):
-        return self.words[1] if self.words[:1] == ('lm',) else ''
-
-
-def blocks(text):
-    """Yields (language, code) of every fenced block, and ('', code) of every indented one."""
-    fence, lines = None, []
-    for line in [*text.split('\n'), 'end']:
-        if fence is None and line.startswith('    '):
-            lines.append(line[4:])
-        elif fence is not None and not line.startswith('```'):
-            lines.append(line)
-        elif line:
-            if lines:
-                yield fence or '', '\n'.join(lines)
-            fence, lines = (line[3:] if fence is None and line.startswith('```') else None), []
-
-
-def python(text):
-    return [code for language, code in blocks(text) if language == 'python']
-
-
-def commands(text):
-    """Returns the Commands of a text's blocks."""
-    lines = [line for language, code in blocks(text) if language in ('', 'sh', 'bash')
-             for line in re.sub(r'\\\n\s*', '', code).split('\n')]
-    return [as_command(match[2]) for match in map(COMMAND.fullmatch, lines) if match]
-
-
-def as_command(line):
-    needs = re.search(r'\s# .*?(needs .*)', line)
-    words = tuple(shlex.split(line, comments=True))
-    launcher = ()
-    if words[0] == 'launch/local.sh':
-        launcher, words = words[:1], words[1:]
-    elif words[0].startswith('launch/'):
-        launcher, words = words[:words.index('--')], words[words.index('--') + 1:]
-    elif words[0] == 'sky':
-        launcher, words = words, tuple(shlex.split(next(word for word in words if 'lm ' in word).partition('=')[2]))
-    return Command(words, launcher, needs[1] if needs else '')
+place, inside = guides.place, guides.inside  # fixtures
 
 
 def test_every_form_of_command_is_seen():
@@ -108,32 +58,6 @@ def test_links_lead_to_files(doc):
 def test_the_readme_links_every_guide():
     text = README.read_text(encoding='utf-8')
     assert [doc.name for doc in DOCS[1:] if f'docs/{doc.name}' not in text] == []
-
-
-@pytest.fixture(scope='module')
-def place(tmp_path_factory):
-    """Returns a directory with the experiments, those of docs/adding.md among them, to run commands in."""
-    folder = tmp_path_factory.mktemp('docs')
-    shutil.copytree(ROOT / 'experiments', folder / 'experiments', ignore=shutil.ignore_patterns('*.html', '*.png'))
-    for name, code in additions().items():
-        if name.startswith('experiments/'):
-            (folder / name).write_text(code)
-    return folder
-
-
-@pytest.fixture
-def inside(place, monkeypatch):
-    """Runs a test in `place`, on one device and with a token cache of its own; the environment is as before after it.
-    """
-    monkeypatch.chdir(place)
-    monkeypatch.setenv('LM_CACHE', str(place / 'cache'))
-    for name in ('XLA_FLAGS', 'LIBTPU_INIT_ARGS', 'XLA_PYTHON_CLIENT_MEM_FRACTION'):  # `lm` sets these
-        monkeypatch.setenv(name, os.environ.get(name, ''))
-    # each run would compile the sampler for its last line; `lm generate` runs it
-    monkeypatch.setattr(train.NextToken, 'show', lambda *args: 'a sample')
-    devices = jax.devices()
-    monkeypatch.setattr(jax, 'devices', lambda: devices[:1])
-    return lambda: monkeypatch.setattr(jax, 'devices', lambda: devices)
 
 
 def parsed(command):
@@ -244,97 +168,6 @@ def test_python_examples_run(doc, inside, place):
         if hasattr(module, 'model'):
             own = jax.eval_shape(module.model.init, jax.random.key(0))
             assert [shapes['tokens'].shape[1] for shapes in (module.model.base_shapes(), own)] == [64, 512]
-
-
-def sections():
-    """Returns {heading: text} of docs/adding.md."""
-    heads = re.split(r'^## (.*)$', ADDING.read_text(encoding='utf-8'), flags=re.MULTILINE)
-    return dict(zip(heads[1::2], heads[2::2], strict=True))
-
-
-PARTS = ('Activation', 'Norm', 'Position', 'Residual', 'Data source and filter', 'Objective', 'Start')
-
-
-def additions():
-    """Returns {file: text} of the files that docs/adding.md adds."""
-    section = sections()
-    opening = python(ADDING.read_text(encoding='utf-8'))[0]
-    mine = '\n\n'.join([opening, *(python(section[name])[0] for name in PARTS)])
-    return {'experiments/mine.py': mine, 'experiments/bigram.py': python(section['Model'])[0],
-            'experiments/synthetic.py': python(section['Experiment'])[0],
-            'lm/data/packing/beginnings.py': python(section['Packing'])[0],
-            'lm/commands/losses.py': python(section['Verb'])[0]}
-
-
-def test_the_table_of_additions_has_a_section_for_each():
-    table = re.findall(r'^\| ([a-z, ]+) \|', ADDING.read_text(encoding='utf-8'), flags=re.MULTILINE)
-    kinds = [kind.partition(',')[0] for kind in table if kind != 'what']
-    headings = ' '.join(sections()).lower()
-    assert len(kinds) == 13 and [kind for kind in kinds if kind not in headings] == []
-
-
-@pytest.fixture
-def mine(place):
-    """Returns the experiment file of docs/adding.md, to be written anew; it is as before after the test."""
-    file = place / 'experiments/mine.py'  # always this one: of two files with a class of one name neither is meant
-    yield file
-    file.write_text(additions()['experiments/mine.py'])
-
-
-@pytest.mark.parametrize('part', PARTS)
-def test_a_class_in_the_experiment_file_is_all_an_addition_takes(part, inside, mine):
-    text, (code,) = sections()[part], python(sections()[part])
-    mine.write_text(f'{python(ADDING.read_text(encoding="utf-8"))[0]}\n\n{code}')
-    (command,) = commands(text)
-    overrides = [word for word in command.words[3:] if not word.startswith('--')]
-    name = re.search(r'^class (\w+)', code, flags=re.MULTILINE)[1]
-    settings = config.load(mine, overrides).config
-    dumped = config.dump(settings)
-    assert f"'experiment:{name}'" in str(dumped)
-    assert config.fingerprint(config.build(dumped, mine)) == config.fingerprint(settings)
-    parts = train.parts(settings)
-    state, metrics = jax.eval_shape(parts.step, jax.eval_shape(parts.init), settings.data.example())
-    assert metrics['loss'].shape == () and state.step.shape == ()
-
-
-SCRIPT = """
-import sys
-from lm import cli
-for argv in {argvs}:
-    code = cli.main(argv)
-    if code:
-        sys.exit(code)
-"""
-
-
-def test_all_additions_work_together_and_touch_no_other_file(tmp_path):
-    shutil.copytree(ROOT / 'lm', tmp_path / 'lm', ignore=shutil.ignore_patterns('__pycache__'))
-    (tmp_path / 'experiments').mkdir()
-    shutil.copy(ROOT / 'experiments/tiny.py', tmp_path / 'experiments')
-    for name, code in additions().items():
-        assert not (tmp_path / name).exists()
-        (tmp_path / name).write_text(code)
-    optimizer = python((ROOT / 'docs/optimizers.md').read_text(encoding='utf-8'))[0]
-    with open(tmp_path / 'experiments/mine.py', 'a') as file:
-        file.write(f'\n\n{optimizer}')
-    every = [command for text in sections().values() for command in commands(text)]
-    overrides = [word for command in every if command.words[2] == 'experiments/mine.py' for word in command.words[3:]
-                 if not word.startswith('--')]
-    toy = [f'{key}={value}' for key, value in TOY.items()]
-    trained = [['train', 'experiments/mine.py', *overrides, 'optimizer=Signum', *toy],
-               *(['train', *command.words[2:], 'steps=20', 'data.context=16'] for command in every
-                 if command.words[2] in ('experiments/bigram.py', 'experiments/synthetic.py'))]
-    assert len(overrides) == 8 and len(trained) == 3
-    (verb,) = [command for command in every if command.verb == 'losses']
-    argvs = [*trained, [*verb.words[1:2], 'runs/mine', 'runs/bigram', *verb.words[-1:]]]
-    environ = {**os.environ, 'PYTHONPATH': str(tmp_path), 'LM_CACHE': str(tmp_path / 'cache'),
-               'XLA_FLAGS': '--xla_backend_optimization_level=0'}
-    done = subprocess.run([sys.executable, '-c', SCRIPT.format(argvs=argvs)], cwd=tmp_path, env=environ,
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    losses = {run: [record['loss'] for record in records.read(tmp_path / run) if 'loss' in record][-1]
-              for run in ('runs/mine', 'runs/bigram')}
-    assert done.stdout.split('\n')[-3:-1] == [f'{loss:.2f}  {run}' for run, loss in losses.items()]
 
 
 def test_extras_named_in_the_readme_exist():

@@ -27,6 +27,7 @@ from lm.config.annotations import (
     kind_of,
     mismatch,
 )
+from lm.config.snapshots import EXPERIMENT
 
 WORDS = {bool: {'true': True, 'yes': True, 'on': True, '1': True, 'false': False, 'no': False, 'off': False,
                 '0': False},
@@ -237,7 +238,7 @@ def _fit_component(value, bases, key, current):
     name = call.name.rpartition('.')[2]
     named = [cls for cls in known if cls.__name__.lower() == name.lower()]
     named = [cls for cls in named if cls.__name__ == name] or named
-    if all(cls.__module__.startswith('experiment@') for cls in named):
+    if all(cls.__module__.startswith(f'{EXPERIMENT}@') for cls in named):
         named = named[-1:]  # of files that were loaded one after the other, the newest is meant
     if len(named) > 1:
         raise Error(f'{key}={value} may be {" or ".join(f"{c.__module__}.{c.__name__}" for c in named)}; rename one.')
