@@ -34,10 +34,26 @@ from lm.nn import (
     Sinusoidal,
 )
 from lm.parallel import Pipeline, sharding
-from lm.report import trials, variants
+from lm.report import trials as reported
+from lm.report import variants
+from lm.sweep import trials
 from lm.train import runs, session
 
 OLD_RUN = pathlib.Path(__file__).parent / 'old_run'
+OLD_SWEEP = pathlib.Path(__file__).parent / 'old_sweep'
+SWEEP_EXPERIMENT = '''
+from lm import data, optim, train
+from lm.models import Decoder, Layer
+from lm.nn import Attention
+
+
+def config():
+    return train.Config(
+        model=Decoder(vocab=258, depth=1, width=16, layer=Layer(Attention(2))),
+        data=data.Corpus(train=data.Synthetic(count=20, length=100), valid=None, tokenizer=data.Bytes(), context=16,
+                         batch=4),
+        optimizer=optim.AdamW(peak=1e-3), steps=6, cadence=train.Cadence(log=1))
+'''
 EXPERIMENT = '''
 from lm import data, optim, train
 from lm.models import Decoder, Embedding, Head, Layer, MupBase, SandwichNorm
@@ -270,5 +286,27 @@ def test_a_run_of_an_older_version_is_of_the_same_variant_in_a_report(tmp_path):
             model = old_decoder(position=old_rope() if name.startswith('a') else {'type': 'lm.positions:Alibi'})
             run['config'] |= {'log_every': 50, 'sample': '\n', 'baselines': False, 'model': model}
         file.write_text(json.dumps(run))
-    groups = variants.gather(trials.read([tmp_path]), 'optimizer.peak')
+    groups = variants.gather(reported.read([tmp_path]), 'optimizer.peak')
     assert sorted((group.name, len(group.trials)) for group in groups) == [('baseline', 2), ('position=Alibi', 2)]
+
+
+def test_a_sweep_of_the_version_before_opens_with_its_trials_and_plans_none_anew(tmp_path):
+    """old_sweep/ varies dropout, norms, windows, position, z_loss, activation, which have moved, and some that stay."""
+    directory = shutil.copytree(OLD_SWEEP, tmp_path / 'sweep')
+    sweep = trials.open_sweep(directory)
+    settings = [trial.settings for trial in sweep.trials]
+    layers = [each.model.layers[0] for each in settings]
+    assert (layers[0].dropout, settings[0].model.embedding.dropout) == (0.1, 0.1)
+    assert (layers[1].norm, layers[1].residual) == (LayerNorm(bias=False), OutputNorm())
+    assert [layer.attention.window for layer in settings[2].model.layers] == [3, 0]
+    assert layers[3].attention.position == Rope(1e6)
+    assert settings[4].objective.z_loss == 0.1
+    assert (settings[5].optimizer.peak, settings[5].model.width) == (1e-2, 32)
+    assert layers[6].mlp == MLP(24, Silu(), gated=True)
+    assert settings[7] == sweep.base and 'optimizer.peak=0.01' in trials.shown(sweep.trials[5])
+    (tmp_path / 'new.py').write_text(SWEEP_EXPERIMENT)
+    again = trials.plan(config.load(tmp_path / 'new.py'), directory, [{'optimizer.peak': 1e-2, 'model.width': 32}, {},
+                                                                      {'optimizer.peak': 2e-2}])
+    assert [trial.id for trial in again.trials[:8]] == [trial.id for trial in sweep.trials]
+    assert [trial.overrides for trial in again.trials[8:]] == [{'optimizer.peak': 2e-2}]
+    assert trials.open_sweep(directory).trials[2].settings == settings[2]

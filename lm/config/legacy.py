@@ -80,6 +80,14 @@ def upgraded(dumped):
     return {name: upgraded(item) for name, item in dumped.items()}
 
 
+def overridden(dumped, changes):
+    """Returns a dumped component with dumped values at dotted keys, as the version that wrote both had them."""
+    for key, value in changes.items():
+        name, _, rest = key.partition('.')
+        dumped = {**dumped, name: overridden(dumped[name], {rest: value}) if rest else value}
+    return dumped
+
+
 def _component(name, **fields):
     return {'type': f'lm.nn:{name}', **fields}
 

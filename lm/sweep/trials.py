@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lm import config, records
-from lm.config import files
+from lm.config import files, legacy
 from lm.config.annotations import is_component
 from lm.config.overrides import branches
 from lm.config.snapshots import name_of
@@ -92,7 +92,8 @@ def plan(experiment, directory, overrides, rule=None, given=()):
             begun = open_sweep(directory)
             _check_same(begun, base)
             rule = rule or begun.rule
-            trials = [*begun.trials, *(trial for trial in trials if trial.id not in {old.id for old in begun.trials})]
+            known = {identity(old.settings) for old in begun.trials}  # of an older version, ids may be others
+            trials = [*begun.trials, *(trial for trial in trials if trial.id not in known)]
         sweep = Sweep(directory, base, rule, tuple(trials))
         _write(sweep, experiment.file, given)
     return sweep
@@ -186,11 +187,28 @@ def open_sweep(directory):
 def _read(directory, text):
     about, file = json.loads(text), directory / 'experiment.py'
     base = config.build(about['config'], file)
+    older = legacy.upgraded(about['config']) != about['config']
     trials = []
     for trial, overrides in about['trials'].items():
-        values = {key: config.build(value, file) for key, value in overrides.items()}
-        trials.append(Trial(trial, values, config.override(base, values), directory / trial))
+        if older:  # its keys and values are those of the version that wrote it
+            settings = config.build(legacy.overridden(about['config'], overrides), file)
+            values = _overrides(base, settings)
+        else:
+            values = {key: config.build(value, file) for key, value in overrides.items()}
+            settings = config.override(base, values)
+        trials.append(Trial(trial, values, settings, directory / trial))
     return Sweep(directory, base, config.build(about['rule'], file), tuple(trials))
+
+
+def _overrides(base, settings):
+    """Returns the overrides of `base` that make `settings`, {dotted key: value}, of keys that both have."""
+    before, after = dict(branches(base)), dict(branches(settings))
+    overrides = {}
+    for key in config.diff(base, settings):
+        while key not in before or key not in after:
+            key = key.rpartition('.')[0]
+        overrides[key] = after[key]
+    return overrides
 
 
 def progress(trial):
