@@ -18,30 +18,30 @@ KERNELS = {
 FAST = {'tpu': 'splash', 'gpu': 'cudnn'}
 
 
-def attend(query, key, value, view):
+def attend(query, key, value, spec):
     """Returns the values [B T N H] that queries [B T N H] gather from keys and values [B S K H], K dividing N.
 
     The kernel is the platform's fast one if it can do the case; if not, a warning says why, once. Queries at an index
-    and single ones, as in decoding, take the plain path. Raises config.Error where view.kernel cannot do the case.
+    and single ones, as in decoding, take the plain path. Raises config.Error where spec.kernel cannot do the case.
     """
-    if view.index is not None or query.shape[1] == 1:
-        return blocked.attend(query, key, value, view)
-    return KERNELS[pick(query, key, view)][1](query, key, value, view)
+    if spec.index is not None or query.shape[1] == 1:
+        return blocked.attend(query, key, value, spec)
+    return KERNELS[pick(query, key, spec)][1](query, key, value, spec)
 
 
-def pick(query, key, view):
+def pick(query, key, spec):
     """Returns the name of the kernel for this case, and says so the first time."""
     platform = sharding.platform()
-    if view.kernel != 'auto':
-        reason = KERNELS[view.kernel][0](query, key, view, platform)
+    if spec.kernel != 'auto':
+        reason = KERNELS[spec.kernel][0](query, key, spec, platform)
         if reason:
-            raise config.Error(f'kernel={view.kernel} cannot compute this attention: {reason}; '
+            raise config.Error(f'kernel={spec.kernel} cannot compute this attention: {reason}; '
                                'try model.execution.kernel=auto.')
-        say(f'attention: {view.kernel} on {platform}, as asked')
-        return view.kernel
-    plain = 'ring' if view.zigzag else 'blocked'
+        say(f'attention: {spec.kernel} on {platform}, as asked')
+        return spec.kernel
+    plain = 'ring' if spec.zigzag else 'blocked'
     fast = FAST.get(platform, plain)
-    reason = KERNELS[fast][0](query, key, view, platform)
+    reason = KERNELS[fast][0](query, key, spec, platform)
     if reason:
         say(f'warning: attention falls back from {fast} to {plain}, which is slower: {reason}')
     say(f'attention: {plain if reason else fast} on {platform}')

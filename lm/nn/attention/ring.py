@@ -1,6 +1,6 @@
 """Ring attention: each device keeps its queries while keys and values go round (Liu et al. 2023, arXiv:2310.01889).
 
-A device holds two chunks of every row (spec.Zigzag), stacked on a leading axis here. Whatever the distance that keys
+A device holds two chunks of every row (masking.Zigzag), stacked on a leading axis here. Whatever the distance that keys
 came, a causal mask then leaves exactly two pairs of chunks to compute on every device: the late queries see the early
 keys, and either the early see the early or the late see the late.
 """
@@ -10,54 +10,54 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from lm.nn.attention import spec
+from lm.nn.attention import masking
 
 AXIS = 'context'
 BLOCK = 512  # queries whose scores are held at a time
 
 
-def unsupported(query, key, view, platform):
+def unsupported(query, key, spec, platform):
     """Returns why ring attention cannot be used, or None."""
-    return None if view.zigzag else 'no mesh axis shards the sequence; set mesh.context'
+    return None if spec.zigzag else 'no mesh axis shards the sequence; set mesh.context'
 
 
-def attend(query, key, value, view):
-    """Returns attention [B T N H] of tokens in the order of view.zigzag, their length split over the axis 'context'."""
-    return spec.over_mesh(_local, query, key, value, view)
+def attend(query, key, value, spec):
+    """Returns attention [B T N H] of tokens in the order of spec.zigzag, their length split over the axis 'context'."""
+    return masking.over_mesh(_local, query, key, value, spec)
 
 
-def _local(query, key, value, view):
+def _local(query, key, value, spec):
     batch, length, heads, size = query.shape
     groups = key.shape[2]
-    table, score = view.bias or (None, None)
-    query = view.scaled(query).reshape(batch, 2, -1, groups, heads // groups, size)
+    table, score = spec.bias or (None, None)
+    query = spec.scaled(query).reshape(batch, 2, -1, groups, heads // groups, size)
     key, value = (x.reshape(batch, 2, -1, groups, size) for x in (key, value))
-    segments = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(batch, 2, -1), 1, 0), view.segments)
+    segments = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(batch, 2, -1), 1, 0), spec.segments)
     arrays = (jnp.einsum('BCTKGH->CBKGTH', query), *(jnp.einsum('BCSKH->CBKSH', x) for x in (key, value)), table)
-    mixed = _ring(arrays, segments, replace(view, segments=None, bias=None), score)
+    mixed = _ring(arrays, segments, replace(spec, segments=None, bias=None), score)
     return jnp.einsum('CBKGTH->BCTKGH', mixed).reshape(batch, length, heads, size)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _ring(arrays, segments, view, score):
+def _ring(arrays, segments, spec, score):
     """Returns attention [2 B K G T H] of arrays: scaled queries, keys and values [2 B K T H], and the bias's table."""
-    return _forward(arrays, segments, view, score)[0]
+    return _forward(arrays, segments, spec, score)[0]
 
 
-def _forward(arrays, segments, view, score):
+def _forward(arrays, segments, spec, score):
     query, key, value, table = arrays
-    ring = _Ring(view, key.shape[3])
+    ring = _Ring(spec, key.shape[3])
     of_queries, of_keys = segments or (None, None)
     queries = (query, ring.slots(ring.rank), of_queries)
 
     def fold(state, keys, source, pairs):
         keys = (*keys, ring.slots(source))
         for i, j in pairs:
-            found = _pair(_half(queries, i), _half(keys, j), table, view, score)
+            found = _pair(_half(queries, i), _half(keys, j), table, spec, score)
             state = jax.tree.map(lambda x, new, i=i: x.at[i].set(new), state, _merge(_half(state, i), found))
         return state
 
-    state = jnp.zeros(query.shape, jnp.float32), jnp.full((*query.shape[:-1], 1), spec.MASKED)
+    state = jnp.zeros(query.shape, jnp.float32), jnp.full((*query.shape[:-1], 1), masking.MASKED)
     state = fold(state, (key, value, of_keys), ring.rank, ring.own)
     for shift, first, last in ring.rotations():
         def hop(carry, step, shift=shift):
@@ -70,9 +70,9 @@ def _forward(arrays, segments, view, score):
     return out, (arrays, segments, out, state[1])
 
 
-def _backward(view, score, given, g):
+def _backward(spec, score, given, g):
     (query, key, value, table), segments, out, log_sum = given
-    ring = _Ring(view, key.shape[3])
+    ring = _Ring(spec, key.shape[3])
     of_queries, of_keys = segments or (None, None)
     along = jnp.sum(g.astype(jnp.float32) * out, -1, keepdims=True)
     queries = (query, ring.slots(ring.rank), of_queries, g, log_sum, along)
@@ -81,7 +81,7 @@ def _backward(view, score, given, g):
         """Returns grads, ((query, table), (key, value)), with the gradients of `pairs` of chunks added."""
         ((of_query, of_table), theirs), keys = grads, (*keys, ring.slots(source))
         for i, j in pairs:
-            here, there, table_too = _pair_gradient(_half(queries, i), _half(keys, j), table, view, score)
+            here, there, table_too = _pair_gradient(_half(queries, i), _half(keys, j), table, spec, score)
             of_query = of_query.at[i].add(here)
             theirs = jax.tree.map(lambda x, new, j=j: x.at[j].add(new), theirs, there)
             of_table = jax.tree.map(jnp.add, of_table, table_too)
@@ -108,13 +108,13 @@ _ring.defvjp(_forward, _backward)
 class _Ring:
     """Who holds which tokens, and what goes where, for chunks of `length` tokens."""
 
-    def __init__(self, view, length):
-        self.view, self.length, self.size = view, length, view.zigzag.shards
+    def __init__(self, spec, length):
+        self.spec, self.length, self.size = spec, length, spec.zigzag.shards
         self.rank = jax.lax.axis_index(AXIS)
 
     def slots(self, source):
         """Returns the slots [2 T] of the tokens that belong to device `source`."""
-        return self.view.zigzag.slots(source, 2 * self.length).reshape(2, -1)
+        return self.spec.zigzag.slots(source, 2 * self.length).reshape(2, -1)
 
     def source(self, shift, step):
         """Returns whose keys are here after `step` hops of `shift` devices."""
@@ -130,11 +130,11 @@ class _Ring:
     @property
     def own(self):
         """The pairs (chunk of queries, chunk of keys) that only keys which never left add to those of every step."""
-        return [(0, 0)] if self.view.causal else []
+        return [(0, 0)] if self.spec.causal else []
 
     def pairs(self, source):
         """Returns the pairs of chunks that a mask may leave something of at every step, step 0 being the own keys."""
-        if not self.view.causal:
+        if not self.spec.causal:
             return [(0, 0), (0, 1), (1, 0), (1, 1)]
         same = jnp.where(source < self.rank, 0, 1)
         return [(1, 0), (same, same)]
@@ -144,7 +144,7 @@ class _Ring:
 
         A chunk's neighbours are on the devices beside its own, before and after.
         """
-        reach = (self.view.window - 2) // self.length + 1 if self.view.window else self.size
+        reach = (self.spec.window - 2) // self.length + 1 if self.spec.window else self.size
         if 2 * reach >= self.size - 1:
             return [(1, 0, self.size - 1)]
         return [(1, 0, reach), (-1, 1, reach)] if reach else [(1, 0, 0)]
@@ -154,7 +154,7 @@ def _half(tree, i):
     return jax.tree.map(lambda x: x[i], tree)
 
 
-def _pair(queries, keys, table, view, score):
+def _pair(queries, keys, table, spec, score):
     """Returns (attention [B K G T H], log of the sum of exponentials [B K G T 1]) of a chunk of queries to one of keys.
 
     queries: (queries, slots, segments); keys: (keys, values, segments, slots).
@@ -162,7 +162,7 @@ def _pair(queries, keys, table, view, score):
     key, value, of_keys, among = keys
 
     def block(query, at, of_queries):
-        found = _scores(query, key, table, (at, among, of_queries, of_keys), (view, score))
+        found = _scores(query, key, table, (at, among, of_queries, of_keys), (spec, score))
         top = jnp.max(found, -1, keepdims=True)
         chance = jnp.exp(found - top)
         total = jnp.sum(chance, -1, keepdims=True)
@@ -171,7 +171,7 @@ def _pair(queries, keys, table, view, score):
     return _join(jax.lax.map(lambda part: block(*part), _cut(queries)))
 
 
-def _pair_gradient(queries, keys, table, view, score):
+def _pair_gradient(queries, keys, table, spec, score):
     """Returns the gradients by queries, by (keys, values) and by the table of one pair of chunks.
 
     queries: those of `_pair`, then the gradient by attention, the log of the sum, and the product of the gradient with
@@ -181,7 +181,7 @@ def _pair_gradient(queries, keys, table, view, score):
 
     def block(total, part):
         query, at, of_queries, g, log_sum, along = part
-        found, pull = jax.vjp(lambda q, k, t: _scores(q, k, t, (at, among, of_queries, of_keys), (view, score)),
+        found, pull = jax.vjp(lambda q, k, t: _scores(q, k, t, (at, among, of_queries, of_keys), (spec, score)),
                               query, key, table)
         chance = jnp.exp(found - log_sum)
         of_value = jnp.einsum('BKGTS,BKGTH->BKSH', chance.astype(g.dtype), g, preferred_element_type=jnp.float32)
@@ -195,10 +195,10 @@ def _pair_gradient(queries, keys, table, view, score):
 
 
 def _scores(query, key, table, marks, how):
-    (at, among, of_queries, of_keys), (view, score) = marks, how
-    view = replace(view, segments=None if of_keys is None else (of_queries, of_keys),
+    (at, among, of_queries, of_keys), (spec, score) = marks, how
+    spec = replace(spec, segments=None if of_keys is None else (of_queries, of_keys),
                    bias=None if table is None else (table, score))
-    return spec.scores(query, key, view, at, among)
+    return masking.scores(query, key, spec, at, among)
 
 
 def _cut(queries):

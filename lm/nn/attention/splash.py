@@ -6,45 +6,45 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.nn.attention import spec
+from lm.nn.attention import masking
 
 LANES = 128
 BLOCKS = (512, 384, 256, 128)
 SAVED = 'attended'
 
 
-def unsupported(query, key, view, platform):
+def unsupported(query, key, spec, platform):
     """Returns why splash attention cannot be used, or None."""
     if platform != 'tpu':
         return f'it runs on TPU, and this is {platform}'
-    if view.bias is not None:
+    if spec.bias is not None:
         return 'it does not support a bias on scores, which Alibi and Relative positions add'
-    own = query.shape[1] // view.zigzag.shards if view.zigzag else LANES
+    own = query.shape[1] // spec.zigzag.shards if spec.zigzag else LANES
     if own % LANES:
         return f'the {own} tokens of a device are not a multiple of {LANES}'
     return None
 
 
-def attend(query, key, value, view, interpret=False):
+def attend(query, key, value, spec, interpret=False):
     """Returns attention [B T N H] by the Pallas kernel, or by its interpreter, which any platform runs.
 
     Where the length is split, each device gathers all keys and values and keeps its own queries.
     """
-    return spec.over_mesh(partial(_local, interpret=interpret), query, key, value, view)
+    return masking.over_mesh(partial(_local, interpret=interpret), query, key, value, spec)
 
 
-def _local(query, key, value, view, interpret):
+def _local(query, key, value, spec, interpret):
     from jax.experimental.pallas.ops.tpu import splash_attention
     length, heads = query.shape[1:3]
-    segments, zigzag = view.segments, view.zigzag
+    segments, zigzag = spec.segments, spec.zigzag
     if zigzag:
         key, value = (_whole(x, zigzag) for x in (key, value))
         segments = segments and (segments[0], _whole(segments[1], zigzag))
-    elif length % LANES and segments is None and not view.causal:
+    elif length % LANES and segments is None and not spec.causal:
         segments = (jnp.zeros(query.shape[:2], jnp.int32),) * 2
-    query, key, value = (_pad(x, 0) for x in (view.scaled(query), key, value))
+    query, key, value = (_pad(x, 0) for x in (spec.scaled(query), key, value))
     segments = segments and splash_attention.SegmentIds(*(_pad(x, -1) for x in segments))
-    kernel = _kernel(key.shape[1], heads, replace(view, segments=None), interpret)
+    kernel = _kernel(key.shape[1], heads, replace(spec, segments=None), interpret)
     if zigzag:
         kernel = _own(kernel, jax.lax.axis_index('context'), zigzag.shards)
     heads_first = (jnp.moveaxis(x, 2, 1) for x in (query, key, value))
@@ -82,23 +82,23 @@ def _pad(x, value):
     return jnp.pad(x, [(0, 0), (0, -x.shape[1] % LANES)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
 
 
-def _kernel(length, heads, view, interpret):
+def _kernel(length, heads, spec, interpret):
     """Returns the splash kernel for `heads` heads of `length` keys under an AttentionSpec."""
     from jax.experimental.pallas.ops.tpu import splash_attention
-    shards = view.zigzag.shards if view.zigzag else 1
-    window = view.window or length
-    mask = splash_attention.LocalMask((length, length), (window - 1, 0 if view.causal else window - 1), 0)
-    if not view.window:
-        mask = (splash_attention.CausalMask if view.causal else splash_attention.FullMask)((length, length))
-    if view.zigzag and isinstance(mask, splash_attention.CausalMask | splash_attention.LocalMask):
-        mask.q_sequence = view.zigzag.order(length).astype(np.int32)
+    shards = spec.zigzag.shards if spec.zigzag else 1
+    window = spec.window or length
+    mask = splash_attention.LocalMask((length, length), (window - 1, 0 if spec.causal else window - 1), 0)
+    if not spec.window:
+        mask = (splash_attention.CausalMask if spec.causal else splash_attention.FullMask)((length, length))
+    if spec.zigzag and isinstance(mask, splash_attention.CausalMask | splash_attention.LocalMask):
+        mask.q_sequence = spec.zigzag.order(length).astype(np.int32)
     rows, columns = _block(length // shards), _block(length)
     sizes = splash_attention.BlockSizes(
         block_q=rows, block_kv=columns, block_kv_compute=columns, block_q_dkv=rows, block_kv_dkv=columns,
         block_kv_dkv_compute=columns, block_q_dq=rows, block_kv_dq=columns)
     return splash_attention.make_splash_mha(
         splash_attention.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=shards,
-        attn_logits_soft_cap=view.softcap or None, residual_checkpoint_name=SAVED, interpret=interpret)
+        attn_logits_soft_cap=spec.softcap or None, residual_checkpoint_name=SAVED, interpret=interpret)
 
 
 def _block(length):

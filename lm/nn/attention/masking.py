@@ -91,35 +91,35 @@ class AttentionSpec:
         return query * (query.shape[-1] ** -0.5 if self.scale is None else self.scale)
 
 
-def scores(query, key, view, at, among):
+def scores(query, key, spec, at, among):
     """Returns masked float32 scores [B K G T S] of scaled queries [B K G T H] and keys [B K S H].
 
     The queries are at slots `at` [T] or [B T], the keys at slots `among` [S].
     """
     at = jnp.atleast_2d(at)
     found = jnp.einsum('BKGTH,BKSH->BKGTS', query, key, preferred_element_type=jnp.float32)
-    if view.softcap:
-        found = view.softcap * jnp.tanh(found / view.softcap)
-    if view.bias is not None:
-        table, score = view.bias
+    if spec.softcap:
+        found = spec.softcap * jnp.tanh(found / spec.softcap)
+    if spec.bias is not None:
+        table, score = spec.bias
         found = found + jax.vmap(lambda slots: score(table, slots, among))(at).reshape(-1, *found.shape[1:])
-    return jnp.where(visible(view, at, among)[:, None, None], found, MASKED)
+    return jnp.where(visible(spec, at, among)[:, None, None], found, MASKED)
 
 
-def visible(view, at, among):
+def visible(spec, at, among):
     """Returns which keys at slots [S] each query at slots [1 or B, T] sees, [1 or B, T, S]."""
     ahead = at[:, :, None] - among
-    seen = ahead >= 0 if view.causal else jnp.ones_like(ahead, bool)
-    if view.window:
-        seen &= jnp.abs(ahead) < view.window
-    if view.segments is not None:
-        queries, keys = view.segments
+    seen = ahead >= 0 if spec.causal else jnp.ones_like(ahead, bool)
+    if spec.window:
+        seen &= jnp.abs(ahead) < spec.window
+    if spec.segments is not None:
+        queries, keys = spec.segments
         seen &= queries[:, :, None] == keys[:, None, :]
     return seen
 
 
-def over_mesh(call, query, key, value, view):
-    """Returns call(query, key, value, view) with each device of the mesh in context at its own rows and heads.
+def over_mesh(call, query, key, value, spec):
+    """Returns call(query, key, value, spec) with each device of the mesh in context at its own rows and heads.
 
     Its own part of the length too, where the spec has a zigzag. Key heads fewer than the devices that split the query
     heads are repeated. The call sees arrays of one device and may use collectives over the axis 'context'.
@@ -127,21 +127,21 @@ def over_mesh(call, query, key, value, view):
     mesh = jax.sharding.get_abstract_mesh()
     free = set(mesh.auto_axes)
     if not free or mesh.size == 1:
-        return call(query, key, value, view)
-    spec = partial(sharding.spec, mesh=mesh)
-    length = 'length' if view.zigzag else None
-    of_query = spec(('batch', length, 'heads', None), query.shape)
+        return call(query, key, value, spec)
+    partition = partial(sharding.spec, mesh=mesh)
+    length = 'length' if spec.zigzag else None
+    of_query = partition(('batch', length, 'heads', None), query.shape)
     parts = math.prod(mesh.shape[axis] for axis in _axes(of_query[2]))
     key, value = (jnp.repeat(x, math.lcm(x.shape[2], parts) // x.shape[2], axis=2) for x in (key, value))
-    of_key = spec(('batch', length, 'heads', None), key.shape)
-    table, score = view.bias or (None, None)
-    given = (query, key, value, view.segments, table)
-    specs = (of_query, of_key, of_key, jax.tree.map(lambda x: spec(('batch', length), x.shape), view.segments),
-             None if table is None else spec((None,) * (table.ndim - 1) + ('heads',), table.shape))
+    of_key = partition(('batch', length, 'heads', None), key.shape)
+    table, score = spec.bias or (None, None)
+    given = (query, key, value, spec.segments, table)
+    specs = (of_query, of_key, of_key, jax.tree.map(lambda x: partition(('batch', length), x.shape), spec.segments),
+             None if table is None else partition((None,) * (table.ndim - 1) + ('heads',), table.shape))
 
     def local(query, key, value, segments, table):
         bias = None if table is None else (table, score)
-        return call(query, key, value, replace(view, segments=segments, bias=bias))
+        return call(query, key, value, replace(spec, segments=segments, bias=bias))
     return jax.shard_map(local, in_specs=specs, out_specs=of_query, axis_names=free, check_vma=False)(*given)
 
 
