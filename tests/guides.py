@@ -108,7 +108,8 @@ def sections():
     return dict(zip(heads[1::2], heads[2::2], strict=True))
 
 
-PARTS = ('Activation', 'Norm', 'Position', 'Residual', 'Data source and filter', 'Objective', 'Start')
+PARTS = ('Activation', 'Norm', 'Position', 'Residual', 'Feed-forward sublayer', 'Data source and filter', 'Objective',
+         'Start')
 
 
 def additions():

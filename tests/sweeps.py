@@ -14,32 +14,24 @@ import jax
 import jax.numpy as jnp
 
 from lm import data, optim, train
-from lm.models.decoder import Auxiliary
-from lm.nn import losses, positions
+from lm.models import Auxiliary, Model
+from lm.nn import losses, positions, weights
 
 TEXT = data.Synthetic(count=20, length=400)
 
 
 @dataclasses.dataclass(frozen=True)
-class Bigram:
+class Bigram(Model):
     vocab: int = 258
     position: positions.Position = positions.Rope()
 
-    def init(self, key):
-        return {'table': 0.02 * jax.random.normal(key, (self.vocab, self.vocab))}
-
-    def axes(self):
-        return {'table': ('vocab', 'embed')}
+    def declare(self, key):
+        table = 0.02 * jax.random.normal(key, (self.vocab, self.vocab))
+        return {'table': weights.Weight(table, ('vocab', 'embed'))}
 
     def token_losses(self, params, batch, key=None, smoothing=0.0):
         logits = params['table'][batch['inputs']]
         return *losses.cross_entropy(logits, batch['targets'], self.vocab, smoothing), Auxiliary(0.0, {})
-
-    def base_shapes(self):
-        return None
-
-    def post_update(self, params, metrics):
-        return params, metrics
 
     def prefill(self, params, tokens, lengths, slots):
         return params['table'][tokens[jnp.arange(len(tokens)), lengths - 1]], {'length': lengths}

@@ -16,10 +16,10 @@ place, inside = guides.place, guides.inside  # fixtures
 
 
 def test_the_table_of_additions_has_a_section_for_each():
-    table = re.findall(r'^\| ([a-z, ]+) \|', ADDING.read_text(encoding='utf-8'), flags=re.MULTILINE)
+    table = re.findall(r'^\| ([a-z, -]+) \|', ADDING.read_text(encoding='utf-8'), flags=re.MULTILINE)
     kinds = [kind.partition(',')[0] for kind in table if kind != 'what']
     headings = ' '.join(sections()).lower()
-    assert len(kinds) == 13 and [kind for kind in kinds if kind not in headings] == []
+    assert len(kinds) == 14 and [kind for kind in kinds if kind not in headings] == []
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_all_additions_work_together_and_touch_no_other_file(tmp_path):
     trained = [['train', 'experiments/mine.py', *overrides, 'optimizer=Signum', *toy],
                *(['train', *command.words[2:], 'steps=20', 'data.context=16'] for command in every
                  if command.words[2] in ('experiments/bigram.py', 'experiments/synthetic.py'))]
-    assert len(overrides) == 8 and len(trained) == 3
+    assert len(overrides) == 10 and len(trained) == 3
     (verb,) = [command for command in every if command.verb == 'losses']
     argvs = [*trained, [*verb.words[1:2], 'runs/mine', 'runs/bigram', *verb.words[-1:]]]
     environ = {**os.environ, 'PYTHONPATH': str(tmp_path), 'LM_CACHE': str(tmp_path / 'cache'),

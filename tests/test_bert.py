@@ -15,11 +15,11 @@ import pytest
 from architectures import parameters
 
 from lm import cli, config, data, optim, records, train
-from lm.models.transformer import Layer, PostNorm, Stack
+from lm.models import Layer, Model, PostNorm, Stack
 from lm.nn import MLP, Attention, Context, Execution, Gelu, LayerNorm, Learned, NoPE, losses
 from lm.nn.dropout import dropout
 from lm.nn.embedding import look_up
-from lm.nn.weights import Scope, einsum, fill, normal, unbox, weight
+from lm.nn.weights import apply, declare, einsum, fill, normal, weight
 from lm.parallel import reductions, sharding
 
 NORM = LayerNorm(1e-12)
@@ -31,7 +31,7 @@ def layer(heads, rate=0.0):
 
 
 @dataclass(frozen=True)
-class Bert:
+class Bert(Model):
     """A bidirectional encoder of tokens, the last row of whose table stands for hidden ones."""
 
     vocab: int
@@ -50,24 +50,12 @@ class Bert:
     def limit(self):
         return self.length
 
-    def init(self, key):
-        return unbox(self._declared(key))[0]
-
-    def axes(self):
-        return unbox(jax.eval_shape(self._declared, jax.random.key(0)))[1]
-
-    def base_shapes(self):
-        return None
-
-    def post_update(self, params, metrics):
-        return params, metrics
-
-    def _declared(self, key):
+    def declare(self, key):
         def outside(scope, tokens, context):
             table = self._table(scope)
             return self._unembed(scope, table, self._embed(scope, table, tokens, tokens, context))
         tokens = jnp.zeros((1, 1), jnp.int32)
-        return {**Scope(outside).init(key, tokens, Context(tokens))['params'], **self.stack.init(key, self.width)}
+        return {**declare(outside, key, tokens, Context(tokens)), **self.stack.declare(key, self.width)}
 
     def _table(self, scope):
         return weight(scope, 'tokens', {'vocab': self.vocab + 1, 'embed': self.width}, normal(0.02))
@@ -90,12 +78,11 @@ class Bert:
         context = Context(positions, segments, key=keys[0], rows=rows)
         types = jnp.zeros_like(tokens) if types is None else types
 
-        def apply(function, *args):
-            outer = Scope(lambda scope, *args: function(scope, self._table(scope), *args))
-            return outer.apply({'params': params}, *args)
-        x = apply(self._embed, tokens, types, context)
+        def outside(function, *args):
+            return apply(lambda scope: function(scope, self._table(scope), *args), params)
+        x = outside(self._embed, tokens, types, context)
         x, _ = self.stack(params, x, context._replace(key=keys[1]), self.execution)
-        return apply(self._unembed, x)
+        return outside(self._unembed, x)
 
 
 @dataclass(frozen=True)

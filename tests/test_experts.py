@@ -157,9 +157,10 @@ def test_even_loads_have_the_least_balance_loss():
 
 
 def test_the_bias_moves_against_the_load_by_its_rate_and_evens_it_out():
-    bias = dataclasses.replace(EXPERTS, bias_rate=0.1).update_router_bias(
-        jnp.zeros((1, 4)), jnp.array([[0.4, 0.25, 0.2, 0.15]]))
-    np.testing.assert_allclose(bias, [[-0.1, 0, 0.1, 0.1]], atol=1e-6)
+    moved, measured = dataclasses.replace(EXPERTS, bias_rate=0.1).post_update(
+        {'experts': {'router_bias': jnp.zeros((1, 4))}}, {'load': jnp.array([[0.4, 0.25, 0.2, 0.15]])})
+    np.testing.assert_allclose(moved['experts']['router_bias'], [[-0.1, 0, 0.1, 0.1]], atol=1e-6)
+    np.testing.assert_allclose(measured['load'], 0.4 * EXPERTS.count)
     model = sparse(Experts(count=8, top_k=2, ff=4, router='sigmoid', balance=0.0, bias_rate=0.02))
     tx = optim.SGD(peak=0.0).make(100)
     params = parameters(model)

@@ -27,7 +27,7 @@ X = np.random.default_rng(0).standard_normal((2, LENGTH, WIDTH)).astype(np.float
 def parameters(stack, seed=0, width=WIDTH):
     """Returns parameters of a Stack drawn wide enough that every one of them matters."""
     rng = np.random.default_rng(seed)
-    shapes = unbox(jax.eval_shape(partial(stack.init, width=width), jax.random.key(0)))[0]
+    shapes = unbox(jax.eval_shape(partial(stack.declare, width=width), jax.random.key(0)))[0]
     return jax.tree.map(lambda leaf: (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
 
 
@@ -196,7 +196,7 @@ def test_eight_bit_leaves_stay_near():
     Layer(Attention(4), Experts(4, 2, 64))], ids=['kv_heads', 'ff', 'norm', 'bias', 'residual', 'experts'])
 def test_layers_of_unlike_weights_in_one_pattern_are_refused(other):
     with pytest.raises(config.Error, match=r'^layers of one pattern differ in the shapes of their weights; ') as caught:
-        Stack((Layer(Attention(4)), other), 4).init(jax.random.key(0), WIDTH)
+        Stack((Layer(Attention(4)), other), 4).declare(jax.random.key(0), WIDTH)
     assert '\n' not in str(caught.value)
 
 

@@ -183,13 +183,13 @@ def read_json(file, label, field, limit) -> Iterator[Document | Reject]:
         raise config.Error(f'{file.path} holds no JSON objects: it begins with {start.decode("latin-1")!r}; '
                            'leave it out of the pattern, or rename it to end in .txt to read it as text.')
     if start == b'[' or (start == b'{' and not _object_a_line(file, limit)):
-        found = list(blocks(file))
-        data = b''.join(block for block in found if isinstance(block, bytes)).removeprefix(_BOM)
+        parts = list(blocks(file))
+        data = b''.join(block for block in parts if isinstance(block, bytes)).removeprefix(_BOM)
         try:
             values = json.loads(data.decode('utf-8'))
         except (ValueError, RecursionError) as error:
             if start == b'[':
-                yield from (block for block in found if isinstance(block, Reject))
+                yield from (block for block in parts if isinstance(block, Reject))
                 yield Reject('broken JSON', f'{file.path}:{getattr(error, "lineno", 1)}', len(data))
                 return
         else:

@@ -1,7 +1,6 @@
 """A causal language model: GPT-2, Llama, Qwen3, Gemma 3 and what lies between, by the values of its layers."""
-import functools
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,26 +9,20 @@ from lm import config
 from lm.config import legacy
 from lm.models import mup
 from lm.models.embedding import Embedding, Head, padded
+from lm.models.model import Auxiliary, Model
 from lm.models.mup import MupBase
 from lm.models.transformer import Layer, Stack
 from lm.nn import attention
 from lm.nn.context import Context, Execution
 from lm.nn.experts import Experts
 from lm.nn.norms import NoNorm
-from lm.nn.weights import Scope, normal, unbox, weight
+from lm.nn.weights import apply, declare, normal, weight
 from lm.optim import matrices
 from lm.parallel import reductions
 
 
-class Auxiliary(NamedTuple):
-    """What layers add to a loss, already weighted, and what they measured."""
-
-    loss: jax.Array | float
-    metrics: dict
-
-
 @dataclass(frozen=True)
-class Decoder:
+class Decoder(Model):
     """A decoder-only transformer with `vocab` tokens: `depth` layers, all like `layer` or repeating a `pattern`.
 
     base: sizes of the model that learning rates were tuned on; initial values, logits, attention scores and the rates
@@ -93,32 +86,23 @@ class Decoder:
         return padded(self.vocab, self.execution.vocab_chunks)
 
     def base_shapes(self):
-        """Returns the abstract parameters of the muP base model, None where it is this one."""
         base = mup.base_model(self)
         return None if base is self else jax.eval_shape(base.init, jax.random.key(0))
 
     def init(self, key):
-        """Returns the parameters, a dict of float32 arrays drawn from key."""
-        params, axes = unbox(self._declared(key))
-        views = matrices.of(params, axes, self.base_shapes())
+        """Returns the parameters, a dict of float32 arrays drawn from key and scaled by muP."""
+        params = super().init(key)
+        views = matrices.of(params, self.axes(), self.base_shapes())
         return jax.tree.map(lambda p, view: p * view.width_ratio(matrices.initial), params, views)
 
-    def axes(self):
-        """Returns the logical axis names of every parameter, in a tree like that of the parameters."""
-        try:
-            return _axes(self)
-        except TypeError:  # a model with a number that is traced, as in a sweep, has no hash
-            return _axes.__wrapped__(self)
-
-    def _declared(self, key):
+    def declare(self, key):
         def outside(scope, tokens, context):
             x = self._embed(scope, tokens, context)
             if not self.head.tied:
                 self._output(scope)
             self._final_norm(scope, x)
         tokens = jnp.zeros((1, 1), jnp.int32)
-        outer = Scope(outside).init(key, tokens, Context(tokens))['params']
-        return {**outer, **self.stack.init(key, self.width)}
+        return {**declare(outside, key, tokens, Context(tokens)), **self.stack.declare(key, self.width)}
 
     def _table(self, scope):
         axes = {'vocab': self.padded_vocab, 'embed': self.width}
@@ -141,9 +125,9 @@ class Decoder:
         """Returns (x [B T D] after the final norm, the Outputs of layers, embeddings [B T D]); options: of a Stack."""
         keys = (None,) * 2 if context.key is None else jax.random.split(context.key)
         context = context._replace(rows=reductions.global_row_offset(len(tokens)) + jnp.arange(len(tokens)))
-        start = _apply(self._embed, params, tokens, context._replace(key=keys[0]))
+        start = apply(self._embed, params, tokens, context._replace(key=keys[0]))
         x, outputs = self.stack(params, start, context._replace(key=keys[1]), self.execution, **options)
-        x = _apply(self._final_norm, params, x)
+        x = apply(self._final_norm, params, x)
         return x * (mup.base_model(self).width / self.width), outputs, start
 
     def logits(self, params, tokens, segments=None, positions=None):
@@ -152,7 +136,7 @@ class Decoder:
         return self._scores(params, x)
 
     def _scores(self, params, x):
-        logits = _apply(lambda scope: self.head(x, self._output(scope)), params)
+        logits = apply(lambda scope: self.head(x, self._output(scope)), params)
         return logits[..., :self.vocab].astype(jnp.float32)
 
     def activations(self, params, tokens, segments=None, positions=None):
@@ -173,25 +157,14 @@ class Decoder:
         batch, zigzag = attention.shard_sequence(batch)
         context = _context(batch['inputs'], batch.get('segments'), batch.get('positions'))
         x, outputs, _ = self.hidden(params, batch['inputs'], context._replace(key=key, zigzag=zigzag))
-        scores = _apply(lambda scope: self.head.cross_entropy(
+        scores = apply(lambda scope: self.head.cross_entropy(
             x, self._output(scope), batch['targets'], vocab=self.vocab, chunks=self.execution.vocab_chunks,
             smoothing=smoothing), params)
         return *(zigzag.gather(scores) if zigzag else scores), _auxiliary(outputs.auxiliary)
 
     def post_update(self, params, metrics):
-        """Returns (params, metrics) after a step: the routers' bias moved, the experts' load as its largest share over
-        an even one.
-        """
-        experts = self.layers[0].mlp
-        if 'load' not in metrics:
-            return params, metrics
-        load = metrics['load']
-        metrics = {**metrics, 'load': jnp.max(load) * experts.count}
-        if not experts.bias_rate:
-            return params, metrics
-        routed = params['blocks']['experts']
-        routed = {**routed, 'router_bias': experts.update_router_bias(routed['router_bias'], load)}
-        return {**params, 'blocks': {**params['blocks'], 'experts': routed}}, metrics
+        blocks, metrics = self.layers[0].mlp.post_update(params['blocks'], metrics)
+        return {**params, 'blocks': blocks}, metrics
 
     def flops(self, context):
         """Returns the model FLOPs of training on one token, forward and backward, without recomputation."""
@@ -214,23 +187,11 @@ class Decoder:
         return self._scores(params, x)[:, 0], {'entries': outputs.cache, 'length': cache['length'] + 1}
 
 
-@functools.lru_cache(64)  # asked for many times a program; each asks for a trace of init
-def _axes(model):
-    return unbox(jax.eval_shape(model._declared, jax.random.key(0)))[1]
-
-
-def _apply(function, params, *args):
-    """Returns function(scope, *args) with the parameters at the top of the tree."""
-    return Scope(function).apply({'params': params}, *args)
-
-
 def _context(tokens, segments=None, positions=None):
     return Context(jnp.arange(tokens.shape[1])[None] if positions is None else positions, segments)
 
 
 def _auxiliary(measured):
-    """Returns the Auxiliary of what layers measured, [L ...]: their mean, but of the load [L E] all."""
-    if not measured:
-        return Auxiliary(0.0, {})
-    metrics = {name: value if name == 'load' else jnp.mean(value) for name, value in measured.items()}
-    return Auxiliary(metrics.pop('loss'), metrics)
+    """Returns the Auxiliary of what layers measured: the mean of numbers [L], all of vectors [L E]."""
+    metrics = {name: jnp.mean(value) if value.ndim == 1 else value for name, value in measured.items()}
+    return Auxiliary(metrics.pop('loss', 0.0), metrics)

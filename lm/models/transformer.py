@@ -13,11 +13,10 @@ from lm import config
 from lm.nn import memory
 from lm.nn.context import Context, Execution
 from lm.nn.dropout import dropout
-from lm.nn.experts import Experts
-from lm.nn.layers import MLP, Attention
+from lm.nn.layers import MLP, Attention, FeedForward
 from lm.nn.norms import Norm, RMSNorm
 from lm.nn.taps import Tap
-from lm.nn.weights import Scope, normal, repeated
+from lm.nn.weights import apply, declare, normal, repeated
 from lm.parallel import pipeline, sharding
 
 
@@ -81,13 +80,13 @@ class SandwichNorm(Residual):
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: attention, cross attention to a memory if any, and an MLP or a mixture of experts.
+    """One layer: attention, cross attention to a memory if any, and an MLP or another FeedForward.
 
     parallel: attention and MLP read the same input. dropout: on what each sublayer adds.
     """
 
     attention: Attention = field(default_factory=Attention)
-    mlp: MLP | Experts = field(default_factory=MLP)
+    mlp: FeedForward = field(default_factory=MLP)
     cross: Attention | None = None
     norm: Norm = field(default_factory=RMSNorm)
     residual: Residual = field(default_factory=PreNorm)
@@ -153,26 +152,25 @@ class Stack:
         """Returns the Layer at a depth, from 0."""
         return self.pattern[number % len(self.pattern)]
 
-    def init(self, key, width):
+    def declare(self, key, width):
         """Returns the parameters as Weights: {'blocks': [L ...]} and what positions share between layers."""
         x, context = jnp.zeros((1, 1, width)), Context(jnp.zeros((1, 1), jnp.int32), rows=jnp.zeros(1, jnp.int32))
         context = context._replace(memory=x)
 
         def blocks(layer):
             function = partial(layer, tap=Tap(), execution=Execution(), depth=self.depth)
-            scope = Scope(lambda _, *args: repeated(function, self.depth, 'blocks')(*args))
-            return scope.init(key, x, context)['params']
+            return declare(lambda _, *args: repeated(function, self.depth, 'blocks')(*args), key, x, context)
         # Not of the set of distinct layers: a sweep may trace their dropout, and a tracer has no hash.
         shapes = [jax.eval_shape(partial(blocks, layer)) for layer in self.pattern] if len(self.pattern) > 1 else []
         if any(other != shapes[0] for other in shapes):
             raise config.Error('layers of one pattern differ in the shapes of their weights; give them equal sizes, '
                                'norms, biases and MLPs.')
         try:
-            tables = Scope(self._tables).init(jax.random.fold_in(key, self.depth))
+            tables = declare(self._tables, jax.random.fold_in(key, self.depth))
         except NameInUseError as error:
             raise config.Error('positions of one pattern declare parameters of the same name; '
                                'give its layers equal positions.') from error
-        return {**tables.get('params', {}), **blocks(self.pattern[0])}
+        return {**tables, **blocks(self.pattern[0])}
 
     def _tables(self, scope):
         """Returns the table of its position for each layer of the pattern, shared by those with as many heads."""
@@ -200,7 +198,7 @@ class Stack:
         capture: names of activations to return; a layer names 'attention', 'cross' and 'mlp', what each adds, and the
         'residual' stream after it. edits: {name: (mask, value)} [L ...], see taps.Tap.
         """
-        tables = Scope(self._tables).apply({'params': params})
+        tables = apply(self._tables, params)
         angles = self._shared(lambda attention: attention.head_size(x.shape[-1]),
                               lambda position, size: position.angles(context.positions, size))
         keys = None if context.key is None else jax.random.split(context.key, self.depth)
@@ -217,19 +215,19 @@ class Stack:
         repeats, rest = divmod(count, period)
         unroll = self._unroll(execution, repeats)
 
-        def apply(x, number, own, in_loop=unroll == 1):
+        def run_layer(x, number, own, in_loop=unroll == 1):
             step = partial(self._step, self.pattern[number], execution=execution, capture=capture)
             step = memory.rematerialise(step, execution.remat, in_loop)
             return step(x, own, context._replace(angles=angles[number], table=tables[number]))
 
         def repeat(x, layers):
             if period == 1:
-                return apply(x, 0, layers)
+                return run_layer(x, 0, layers)
             outputs = []
             for number in range(period):
-                x, out = apply(x, number, jax.tree.map(lambda a, number=number: a[number], layers))
+                x, out = run_layer(x, number, jax.tree.map(lambda a, number=number: a[number], layers))
                 outputs.append(out)
-            return x, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
+            return x, jax.tree.map(lambda *arrays: jnp.stack(arrays), *outputs)
         whole = layers if not rest else jax.tree.map(lambda a: a[:repeats * period], layers)
         if period > 1:
             whole = jax.tree.map(lambda a: a.reshape(repeats, period, *a.shape[1:]), whole)
@@ -237,7 +235,7 @@ class Stack:
         if period > 1:
             outputs = jax.tree.map(lambda a: a.reshape(repeats * period, *a.shape[2:]), outputs)
         for number in range(rest):
-            x, out = apply(x, number, jax.tree.map(lambda a, at=repeats * period + number: a[at], layers), False)
+            x, out = run_layer(x, number, jax.tree.map(lambda a, at=repeats * period + number: a[at], layers), False)
             outputs = jax.tree.map(lambda a, new: jnp.concatenate([a, new[None]]), outputs, out)
         return x, outputs
 
@@ -245,8 +243,8 @@ class Stack:
         """Returns (x, Outputs) of one layer with its own (parameters, key, cache, edits)."""
         params, key, cache, edits = own
         tap = Tap(capture, edits)
-        scope = Scope(partial(layer, tap=tap, execution=execution, depth=self.depth))
-        x, (cache, auxiliary) = scope.apply({'params': params}, x, context._replace(key=key, cache=cache))
+        function = partial(layer, tap=tap, execution=execution, depth=self.depth)
+        x, (cache, auxiliary) = apply(function, params, x, context._replace(key=key, cache=cache))
         return x, Outputs(cache, auxiliary, tap.captured)
 
     def _unroll(self, execution, repeats):
@@ -258,19 +256,19 @@ class Stack:
         default = repeats if sharding.platform() == 'cpu' and execution.remat == 'none' else 1
         return min(execution.unroll, repeats) or default or 1
 
-    def _pipelined(self, run, layers, x, given, schedule):
+    def _pipelined(self, run, layers, x, inputs, schedule):
         """Returns what `run` does over the stages of the mesh."""
         if self.depth // (pipeline.stages() * schedule.repeats) % len(self.pattern):
             raise config.Error(f'{self.depth} layers over mesh.stage={pipeline.stages()} cut a pattern of '
                                f'{len(self.pattern)}; try as many layers a stage as the pattern has, or a multiple.')
-        leaves, tree = jax.tree.flatten(given)
+        leaves, tree = jax.tree.flatten(inputs)
         split = [len(leaf) == len(x) for leaf in leaves]
         rows = [leaf for leaf, rowwise in zip(leaves, split, strict=True) if rowwise]
 
-        def apply(own, x, rows):
+        def run_stage(own, x, rows):
             """Runs the layers of a stage on a micro-batch: what has the batch's rows is cut as x is."""
             some = iter(rows)
             return run(own, x, *jax.tree.unflatten(tree, [next(some) if rowwise else leaf
                                                           for leaf, rowwise in zip(leaves, split, strict=True)]))
-        x, outputs = pipeline.run(apply, schedule, layers, x, rows)
+        x, outputs = pipeline.run(run_stage, schedule, layers, x, rows)
         return sharding.constrain(x, 'rows', 'length', None), outputs

@@ -10,13 +10,13 @@ from lm import config
 from lm.config import legacy
 from lm.nn import expert_dispatch
 from lm.nn.activations import Activation, Silu
-from lm.nn.layers import INIT, MLP
+from lm.nn.layers import INIT, MLP, FeedForward
 from lm.nn.weights import Scope, einsum, fill, weight
 from lm.parallel import reductions
 
 
 @dataclass(frozen=True)
-class Experts:
+class Experts(FeedForward):
     """`count` experts of `ff` hidden units; each token uses `top_k` of them (Shazeer et al. 2017, arXiv:1701.06538).
 
     shared: how many more every token uses (Dai et al. 2024, arXiv:2401.06066). router: what turns its logits into
@@ -52,7 +52,6 @@ class Experts:
                                'try capacity_factor=1.5.')
 
     def flops(self, width):
-        """Returns the FLOPs of one token's forward pass: the router and the experts that it is sent to."""
         return 2 * width * (self.count + (2 + self.gated) * self.ff * (self.top_k + self.shared))
 
     def __call__(self, x, norm, *, execution, init):
@@ -100,6 +99,15 @@ class Experts:
         return gates * self.scale, ids, {'balance': balance, 'router_z': router_z, 'load': load,
                                          'loss': self.balance * balance + self.z_loss * router_z}
 
-    def update_router_bias(self, bias, load):
-        """Returns the bias [L E] of the choice moved by `bias_rate` towards even loads [L E]."""
-        return bias + self.bias_rate * jnp.sign(jnp.mean(load, -1, keepdims=True) - load)
+    def post_update(self, params, metrics):
+        """Returns (params, metrics) after a step: the bias [L E] of the choice moved by `bias_rate` towards even loads
+        [L E], the load as its largest share over an even one.
+        """
+        load = metrics['load']
+        metrics = {**metrics, 'load': jnp.max(load) * self.count}
+        if not self.bias_rate:
+            return params, metrics
+        towards_even = jnp.sign(jnp.mean(load, -1, keepdims=True) - load)
+        routed = params['experts']
+        routed = {**routed, 'router_bias': routed['router_bias'] + self.bias_rate * towards_even}
+        return {**params, 'experts': routed}, metrics

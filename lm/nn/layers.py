@@ -1,4 +1,5 @@
 """The sublayers of a transformer layer: attention and MLP."""
+import abc
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
@@ -155,8 +156,27 @@ def _write(slots, new, index):
     return slots.at[jnp.arange(slots.shape[0])[:, None], index].set(new.astype(slots.dtype))
 
 
+class FeedForward(abc.ABC):
+    """Base of the sublayers beside attention, which see each token alone."""
+
+    @abc.abstractmethod
+    def flops(self, width):
+        """Returns the FLOPs of one token's forward pass."""
+
+    @abc.abstractmethod
+    def __call__(self, x, norm, *, execution, init):
+        """Returns (what it adds to x [B T D], {name: measurement}); a Normaliser `norm` comes before, if any.
+
+        A measurement 'loss' is added to that of the model. init: initializer of the matrix that writes the output.
+        """
+
+    def post_update(self, params, metrics):
+        """Returns (params, metrics) after a step: of all layers [L ...], for what is learned without a gradient."""
+        return params, metrics
+
+
 @dataclass(frozen=True)
-class MLP:
+class MLP(FeedForward):
     """A feed-forward sublayer of `ff` hidden units (0: 4 * width), gated or not; SwiGLU is MLP(ff, Silu(), True)."""
 
     ff: int = 0
@@ -173,11 +193,9 @@ class MLP:
         return self.ff or 4 * width
 
     def flops(self, width):
-        """Returns the FLOPs of one token's forward pass."""
         return 2 * (2 + self.gated) * width * self.hidden(width)
 
     def __call__(self, x, norm, *, execution, init):
-        """Returns (the MLP's output for x [B T D], {}); a Normaliser `norm` comes before, if any."""
         feed = Scope(partial(self._feed, execution=execution, init=init), name='mlp')
         return feed(x if norm is None else norm(x)), {}
 

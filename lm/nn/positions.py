@@ -183,6 +183,6 @@ def rotate(x, angles):
     sin, cos = (jax.lax.expand_dims(a, (2,)) for a in angles)
     half = sin.shape[-1]
     *pair, rest = jnp.split(x, (half, 2 * half), axis=-1)
-    a, b = (each.astype(jnp.float32) for each in pair)
-    turned = (each.astype(x.dtype) for each in (a * cos - b * sin, b * cos + a * sin))
+    a, b = (half.astype(jnp.float32) for half in pair)
+    turned = (half.astype(x.dtype) for half in (a * cos - b * sin, b * cos + a * sin))
     return jnp.concatenate([*turned, rest], axis=-1)

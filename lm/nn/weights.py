@@ -56,6 +56,16 @@ def repeated(function, count, name):
     return scanned(function, name=name)
 
 
+def declare(function, key, *args):
+    """Returns the parameters that function(scope, *args) declares, a dict of Weights drawn from key."""
+    return Scope(function).init(key, *args).get('params', {})
+
+
+def apply(function, params, *args):
+    """Returns function(scope, *args) of declared parameters."""
+    return Scope(function).apply({'params': params}, *args)
+
+
 def normal(scale):
     """Returns an initializer drawing from a normal distribution with standard deviation `scale`."""
     return lambda key, shape: scale * jax.random.normal(key, shape, jnp.float32)

@@ -74,10 +74,10 @@ def split(text):
     return [part.strip() for part in parts]
 
 
-def plan(experiment, directory, overrides, rule=None, given=()):
+def plan(experiment, directory, overrides, rule=None, words=()):
     """Returns the Sweep of a loaded experiment with a trial for each of `overrides` beside those listed already.
 
-    Writes sweep.json. given: the overrides of all trials, as text. Raises config.Error if two trials are the same, an
+    Writes sweep.json. words: the overrides of all trials, as text. Raises config.Error if two trials are the same, an
     override does not fit, or the directory is another sweep's.
     """
     directory, base = Path(directory), experiment.config
@@ -95,7 +95,7 @@ def plan(experiment, directory, overrides, rule=None, given=()):
             known = {identity(old.settings) for old in begun.trials}  # of an older version, ids may be others
             trials = [*begun.trials, *(trial for trial in trials if trial.id not in known)]
         sweep = Sweep(directory, base, rule, tuple(trials))
-        _write(sweep, experiment.file, given)
+        _write(sweep, experiment.file, words)
     return sweep
 
 
@@ -164,10 +164,10 @@ def _dumped(trials):
     return {trial.id: {key: config.dump(value) for key, value in trial.overrides.items()} for trial in trials}
 
 
-def _write(sweep, file, given):
+def _write(sweep, file, words):
     path, here = Path(file).resolve(), Path.cwd().resolve()
     near = path.relative_to(here) if path.is_relative_to(here) else path  # so that the command works in other checkouts
-    about = {'experiment': str(near), 'given': list(given), 'config': config.dump(sweep.base),
+    about = {'experiment': str(near), 'given': list(words), 'config': config.dump(sweep.base),
              'rule': config.dump(sweep.rule), 'trials': _dumped(sweep.trials)}
     copy = sweep.directory / 'experiment.py'
     if path != copy.resolve():

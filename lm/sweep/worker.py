@@ -61,9 +61,9 @@ def work(sweep, cache, width=1):
 
 def choose(sweep, desk, width=1, alone=()):
     """Returns the trials to train next, claimed, and whether others have trials that may yet be left to this worker."""
-    found, progressed = states(sweep)
+    now, progressed = states(sweep)
     taken, waiting = [], False
-    ready = [trial for trial in sweep.trials if found[trial.id] not in SETTLED]
+    ready = [trial for trial in sweep.trials if now[trial.id] not in SETTLED]
     ready.sort(key=lambda trial: -progressed[trial.id][0])
     for trial in ready:
         if taken and (len(taken) == width or {trial.id, taken[0].id} & set(alone)
@@ -73,8 +73,8 @@ def choose(sweep, desk, width=1, alone=()):
             taken.append(trial)
         else:
             waiting = True
-    found = states(sweep)[0] if taken else {}  # others may have ended them just before
-    settled = [trial for trial in taken if found[trial.id] in SETTLED]
+    now = states(sweep)[0] if taken else {}  # others may have ended them just before
+    settled = [trial for trial in taken if now[trial.id] in SETTLED]
     for trial in settled:
         desk.release(trial.id)
     return [trial for trial in taken if trial not in settled], waiting or bool(settled)
@@ -96,8 +96,8 @@ def _train(sweep, chosen, cache, width):
             raise config.Error(f'cannot write to {sweep.directory}: {full}; free some space and start again, '
                                'what is saved goes on.') from fault
         if len(chosen) > 1:
-            said = config.first_line(fault)
-            print(f'{len(chosen)} trials fail as one program ({said}); each goes on alone.', flush=True)
+            reason = config.first_line(fault)
+            print(f'{len(chosen)} trials fail as one program ({reason}); each goes on alone.', flush=True)
             return {trial.id for trial in chosen}
         fail(chosen[0], fault)
     return set()

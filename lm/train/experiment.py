@@ -1,10 +1,11 @@
 """An experiment as a value: what to train, on what, for which objective, and how often it is logged and saved."""
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from lm import config, optim
 from lm.config import legacy
 from lm.data import Corpus
+from lm.models import Model
 from lm.train.objectives import NextToken, Objective
 from lm.train.start import Fresh, Start
 
@@ -54,7 +55,7 @@ class Config:
     updates in a row that are not finite the run goes back to the last checkpoint and skips the batches up to there.
     """
 
-    model: Any
+    model: Model
     data: Corpus
     optimizer: optim.Optimizer
     steps: int

@@ -67,8 +67,8 @@ class Monitor:
         if due(step, settings.cadence.log) or self.skipped or step == settings.steps:
             self.run.writer.write(step, {**values, 'rate': float(self.rate(np.int32(step - 1))), **self._speed(step)})
         if spike := self.detector.observe(values['loss']):
-            found = spikes.describe({'step': step, **spike}, values, self.stream, step - 1 + self.offset)
-            self.run.writer.tell(processes.decide(partial(spikes.keep, self.run.directory, found)))
+            record = spikes.describe({'step': step, **spike}, values, self.stream, step - 1 + self.offset)
+            self.run.writer.tell(processes.decide(partial(spikes.keep, self.run.directory, record)))
         if self.skipped >= settings.patience:
             raise NotFinite(step)
 

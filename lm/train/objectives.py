@@ -70,7 +70,7 @@ class NextToken(Objective):
     baselines: bool = False
 
     def check(self, model):
-        if not getattr(model, 'causal', True):  # a model of an experiment's own need not say
+        if not model.causal:
             raise config.Error('attention with causal=false sees the token that it predicts; '
                                'try model.layer.attention.causal=true, or another objective.')
 

@@ -77,10 +77,10 @@ def accumulated(loss, parts, *, noise_scale=False):
 
         def add(total, part):
             return jax.tree.map(jnp.add, total, weigh(params, *part)), None
-        given = (split, jax.random.split(key, parts))
+        micro_batches = (split, jax.random.split(key, parts))
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
-                            jax.eval_shape(weigh, params, *jax.tree.map(lambda x: x[0], given)))
-        return jax.lax.scan(add, zero, given)[0]
+                            jax.eval_shape(weigh, params, *jax.tree.map(lambda x: x[0], micro_batches)))
+        return jax.lax.scan(add, zero, micro_batches)[0]
 
     def whole_batch(params, batch, key):
         (grads, measured), weight = (add_up if noise_scale else reductions.all_reduce_once(add_up))(params, batch, key)

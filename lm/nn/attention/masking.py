@@ -97,13 +97,13 @@ def scores(query, key, spec, at, among):
     The queries are at slots `at` [T] or [B T], the keys at slots `among` [S].
     """
     at = jnp.atleast_2d(at)
-    found = jnp.einsum('BKGTH,BKSH->BKGTS', query, key, preferred_element_type=jnp.float32)
+    logits = jnp.einsum('BKGTH,BKSH->BKGTS', query, key, preferred_element_type=jnp.float32)
     if spec.softcap:
-        found = spec.softcap * jnp.tanh(found / spec.softcap)
+        logits = spec.softcap * jnp.tanh(logits / spec.softcap)
     if spec.bias is not None:
         table, score = spec.bias
-        found = found + jax.vmap(lambda slots: score(table, slots, among))(at).reshape(-1, *found.shape[1:])
-    return jnp.where(visible(spec, at, among)[:, None, None], found, MASKED)
+        logits = logits + jax.vmap(lambda slots: score(table, slots, among))(at).reshape(-1, *logits.shape[1:])
+    return jnp.where(visible(spec, at, among)[:, None, None], logits, MASKED)
 
 
 def visible(spec, at, among):
@@ -135,14 +135,14 @@ def over_mesh(call, query, key, value, spec):
     key, value = (jnp.repeat(x, math.lcm(x.shape[2], parts) // x.shape[2], axis=2) for x in (key, value))
     of_key = partition(('batch', length, 'heads', None), key.shape)
     table, score = spec.bias or (None, None)
-    given = (query, key, value, spec.segments, table)
+    arrays = (query, key, value, spec.segments, table)
     specs = (of_query, of_key, of_key, jax.tree.map(lambda x: partition(('batch', length), x.shape), spec.segments),
              None if table is None else partition((None,) * (table.ndim - 1) + ('heads',), table.shape))
 
     def local(query, key, value, segments, table):
         bias = None if table is None else (table, score)
         return call(query, key, value, replace(spec, segments=segments, bias=bias))
-    return jax.shard_map(local, in_specs=specs, out_specs=of_query, axis_names=free, check_vma=False)(*given)
+    return jax.shard_map(local, in_specs=specs, out_specs=of_query, axis_names=free, check_vma=False)(*arrays)
 
 
 def _axes(entry):

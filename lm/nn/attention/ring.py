@@ -53,8 +53,8 @@ def _forward(arrays, segments, spec, score):
     def fold(state, keys, source, pairs):
         keys = (*keys, ring.slots(source))
         for i, j in pairs:
-            found = _pair(_half(queries, i), _half(keys, j), table, spec, score)
-            state = jax.tree.map(lambda x, new, i=i: x.at[i].set(new), state, _merge(_half(state, i), found))
+            part = _pair(_half(queries, i), _half(keys, j), table, spec, score)
+            state = jax.tree.map(lambda x, new, i=i: x.at[i].set(new), state, _merge(_half(state, i), part))
         return state
 
     state = jnp.zeros(query.shape, jnp.float32), jnp.full((*query.shape[:-1], 1), masking.MASKED)
@@ -70,8 +70,8 @@ def _forward(arrays, segments, spec, score):
     return out, (arrays, segments, out, state[1])
 
 
-def _backward(spec, score, given, g):
-    (query, key, value, table), segments, out, log_sum = given
+def _backward(spec, score, residuals, g):
+    (query, key, value, table), segments, out, log_sum = residuals
     ring = _Ring(spec, key.shape[3])
     of_queries, of_keys = segments or (None, None)
     along = jnp.sum(g.astype(jnp.float32) * out, -1, keepdims=True)
@@ -98,8 +98,8 @@ def _backward(spec, score, given, g):
         keys = ring.send((key, value, of_keys), first * shift)
         ((own, theirs), _), _ = jax.lax.scan(hop, ((own, none[1]), keys), jnp.arange(first, last + 1))
         whole = jax.tree.map(jnp.add, whole, ring.send(theirs, -shift * (last + 1)))
-    found = (own[0], *whole, own[1])
-    return jax.tree.map(lambda x, like: x.astype(like.dtype), found, (query, key, value, table)), None
+    grads = (own[0], *whole, own[1])
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), grads, (query, key, value, table)), None
 
 
 _ring.defvjp(_forward, _backward)
@@ -162,9 +162,9 @@ def _pair(queries, keys, table, spec, score):
     key, value, of_keys, among = keys
 
     def block(query, at, of_queries):
-        found = _scores(query, key, table, (at, among, of_queries, of_keys), (spec, score))
-        top = jnp.max(found, -1, keepdims=True)
-        chance = jnp.exp(found - top)
+        logits = _scores(query, key, table, (at, among, of_queries, of_keys), (spec, score))
+        top = jnp.max(logits, -1, keepdims=True)
+        chance = jnp.exp(logits - top)
         total = jnp.sum(chance, -1, keepdims=True)
         mixed = jnp.einsum('BKGTS,BKSH->BKGTH', chance.astype(value.dtype), value, preferred_element_type=jnp.float32)
         return mixed / total, top + jnp.log(total)
@@ -181,9 +181,9 @@ def _pair_gradient(queries, keys, table, spec, score):
 
     def block(total, part):
         query, at, of_queries, g, log_sum, along = part
-        found, pull = jax.vjp(lambda q, k, t: _scores(q, k, t, (at, among, of_queries, of_keys), (spec, score)),
+        logits, pull = jax.vjp(lambda q, k, t: _scores(q, k, t, (at, among, of_queries, of_keys), (spec, score)),
                               query, key, table)
-        chance = jnp.exp(found - log_sum)
+        chance = jnp.exp(logits - log_sum)
         of_value = jnp.einsum('BKGTS,BKGTH->BKSH', chance.astype(g.dtype), g, preferred_element_type=jnp.float32)
         slope = jnp.einsum('BKGTH,BKSH->BKGTS', g, value, preferred_element_type=jnp.float32)
         of_query, of_key, of_table = pull(chance * (slope - along))
@@ -217,8 +217,8 @@ def _join(tree):
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 3).reshape(*x.shape[1:4], -1, x.shape[-1]), tree)
 
 
-def _merge(state, found):
+def _merge(state, part):
     """Returns attention and log of the sum over the keys of both."""
-    (mixed, log_sum), (more, log_more) = state, found
+    (mixed, log_sum), (more, log_more) = state, part
     both = jnp.logaddexp(log_sum, log_more)
     return mixed * jnp.exp(log_sum - both) + more * jnp.exp(log_more - both), both

@@ -53,19 +53,19 @@ def _local(query, key, value, spec, interpret):
 
 
 @jax.custom_vjp
-def _materialize_residuals(kernel, *given):
+def _materialize_residuals(kernel, *arrays):
     """Returns a kernel's output for each row, its residuals forced early by a barrier.
 
     XLA otherwise keeps all 128 lanes of the softmax statistics [B N T 128] alive through the MLP's backward pass, where
     one is read.
     """
-    return jax.vmap(kernel)(*given)
+    return jax.vmap(kernel)(*arrays)
 
 
-def _materialize_residuals_forward(kernel, *given):
-    def attend(*given):
-        return jax.vmap(kernel)(*given)
-    mixed, pull = jax.vjp(attend, *given)
+def _materialize_residuals_forward(kernel, *arrays):
+    def attend(*arrays):
+        return jax.vmap(kernel)(*arrays)
+    mixed, pull = jax.vjp(attend, *arrays)
     return jax.lax.optimization_barrier((mixed, pull))
 
 
