@@ -163,7 +163,7 @@ def _parse(verb, argv):
         _add(parser, parameter)
     values, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        raise Error(_unknown(unknown[0], parser))
+        raise Error(_unknown(unknown[0], parser, any(parameter.name == 'overrides' for parameter in parameters)))
     positionals = []
     for parameter in parameters:
         if parameter.repeated:
@@ -197,13 +197,13 @@ def _type(parameter):
     return next((TYPES[word] for word in words if word in TYPES), str)
 
 
-def _unknown(argument, parser):
+def _unknown(argument, parser, overridable):
     name, _, value = argument.partition('=')
     if not name.startswith('-'):
         return f'unexpected argument {argument!r}; see {parser.prog} --help.'
-    if '.' in name and value:
-        return f'no option {name!r}; overrides have no dashes: {name.lstrip("-")}={value}'
     flags = [flag for flag in parser._option_string_actions if flag.startswith('--')]
+    if overridable and value and not close(name, flags):
+        return f'no option {name!r}; overrides have no dashes: {name.lstrip("-")}={value}'
     return f'no option {name!r}; {_suggestion(name, flags)}'
 
 

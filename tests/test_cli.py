@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 DRAW = '''
 import no_such_module_before_main_is_called
 
-def main(run: str, *words: str, workdir: str = '', count: int = 3, heat: float | None = None, raw: bool = False,
+def main(run: str, *overrides: str, workdir: str = '', count: int = 3, heat: float | None = None, raw: bool = False,
          cached: bool = True, stop_at: tuple[str, ...] = ()):
     """Draws a picture.
 
@@ -80,6 +80,7 @@ def test_arguments_become_those_of_main(verbs):
     (['draw', 'r', '--wrokdir=w'], "lm: no option '--wrokdir'; did you mean '--workdir'?"),
     (['draw', 'r', '--stop_at=w'], "lm: no option '--stop_at'; did you mean '--stop-at'?"),
     (['draw', 'r', '--work=w'], "lm: no option '--work'; did you mean '--workdir'?"),
+    (['draw', 'r', '--patience=3'], "lm: no option '--patience'; overrides have no dashes: patience=3"),
     (['draw', 'r', '--model.depth=3'], "lm: no option '--model.depth'; overrides have no dashes: model.depth=3"),
     (['draw', 'r', '--count=x'], "lm: argument --count: invalid int value: 'x'; see lm draw --help."),
     (['draw'], 'lm: the following arguments are required: run; see lm draw --help.'),
