@@ -201,7 +201,8 @@ def _unknown(argument, parser, overridable):
     name, _, value = argument.partition('=')
     if not name.startswith('-'):
         return f'unexpected argument {argument!r}; see {parser.prog} --help.'
-    flags = [flag for flag in parser._option_string_actions if flag.startswith('--')]
+    flags = [flag for flag, action in parser._option_string_actions.items()
+             if flag.startswith('--') and not (value and action.nargs == 0)]
     if overridable and value and not close(name, flags):
         return f'no option {name!r}; overrides have no dashes: {name.lstrip("-")}={value}'
     return f'no option {name!r}; {_suggestion(name, flags)}'
