@@ -6,6 +6,7 @@ row 0 costs, and every host can work out its own rows.
 
 import dataclasses
 import heapq
+import itertools
 import math
 from fractions import Fraction
 
@@ -165,13 +166,20 @@ class Shuffled:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sequential:
-    """One pass: every row of every source once, in the order of the files; `sizes` [sources] in rows."""
+class Spread:
+    """One pass: every row of every source once; `sizes` [sources] in rows.
+
+    However many rows come first, they are spread evenly over all: each source has its share of them, to within a few
+    rows. Row r is number r * step of all, modulo their count; a step near the golden section of it spreads best
+    (Weyl 1916), and one without a common divisor meets each row once.
+    """
     sizes: np.ndarray
 
     def locate(self, row):
         """Returns the source of each `row` and the row within that source, both int64 [N]; past the end, the last."""
         stops = np.cumsum(self.sizes)
-        row = np.minimum(row, stops[-1] - 1)
+        total = int(stops[-1])
+        step = next(n for n in itertools.count(round(total * (5 ** 0.5 - 1) / 2)) if math.gcd(n, total) == 1)
+        row = np.minimum(row, total - 1) * step % total
         source = np.searchsorted(stops, row, side='right')
         return source, row - (stops - self.sizes)[source]
