@@ -5,6 +5,7 @@ row 0 costs, and every host can work out its own rows.
 """
 
 import dataclasses
+import functools
 import heapq
 import itertools
 import math
@@ -170,8 +171,7 @@ class Spread:
     """One pass: every row of every source once; `sizes` [sources] in rows.
 
     However many rows come first, they are spread evenly over all: each source has its share of them, to within a few
-    rows. Row r is number r * step of all, modulo their count; a step near the golden section of it spreads best
-    (Weyl 1916), and one without a common divisor meets each row once.
+    rows. Row r is number r * `_stride` of all, modulo their count.
     """
     sizes: np.ndarray
 
@@ -179,7 +179,25 @@ class Spread:
         """Returns the source of each `row` and the row within that source, both int64 [N]; past the end, the last."""
         stops = np.cumsum(self.sizes)
         total = int(stops[-1])
-        step = next(n for n in itertools.count(round(total * (5 ** 0.5 - 1) / 2)) if math.gcd(n, total) == 1)
+        step = _stride(total)
         row = np.minimum(row, total - 1) * step % total
         source = np.searchsorted(stops, row, side='right')
         return source, row - (stops - self.sizes)[source]
+
+
+@functools.cache
+def _stride(total):
+    """Returns the number without a common divisor with `total` whose multiples, modulo it, spread best.
+
+    That is one near its golden section whose continued fraction has no large quotient (Niederreiter 1978).
+    """
+    near = round(total * (5 ** 0.5 - 1) / 2)
+    return min((n for n in range(near, near + 100) if math.gcd(n, total) == 1),
+               key=lambda n: max(_quotients(total, n)))
+
+
+def _quotients(a, b):
+    """Yields the quotients of the continued fraction of a / b."""
+    while b:
+        yield a // b
+        a, b = b, a % b
