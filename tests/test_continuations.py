@@ -9,6 +9,7 @@ import pytest
 from encoders import COMPLETE, json_file
 
 from lm import data, generate
+from lm.commands import data as command
 from lm.tokenizers.sentencepiece import PieceEncoder
 
 
@@ -100,6 +101,17 @@ def test_prompt_and_continuation_read_as_one_text(name, monkeypatch):
 @pytest.mark.parametrize('name', ['wordpiece', 'words', 'dummy prefix'])
 def test_a_space_that_a_tokenizer_drops_at_the_end_of_a_prompt_is_not_written_twice(name):
     assert recited(CONTINUED[name](), 'The game ', 'The game was 12 to 3.')[0].text == 'was 12 to 3.'
+
+
+@pytest.mark.parametrize('name', CONTINUED)
+def test_the_text_of_each_token_is_what_it_adds(name):
+    encoder, whole = CONTINUED[name](), 'The game was 12 to 3.'
+    ids = encoder.encode(whole).tolist()
+    pieces = [encoder.decode_after(ids[:at], [token]) for at, token in enumerate(ids)]
+    assert ''.join(pieces) == (whole.lower() if name == 'wordpiece' else whole)
+    assert ''.join(pieces[len(encoder.encode('The game')):]) == ' was 12 to 3.'
+    shown = command._spelled(np.array(ids), encoder).plain
+    assert shown.replace('|', '').endswith(''.join(pieces)) and shown != whole
 
 
 def text_of_documents():
