@@ -37,7 +37,8 @@ class Tagged(data.Source):
 
 
 def corpus_of(tokenizer, packing, **fields):
-    return data.Corpus(Tagged(**fields), Tagged(seed=1, **fields), tokenizer, context=32, batch=32, packing=packing)
+    """Returns a Corpus with rows of a length that no document's divides, so that they begin anywhere in one."""
+    return data.Corpus(Tagged(**fields), Tagged(seed=1, **fields), tokenizer, context=33, batch=32, packing=packing)
 
 
 def trained(corpus, root, steps=200):

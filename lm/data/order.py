@@ -7,7 +7,6 @@ row 0 costs, and every host can work out its own rows.
 import dataclasses
 import functools
 import heapq
-import itertools
 import math
 from fractions import Fraction
 
