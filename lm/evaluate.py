@@ -25,15 +25,24 @@ def total(sums, stream, mesh, batches=0):
 def scores(sums, stream):
     """Returns {'loss' in nats a token, 'perplexity', 'bits_per_byte', 'tokens', 'loss/<source>' where there are more}.
 
-    sums: [sources 2], losses and weights added up over the batches of a stream, a Pass or a Strided. Bits per byte are
-    counted by the bytes of the text, so that tokenizers compare.
+    sums: [sources 2], losses and weights added up over the batches of a Pass. A source of which no row was read has no
+    loss. Bits per byte are those of all text of the sources read, end tokens included, over its bytes, so that
+    tokenizers, packings and strides compare: a token that nothing stands before costs log2 of the vocabulary, and those
+    of batches that were left out cost the mean of those read. There are none where stream.lost says why.
     """
     nll, tokens = sums.T
     loss = nll.sum() / max(tokens.sum(), 1)
-    scores = {'loss': loss, 'perplexity': math.exp(min(loss, 700)),
-             'bits_per_byte': loss / math.log(2) * stream.tokens_per_byte, 'tokens': int(tokens.sum())}
+    scores = {'loss': loss, 'perplexity': math.exp(min(loss, 700))}
+    read = np.flatnonzero(tokens)
+    means = dict(zip(read, nll[read] / tokens[read], strict=True))
+    if not stream.lost and means:
+        texts = {i: stream.texts[i] for i in read}
+        nats = sum(means[i] * text.predicted + math.log(stream.encoder.size) * text.unpredicted
+                   for i, text in texts.items())
+        scores['bits_per_byte'] = nats / math.log(2) / sum(text.bytes for text in texts.values())
+    scores['tokens'] = int(tokens.sum())
     if len(stream.sources) > 1:
-        scores |= {f'loss/{name}': nll[i] / max(tokens[i], 1) for i, name in enumerate(stream.sources)}
+        scores |= {f'loss/{stream.sources[i]}': mean for i, mean in means.items()}
     return {name: value if isinstance(value, int) else float(value) for name, value in scores.items()}
 
 

@@ -165,6 +165,11 @@ def _room(model, prompt, length):
     return min(width, limit or width), slots
 
 
+def opening(prefix):
+    """Returns the prompt where none is given: the beginning of a document, or of a line where no token marks that."""
+    return '' if prefix else '\n'
+
+
 def _encode(encoder, prompt, prefix):
     tokens = [*prefix, *encoder.encode(prompt)]
     if not tokens:
@@ -174,12 +179,10 @@ def _encode(encoder, prompt, prefix):
 
 
 def _continuation(encoder, prompt, tokens):
-    """Returns the text of tokens that follow a prompt: alone, many tokenizers would decode them without a first space.
-    """
+    """Returns the text of tokens that follow a prompt, to be read right behind it."""
     ids = encoder.encode(prompt).tolist()
-    before, whole = encoder.decode(ids), encoder.decode([*ids, *tokens.tolist()])
-    text = whole[next((at for at, (a, b) in enumerate(zip(before, whole)) if a != b), len(before)):]
-    spaced = prompt[-1:].isspace() and not before[-1:].isspace()  # WordPiece and Words drop the end of 'Once '
+    text = encoder.decode_after(ids, tokens.tolist())
+    spaced = prompt[-1:].isspace() and not encoder.decode(ids)[-1:].isspace()  # WordPiece and Words drop it: 'Once '
     return text.removeprefix(' ') if spaced else text
 
 

@@ -9,6 +9,7 @@ import pytest
 from encoders import COMPLETE, json_file
 
 from lm import data, generate
+from lm.commands import data as command
 from lm.tokenizers.sentencepiece import PieceEncoder
 
 
@@ -102,6 +103,17 @@ def test_a_space_that_a_tokenizer_drops_at_the_end_of_a_prompt_is_not_written_tw
     assert recited(CONTINUED[name](), 'The game ', 'The game was 12 to 3.')[0].text == 'was 12 to 3.'
 
 
+@pytest.mark.parametrize('name', CONTINUED)
+def test_the_text_of_each_token_is_what_it_adds(name):
+    encoder, whole = CONTINUED[name](), 'The game was 12 to 3.'
+    ids = encoder.encode(whole).tolist()
+    pieces = [encoder.decode_after(ids[:at], [token]) for at, token in enumerate(ids)]
+    assert ''.join(pieces) == (whole.lower() if name == 'wordpiece' else whole)
+    assert ''.join(pieces[len(encoder.encode('The game')):]) == ' was 12 to 3.'
+    shown = command._spelled(np.array(ids), encoder).plain
+    assert shown.replace('|', '').endswith(''.join(pieces)) and shown != whole
+
+
 def text_of_documents():
     return [f'{document.text}\n' for document in data.Synthetic(6, 40).documents()]
 
@@ -145,9 +157,9 @@ def test_what_generation_puts_before_a_prompt_is_what_training_shows_before_a_do
                          packing=packing)
     before, encoder = tokens_before_documents(corpus, tmp_path)
     prefix = corpus.prefix(encoder)
-    if packing == 'bestfit':
+    if name not in ('chars', 'words'):
+        assert before == {(encoder.eos,)} and prefix == [encoder.eos]
+    elif packing == 'bestfit':
         assert before == {()} and prefix == []
-    elif name in ('chars', 'words'):
-        assert before - {()} == {tuple(encoder.encode('\n').tolist())} and prefix == []
     else:
-        assert before - {()} == {(encoder.eos,)} and prefix == [encoder.eos]
+        assert before - {()} == {tuple(encoder.encode('\n').tolist())} and prefix == []

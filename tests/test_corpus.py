@@ -32,7 +32,8 @@ class Part:
 
     @property
     def report(self):
-        return {'documents': self.offsets.size - 1, 'bytes': 4 * self.size, 'tokens': self.size, 'tokenizer': 'x'}
+        return {'documents': self.offsets.size - 1, 'bytes': 4 * self.size, 'lost': 0, 'tokens': self.size,
+                'tokenizer': 'x'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Made(sources.Source):
 
 
 TWO = (Part('a', 0, 333), Part('b', 1000, 100))
-ENCODER = types.SimpleNamespace(fingerprint=lambda: 'bytes')
+ENCODER = types.SimpleNamespace(fingerprint=lambda: 'bytes', eos=None)
+ENDING = types.SimpleNamespace(fingerprint=lambda: 'bytes', eos=9)
 
 
 def made(**changes):
@@ -56,9 +58,9 @@ def made(**changes):
     return data.Corpus(**settings_)
 
 
-def stream(parts=TWO, split='train', weights=(3.0, 1.0), **changes):
+def stream(parts=TWO, split='train', weights=(3.0, 1.0), encoder=ENCODER, **changes):
     weights = weights[:len(parts)]
-    return made(**changes).arrange(Made(weights), ENCODER, parts, split)
+    return made(**changes).arrange(Made(weights), encoder, parts, split)
 
 
 def same(one, other):
@@ -126,24 +128,30 @@ def test_sources_are_mixed_by_weight():
 
 
 @settings(deadline=None, max_examples=20)
-@given(st.integers(9, 400), st.integers(9, 400), st.sampled_from([1, 5, 24]))
-def test_the_valid_split_is_every_window_once_in_order(one, two, batch):
+@given(st.integers(9, 400), st.integers(9, 400), st.sampled_from([1, 5, 24]), st.sampled_from([ENCODER, ENDING]),
+       st.sampled_from(['windows', 'bestfit']), st.sampled_from([0, 3]))
+def test_the_valid_split_predicts_every_token_once(one, two, batch, encoder, packing, stride):
     parts = (Part('a', 0, one), Part('b', 1000, two))
-    whole = stream(parts, 'valid', batch=batch)
+    whole = stream(parts, 'valid', encoder=encoder, packing=packing, batch=batch).once(stride)
     batches = [whole.batch_at(step) for step in range(whole.batches)]
     assert all(values.shape[0] == batch for part in batches for values in part.values())
-    real = np.concatenate([part['inputs'][part['weights'][:, 0] > 0] for part in batches])
-    starts = np.concatenate([np.arange((one - 1) // 8) * 8, 1000 + np.arange((two - 1) // 8) * 8])
-    assert np.array_equal(real, starts[:, None] + np.arange(8))
-    assert sum(part['weights'].sum() for part in batches) == 8 * starts.size
+    scored = np.sort(np.concatenate([part['targets'][part['weights'] > 0] for part in batches]))
+    first = [part.offsets[:-1] if packing == 'bestfit' or stride else part.offsets[:1] for part in parts]
+    every = [np.delete(part.tokens, [] if encoder.eos else unpredicted) for part, unpredicted in zip(parts, first)]
+    assert np.array_equal(scored, np.concatenate(every))
+    sources = np.concatenate([part['source'][:, None] * part['weights'] for part in batches]).sum()
+    assert sources == len(every[1]) and [text.predicted for text in whole.texts] == [*map(len, every)]
+    assert [text.predicted + text.unpredicted for text in whole.texts] == [one, two]
 
 
-def test_the_packed_valid_split_weighs_every_prediction_once():
-    whole = stream(split='valid', packing='bestfit', batch=5)
-    batches = [whole.batch_at(step) for step in range(whole.batches)]
-    targets = np.concatenate([part['targets'][part['weights'] > 0] for part in batches])
-    every = np.concatenate([np.delete(part.tokens, part.offsets[:-1]) for part in TWO])
-    assert np.array_equal(np.sort(targets), every)
+def test_the_first_batches_of_a_pass_hold_every_source_in_proportion():
+    whole = stream((Part('a', 0, 8000), Part('b', 10_000, 4000), Part('c', 20_000, 800)), 'valid', (1.0, 1.0, 1.0))
+    for batches in (1, 3, 20):
+        first = np.concatenate([whole.batch_at(step)['source'] for step in range(batches)])
+        shares = np.bincount(first, minlength=3) / first.size
+        np.testing.assert_allclose(shares, np.array([8000, 4000, 800]) / 12_800, atol=3 / first.size)
+    starts = whole.batch_at(0)['inputs'][:, 0]
+    assert np.ptp(starts[starts < 8000]) > 6000
 
 
 def test_the_valid_split_ends():
@@ -184,11 +192,16 @@ def test_the_fingerprint_names_what_differs():
     assert differing(stream((TWO[0], Part('b', 0, 101))).fingerprint) == ['source 1 (b)']
 
 
-def test_a_stream_tells_its_sources_and_density():
+def test_a_stream_tells_its_sources_and_a_pass_their_text():
     assert stream().sources == ('a', 'b')
-    assert stream().tokens_per_byte == 0.25
-    assert stream().rows == 41 + 12
+    assert stream(split='valid').texts == [(1332, 332, 1), (400, 99, 1)]
+    assert stream().rows == 41 + 12 and stream(split='valid').rows == 42 + 13
     assert stream().batches == 3
+
+
+def test_sources_of_one_name_are_numbered():
+    parts = [Part(label, 1000 * number, 100) for number, label in enumerate(('a', 'a-2', 'a', 'b', 'a'))]
+    assert stream(parts, weights=(1.0,) * 5).sources == ('a', 'a-2', 'a-3', 'b', 'a-4')
 
 
 @pytest.mark.parametrize('changes, said', [

@@ -220,3 +220,59 @@ def test_a_decoder_of_experts_decodes_as_it_reads():
     logits, cache = model.prefill(params, tokens[:, :5], np.array([5, 5]), 6)
     np.testing.assert_allclose(logits, whole[:, 4], atol=1e-4)
     np.testing.assert_allclose(model.decode(params, tokens[:, 5], cache)[0], whole[:, 5], atol=1e-4)
+
+
+def padded_batch(rows=8, length=12):
+    """Returns a batch of which a random half of each row's end is padding of token 0, weight 0."""
+    rng = np.random.default_rng(0)
+    real = np.arange(length) < rng.integers(2, length + 1, (rows, 1))
+    tokens = {name: rng.integers(1, 50, (rows, length)) * real for name in ('inputs', 'targets')}
+    return {**tokens, 'segments': real.astype(np.int32), 'positions': np.arange(length) * real,
+            'weights': real.astype(np.float32)}
+
+
+def test_padding_counts_neither_in_the_load_nor_in_the_losses_of_experts():
+    """Real tokens all choose experts 0 and 1, padding 6 and 7."""
+    params = weights_of(EXPERTS)
+    params['router'] = np.zeros_like(params['router'])
+    params['router'][0] = np.arange(8, 0, -1)
+    real = np.arange(6) < np.array([[6], [3], [2], [2]])
+    x = np.where(real[..., None], np.abs(X), -np.abs(X))
+    weights = jnp.asarray(real / real.mean(), jnp.float32)
+    counted = Scope(lambda _, x: EXPERTS(x, None, execution=Execution(), init=normal(0.02), weights=weights)).apply(
+        {'params': {'experts': params}}, x)[1]
+    alone = apply(EXPERTS, params, x[real][None])[1]
+    np.testing.assert_allclose(counted['load'], [0.5, 0.5, 0, 0, 0, 0, 0, 0], atol=1e-6)
+    assert apply(EXPERTS, params, x)[1]['load'][7] > 0.2
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), counted, alone)
+
+
+def test_more_padding_changes_no_term_of_the_loss():
+    model, batch = sparse(dataclasses.replace(EXPERTS, balance=0.3, z_loss=0.2)), padded_batch()
+    params, run = parameters(sparse(EXPERTS)), architectures.jit(partial(train.NextToken().loss, model))
+    longer = {name: np.pad(values, ((0, 8), (0, 0))) for name, values in batch.items()}
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5), run(params, batch), run(params, longer))
+
+
+@pytest.mark.parametrize('sizes', [{}, {'data': 2}, {'stage': 2}], ids=str)
+def test_micro_batches_give_all_of_one_big_batch_but_the_balance(sizes):
+    """The balance is a product of two means: of micro-batches it is the mean by their tokens, as Experts say."""
+    model = sparse(dataclasses.replace(EXPERTS, balance=0.3, z_loss=0.2), depth=2)
+    params, batch, key = parameters(model), padded_batch(), jax.random.key(0)
+    loss = partial(train.NextToken().loss, model)
+    big = architectures.jit(loss)(params, batch)[1]
+    halves = [architectures.jit(loss)(params, {name: values[i::2] for name, values in batch.items()})[1]
+              for i in range(2)]
+    mesh = sharding.make_mesh(sizes or {'data': 1}, jax.devices()[:2 if sizes else 1])
+    places = sharding.mirror(params, model.axes(), mesh)
+    with jax.set_mesh(mesh):
+        run = architectures.jit(loss) if 'stage' in sizes else architectures.jit(train.accumulated(loss, 2))
+        args = (jax.device_put(params, places), sharding.put(batch, mesh))
+        small = run(*args)[1] if 'stage' in sizes else run(*args, key)[1]
+    weights = [float(half['weight']) for half in halves]
+    assert weights[0] != weights[1]
+    for name in ('loss', 'load', 'router_z'):
+        np.testing.assert_allclose(small[name], big[name], rtol=2e-5, atol=1e-6, err_msg=name)
+    own = np.average([float(half['balance']) for half in halves], weights=weights)
+    np.testing.assert_allclose(small['balance'], own, rtol=2e-5)
+    assert 1e-3 < abs(own / big['balance'] - 1) < 0.2  # 48 tokens each

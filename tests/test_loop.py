@@ -306,3 +306,24 @@ def test_a_record_on_a_full_disk_is_one_line(tmp_path):
     for _ in range(2):
         with pytest.raises(config.Error, match='cannot write to .*: No space left on device; free some space'):
             writer.write(1, {'loss': 1.0})
+
+
+def test_the_best_checkpoint_is_that_of_one_text(tmp_path, cache):
+    """The last validation reads all text, those before it one batch; the best is of the least loss on that batch."""
+    cadence = train.Cadence(log=1, save=3, eval=3, eval_batches=1, keep=1)
+    settings = dataclasses.replace(SETTINGS, cadence=cadence)
+    go(tmp_path, cache, settings)
+    *before, last = (record for record in records.read(tmp_path) if 'valid/loss' in record)
+    trained = runs.load(tmp_path, 12, jax.devices()[:1])
+    valid = settings.data.open(cache, 'valid')
+    whole, part = (settings.objective.score(settings.model, trained.params, valid, trained.mesh, batches)
+                   for batches in (0, 1))
+    assert (last['valid/loss'], last['valid/tokens']) == (pytest.approx(whole['loss']), whole['tokens'])
+    assert last['valid/compared'] == pytest.approx(part['loss']) != pytest.approx(whole['loss'])
+    assert all('valid/compared' not in record and record['valid/tokens'] == part['tokens'] for record in before)
+    run = runs.Run(tmp_path, config.Experiment(settings, {}, FILE))
+    try:
+        assert run.store.scores == {**{record['step']: record['valid/loss'] for record in before},
+                                    12: last['valid/compared']}
+    finally:
+        run.close()

@@ -110,7 +110,23 @@ def test_an_epoch_holds_every_row_once_and_the_next_another_order():
     assert not np.array_equal(*second)
 
 
-def test_sequential_is_every_row_in_order():
-    source, index = order.Sequential(np.array([2, 3])).locate(np.arange(7))
-    assert source.tolist() == [0, 0, 1, 1, 1, 1, 1]
-    assert index.tolist() == [0, 1, 0, 1, 2, 2, 2]
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=6))
+def test_a_pass_holds_every_row_once_and_of_any_beginning_every_source_its_share(sizes):
+    total = sum(sizes)
+    source, index = order.Spread(np.array(sizes)).locate(np.arange(total))
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    assert sorted((starts[source] + index).tolist()) == list(range(total))
+    for number, size in enumerate(sizes):
+        share = np.arange(1, total + 1) * size / total
+        assert np.abs(np.cumsum(source == number) - share).max() < 5
+
+
+def test_a_pass_goes_on_with_its_last_row():
+    source, index = order.Spread(np.array([2, 3])).locate(np.arange(4, 9))
+    assert len({*zip(source.tolist(), index.tolist())}) == 1
+
+
+def test_a_tenth_of_a_pass_is_spread_over_the_text():
+    _, index = order.Spread(np.array([1000])).locate(np.arange(100))
+    assert np.diff(np.sort(index)).max() <= 20

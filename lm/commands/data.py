@@ -43,7 +43,7 @@ def _table(built):
     table.add_column()
     for split, part in built:
         table.add_column(f'{split}\n{part.label}', justify='right')
-    for name in ('documents', 'bytes', 'tokens', 'vocabulary'):
+    for name in ('documents', 'bytes', 'lost', 'tokens', 'vocabulary'):
         table.add_row(name, *(f'{part.report[name]:,}' for _, part in built))
     table.add_row('bytes per token', *(f'{part.report["bytes_per_token"]:.3f}' for _, part in built))
     table.add_row('left out', *(f'{sum(r["count"] for r in part.report["rejects"].values()):,}' for _, part in built))
@@ -55,8 +55,9 @@ def _spelled(ids, encoder):
     """Returns the text of `ids`, tokens on two background colours in turn; one without printable text shows as <id>."""
     from rich.text import Text
     line, shown = Text(), ''
-    for place, index in enumerate(ids.tolist()):
-        spelled = encoder.decode([index])
+    ids = ids.tolist()
+    for place, index in enumerate(ids):
+        spelled = encoder.decode_after(ids[:place][-1:], [index])
         shown = spelled if spelled and '\ufffd' not in spelled else f'<{index}>'
         line.append(shown.replace('\n', '⏎\n'), ('black on cyan', 'black on yellow')[place % 2])
         line.append('|' * (not shown.endswith('\n')), 'dim')

@@ -2,14 +2,13 @@
 import json
 
 from lm.data.cache import root
-from lm.data.sliding import Strided
 from lm.train import runs
 
 PROCESSES = True  # several processes may run it as one
 
 
 def main(run: str, *, split: str = 'valid', step: int = 0, stride: int = 0, cache: str = ''):
-    """Scores a trained run on held-out text: loss, perplexity, bits per byte.
+    """Scores a trained run on held-out text: loss, perplexity, and bits per byte or why there are none.
 
     Args:
         run: the --workdir of an `lm train`
@@ -21,9 +20,9 @@ def main(run: str, *, split: str = 'valid', step: int = 0, stride: int = 0, cach
     """
     trained = runs.load(run, step)
     data = trained.settings.data
-    stream = data.open(root(cache), split).once()
-    if stride:
-        stream = Strided(stream, data.context, stride)
+    stream = data.open(root(cache), split).once(stride)
     settings = trained.settings
     scores = settings.objective.score(settings.model, trained.params, stream, trained.mesh)
+    if stream.lost:
+        scores['no_bits_per_byte'] = stream.lost
     print(json.dumps({'run': run, 'step': trained.step, 'split': split, **scores}, indent=1))

@@ -14,7 +14,7 @@ def main(run: str, *prompts: str, length: int | None = None, temperature: float 
 
     Args:
         run: the --workdir of an `lm train`
-        prompts: the texts to continue; without one, a line break
+        prompts: the texts to continue; without one, the beginning of a document, or of a line where none is marked
         length: how many tokens to draw at most, by default 200, or as many as fit the model's positions
         temperature: 0 takes the likeliest token
         top_k: draw from this many likeliest tokens, 0 for all
@@ -28,8 +28,8 @@ def main(run: str, *prompts: str, length: int | None = None, temperature: float 
     """
     sampler = generate.Sampler(temperature, top_k, top_p, min_p, repetition)
     trained = runs.load(run, step, jax.local_devices()[:1])
-    prompts = prompts or ('\n',)
     prefix = trained.settings.data.prefix(trained.encoder)
+    prompts = prompts or (generate.opening(prefix),)
     drawn = generate.generate(trained.settings.model, trained.params, trained.encoder, prompts, prefix=prefix,
                               length=length, sampler=sampler, seed=seed, stop=(stop,) if stop else ())
     if len(prompts) == 1 and not logprobs:
@@ -37,6 +37,8 @@ def main(run: str, *prompts: str, length: int | None = None, temperature: float 
         return
     samples = list(drawn)[-1]
     for prompt, sample in zip(prompts, samples, strict=True):
-        print(prompt + sample.text if not logprobs else prompt)
-        for token, logprob in zip(sample.tokens, sample.logprobs, strict=True) if logprobs else ():
-            print(f'{logprob:9.4f}  {trained.encoder.decode([token])!r}')
+        print(prompt if logprobs else prompt + sample.text)
+        if logprobs:
+            before = trained.encoder.encode(prompt).tolist()
+            for at, (token, logprob) in enumerate(zip(sample.tokens, sample.logprobs, strict=True)):
+                print(f'{logprob:9.4f}  {trained.encoder.decode_after([*before, *sample.tokens[:at]], [token])!r}')

@@ -24,7 +24,7 @@ from lm.data import shards
 from lm.data.readers import File, digest
 from lm.data.sources import Document
 
-_VERSION = 1
+_VERSION = 2  # reports count what a tokenizer loses
 _PLACES = 5
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
@@ -33,9 +33,10 @@ _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 class Cache:
     """The tokens of one source, as they lie on disk: document i is tokens[offsets[i]:offsets[i + 1]].
 
-    `report` has 'documents', 'bytes' (of their text), 'tokens', 'bytes_per_token', 'vocabulary', 'tokenizer' (its
-    fingerprint), 'seconds', and 'rejects': {reason: {'count': how many, 'places': the first few, as file:line, 'bytes':
-    how much text, 'unsized': how many of unknown size}}; earlier versions wrote neither 'bytes' nor 'unsized'.
+    `report` has 'documents', 'bytes' (of their text), 'lost' (how many of them in pieces that are not decoded to their
+    text again), 'tokens', 'bytes_per_token', 'vocabulary', 'tokenizer' (its fingerprint), 'seconds', and 'rejects':
+    {reason: {'count': how many, 'places': the first few, as file:line, 'bytes': how much text, 'unsized': how many of
+    unknown size}}.
     """
     directory: pathlib.Path
     label: str
@@ -49,7 +50,7 @@ class Cache:
         size is unknown is larger.
         """
         rejects = self.report['rejects'].values()
-        lost, unsized = (sum(reject.get(name, 0) for reject in rejects) for name in ('bytes', 'unsized'))
+        lost, unsized = (sum(reject[name] for reject in rejects) for name in ('bytes', 'unsized'))
         return max(lost / (lost + self.report['bytes']), unsized / (unsized + self.report['documents']))
 
     def document(self, number):

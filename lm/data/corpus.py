@@ -1,12 +1,14 @@
 """Text as batches: `Corpus(...).open(root).batch_at(step)`, a pure function of the corpus and the step."""
 
 import dataclasses
+import itertools
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from lm import config
 from lm.data import cache, loader, order, packing, sources
+from lm.data.packing import windows
 from lm.tokenizers import plain
 
 _ORDER_VERSION = 1
@@ -63,37 +65,42 @@ class Corpus:
 
     def arrange(self, source, encoder, caches, split):
         """Returns the Stream or Pass over `caches`, one for each leaf of `source`."""
-        rows = tuple(self._cut(part) for part in caches)
+        rows = tuple(self._cut(part, encoder) for part in caches)
         sizes = np.array([part.rows for part in rows], np.int64)
         weights = [weight for _, weight in source.parts()]
         shuffled = order.Shuffled(order.schedule(weights), sizes, self.seed)
         stream = Stream(shuffled, rows, self.batch, tuple(caches), encoder,
-                        self._fingerprint(source, encoder, caches))
+                        self._fingerprint(source, encoder, caches, rows[0].version))
         return {'train': stream, 'valid': stream.once()}[split]
 
     def example(self, split='train'):
         """Returns a batch of zeros with the names, shapes and types that `open(root, split)` serves; reads no data."""
         document = np.zeros(self.context + 1, np.uint16)
-        rows = packing.named(self.packing).cut(document, np.array([0, document.size]), self.context)
+        rows = packing.named(self.packing).cut(document, np.array([0, document.size]), self.context, False)
         batch = _gather((rows,), np.zeros(self.batch, np.int64), np.zeros(self.batch, np.int64))
         return {'train': batch, 'valid': _weighted(batch)}[split]
 
     def prefix(self, encoder):
-        """Returns the ids that training shows before the first token of a document: what to put before a prompt."""
-        return packing.named(self.packing).prefix(encoder)
+        """Returns the ids that training shows before the first token of a document: what to put before a prompt.
 
-    def _cut(self, part):
+        They are the end token, of the document before, whatever the packing; none where a tokenizer has no end token.
+        """
+        return [] if encoder.eos is None else [encoder.eos]
+
+    def _cut(self, part, encoder):
         if part.tokens.size <= self.context:
             raise config.Error(f'{part.label} holds {part.tokens.size} tokens, less than one row of context='
                                f'{self.context}; give it more text, or set data.context below {part.tokens.size}.')
         tokens = loader.advise(part.tokens)
-        rows = packing.named(self.packing).cut(tokens, part.offsets, self.context, part.directory)
+        rows = packing.named(self.packing).cut(tokens, part.offsets, self.context, encoder.eos is not None,
+                                               part.directory)
         if not rows.rows:
             raise config.Error(f'{part.label} has no document of 2 tokens or more; try data.packing=windows.')
         return rows
 
-    def _fingerprint(self, source, encoder, caches):
+    def _fingerprint(self, source, encoder, caches, version):
         settings = {name: str(getattr(self, name)) for name in ('context', 'batch', 'packing', 'seed')}
+        settings['packing'] += f' of version {version}' * (version > 1)
         parts = {f'source {number} ({part.label})': f'{leaf.fingerprint()}, weight {weight}, {part.tokens.size} tokens '
                                                     f'of {part.report["tokenizer"]}'
                  for number, ((leaf, weight), part) in enumerate(zip(source.parts(), caches))}
@@ -111,29 +118,47 @@ class Passage(NamedTuple):
     text: str
 
 
+class Text(NamedTuple):
+    """A source as a pass reads it: its bytes, how many of its tokens are predicted, and how many are by none."""
+
+    bytes: int
+    predicted: int
+    unpredicted: int
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
     """An endless sequence of batches: `batch_at(step)` of any step, at the same cost.
 
-    `cuts` holds the rows of each source, as packing modules return them. `fingerprint` maps names to what determines
+    `cuts` holds the Rows of each source, as packing modules return them. `fingerprint` maps names to what determines
     the order of the data: two streams with equal fingerprints serve the same batches.
     """
-    order: order.Shuffled | order.Sequential
+    order: order.Shuffled | order.Spread
     cuts: tuple
     batch: int
     caches: tuple
     encoder: object
     fingerprint: dict
 
-    def once(self):
-        """Returns the Pass that holds every row of this stream once, in the order of the files."""
-        return Pass(order.Sequential(self.order.sizes), self.cuts, self.batch, self.caches, self.encoder,
-                    self.fingerprint)
+    def once(self, stride=0):
+        """Returns the Pass over all text: every token is predicted once, the first from what stands before documents.
+
+        stride: the rows are windows over each document that slide by so many tokens, see windows.slide.
+        """
+        ended = self.encoder.eos is not None
+        cuts = tuple(windows.slide(loader.advise(part.tokens), part.offsets, cut.context, ended, stride) if stride
+                     else cut.whole() for part, cut in zip(self.caches, self.cuts, strict=True))
+        return Pass(order.Spread(np.array([cut.rows for cut in cuts], np.int64)), cuts, self.batch, self.caches,
+                    self.encoder, self.fingerprint)
 
     @property
     def sources(self):
-        """The names of the sources, in the order of their numbers in a batch's 'source'."""
-        return tuple(part.label for part in self.caches)
+        """The names of the sources, in the order of their numbers in a batch's 'source': labels, numbered if equal."""
+        names = []
+        for part in self.caches:
+            others = (f'{part.label}-{number}' for number in itertools.count(2))
+            names.append(next(name for name in itertools.chain([part.label], others) if name not in names))
+        return tuple(names)
 
     @property
     def rows(self):
@@ -144,11 +169,6 @@ class Stream:
     def batches(self):
         """How many batches it takes to hold every row once; the last one may be partly filled."""
         return -(-self.rows // self.batch)
-
-    @property
-    def tokens_per_byte(self):
-        """How many tokens a byte of the text becomes, over all sources."""
-        return sum(part.report['tokens'] for part in self.caches) / sum(part.report['bytes'] for part in self.caches)
 
     def batch_at(self, step, rows=None):
         """Returns the batch of `step`: 'inputs' and 'targets' int32 [B T], 'source' int32 [B].
@@ -161,14 +181,14 @@ class Stream:
     def passages(self, step, limit=40):
         """Returns the Passages that the rows of a batch are cut from, each with the text of its first `limit` tokens.
         """
-        passages = []
+        passages, names = [], self.sources
         for row, (source, index) in enumerate(zip(*self.order.locate(self._numbers(step, None)), strict=True)):
             part = self.caches[source]
             for span in self.cuts[source].spans(int(index)):
                 for document, start, count in part.within(*span):
-                    ids = part.document(document)[start:start + min(count, limit)]
-                    text = self.encoder.decode(ids.tolist())
-                    passages.append(Passage(row, part.label, document, start, count, text))
+                    ids = part.document(document)[max(start - 1, 0):start + min(count, limit)].tolist()
+                    text = self.encoder.decode_after(ids[:start > 0], ids[start > 0:])
+                    passages.append(Passage(row, names[source], document, start, count, text))
         return passages
 
     def _numbers(self, step, rows):
@@ -180,7 +200,19 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pass(Stream):
-    """A sequence of `batches` batches that holds every row once, in the order of the files."""
+    """A sequence of `batches` batches that holds every row once; the first so many hold all sources in proportion."""
+
+    @property
+    def texts(self):
+        """The Text of each source."""
+        return [Text(part.report['bytes'], cut.predictions, part.report['tokens'] - cut.predictions)
+                for part, cut in zip(self.caches, self.cuts, strict=True)]
+
+    @property
+    def lost(self):
+        """Why its tokens give no bits per byte of the text, '' where they do."""
+        lost, size = (sum(part.report[name] for part in self.caches) for name in ('lost', 'bytes'))
+        return f'the tokenizer is lossy: {lost:,} of {size:,} bytes are in text that it does not decode to' * (lost > 0)
 
     def batch_at(self, step, rows=None):
         """Returns what Stream.batch_at does, always with 'weights' float32 [B T]: 0 in rows that pad the last batch.

@@ -5,6 +5,7 @@ row 0 costs, and every host can work out its own rows.
 """
 
 import dataclasses
+import functools
 import heapq
 import math
 from fractions import Fraction
@@ -165,13 +166,37 @@ class Shuffled:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sequential:
-    """One pass: every row of every source once, in the order of the files; `sizes` [sources] in rows."""
+class Spread:
+    """One pass: every row of every source once; `sizes` [sources] in rows.
+
+    However many rows come first, they are spread evenly over all: each source has its share of them, to within a few
+    rows. Row r is number r * `_stride` of all, modulo their count.
+    """
     sizes: np.ndarray
 
     def locate(self, row):
         """Returns the source of each `row` and the row within that source, both int64 [N]; past the end, the last."""
         stops = np.cumsum(self.sizes)
-        row = np.minimum(row, stops[-1] - 1)
+        total = int(stops[-1])
+        step = _stride(total)
+        row = np.minimum(row, total - 1) * step % total
         source = np.searchsorted(stops, row, side='right')
         return source, row - (stops - self.sizes)[source]
+
+
+@functools.cache
+def _stride(total):
+    """Returns the number without a common divisor with `total` whose multiples, modulo it, spread best.
+
+    That is one near its golden section whose continued fraction has no large quotient (Niederreiter 1978).
+    """
+    near = round(total * (5 ** 0.5 - 1) / 2)
+    return min((n for n in range(near, near + 100) if math.gcd(n, total) == 1),
+               key=lambda n: max(_quotients(total, n)))
+
+
+def _quotients(a, b):
+    """Yields the quotients of the continued fraction of a / b."""
+    while b:
+        yield a // b
+        a, b = b, a % b

@@ -53,19 +53,23 @@ def _encode_chunk(number, chunk, encoder, folder):
         checksum = zlib.crc32(content, checksum)
     path = folder / f'{number:07}-{checksum:08x}.npz'
     if not path.exists():
-        tokens, ends = _tokens(chunk, encoder)
+        encoded = encoder.encode_segments([piece for piece, _ in chunk])
+        tokens, ends = _joined(chunk, encoded, encoder)
+        lost = sum(len(content) for content, (piece, _), ids in zip(stored, chunk, encoded, strict=True)
+                   if encoder.decode(ids) != piece)
         temporary = path.with_suffix('.tmp')
         with temporary.open('wb') as file:
-            np.savez(file, tokens=tokens, ends=ends, bytes=sum(map(len, stored)))
+            np.savez(file, tokens=tokens, ends=ends, bytes=sum(map(len, stored)), lost=lost)
         temporary.rename(path)
     return path
 
 
-def _tokens(chunk, encoder):
-    """Returns the ids of a chunk, and the ends of the documents that end in it, int64 [documents]."""
+def _joined(chunk, encoded, encoder):
+    """Returns the `encoded` pieces of a chunk as one, and the ends of the documents that end in it, int64 [documents].
+    """
     end = [] if encoder.eos is None else [np.array([encoder.eos], encoder.dtype)]
     arrays, ends, size = [], [], 0
-    for (_, last), ids in zip(chunk, encoder.encode_segments([piece for piece, _ in chunk])):
+    for (_, last), ids in zip(chunk, encoded, strict=True):
         arrays += [ids, *end] if last else [ids]
         size += ids.size + len(end) * last
         if last:
@@ -74,8 +78,10 @@ def _tokens(chunk, encoder):
 
 
 def merge(paths, folder):
-    """Writes `tokens.bin` and `offsets.npy` into `folder`; returns the counts of documents, bytes and tokens."""
-    offsets, size, tokens = [np.zeros(1, np.int64)], 0, 0
+    """Writes `tokens.bin` and `offsets.npy` into `folder`; returns the counts of documents, bytes and tokens, and the
+    bytes 'lost' in pieces that do not decode to their text.
+    """
+    offsets, size, lost, tokens = [np.zeros(1, np.int64)], 0, 0, 0
     with (folder / 'tokens.bin').open('wb') as file:
         for path in paths:
             with np.load(path) as shard:
@@ -83,8 +89,9 @@ def merge(paths, folder):
                 offsets.append(shard['ends'] + tokens)
                 tokens += shard['tokens'].size
                 size += int(shard['bytes'])
+                lost += int(shard['lost'])
         file.flush()
         os.fsync(file.fileno())
     offsets = np.concatenate(offsets)
     np.save(folder / 'offsets.npy', offsets)
-    return {'documents': offsets.size - 1, 'bytes': size, 'tokens': tokens}
+    return {'documents': offsets.size - 1, 'bytes': size, 'lost': lost, 'tokens': tokens}

@@ -156,7 +156,8 @@ class Decoder(Model):
         """
         batch, zigzag = attention.shard_sequence(batch)
         context = _context(batch['inputs'], batch.get('segments'), batch.get('positions'))
-        x, outputs, _ = self.hidden(params, batch['inputs'], context._replace(key=key, zigzag=zigzag))
+        context = context._replace(key=key, zigzag=zigzag, weights=_relative(batch.get('weights')))
+        x, outputs, _ = self.hidden(params, batch['inputs'], context)
         scores = apply(lambda scope: self.head.cross_entropy(
             x, self._output(scope), batch['targets'], vocab=self.vocab, chunks=self.execution.vocab_chunks,
             smoothing=smoothing), params)
@@ -189,6 +190,13 @@ class Decoder(Model):
 
 def _context(tokens, segments=None, positions=None):
     return Context(jnp.arange(tokens.shape[1])[None] if positions is None else positions, segments)
+
+
+def _relative(weights):
+    """Returns weights [B T] over their mean over all shards of `data`, so that means of parts of the batch average."""
+    if weights is None:
+        return None
+    return weights / jnp.maximum(reductions.pmean_data(jnp.mean(weights)), 1e-9)
 
 
 def _auxiliary(measured):

@@ -4,29 +4,34 @@ import lzma
 import numpy as np
 
 ORDER = 5
+END = b'\0'  # behind each document, as a model's end token is: sources reject text that has this character
 
 
 def bits_per_byte(train, held):
-    """Returns {name: bits per byte} of the bytes `held`; the n-gram learns from `train`, xz sees nothing but `held`."""
-    return {'xz -9': 8 * len(lzma.compress(held, preset=9)) / len(held),
-            f'order-{ORDER} n-gram': ngram(train, held, ORDER)}
+    """Returns {name: bits per byte} of the documents `held`, lists of bytes as `train` is: the bits of every byte and
+    every end over the number of bytes. The n-gram learns from `train`, xz sees nothing but `held`.
+    """
+    size, (train, held) = sum(map(len, held)), (b''.join(text + END for text in texts) for texts in (train, held))
+    return {'xz -9': 8 * len(lzma.compress(held, preset=9)) / size,
+            f'order-{ORDER} n-gram': float(np.sum(ngram(train, held, ORDER))) / size}
 
 
 def ngram(train, held, order):
-    """Returns bits per byte of `held` under an interpolated Kneser-Ney n-gram of the bytes of `train`.
+    """Returns the bits of each byte of `held`, after an end, under an interpolated Kneser-Ney n-gram of `train`.
 
     Orders below the highest count the distinct bytes seen before an n-gram instead of its occurrences; each order is
     discounted by n1 / (n1 + 2 n2), or 3/4 where there are no n1 or n2 (Kneser and Ney 1995; Chen and Goodman 1999).
-    `order` is from 2 to 8. The first order - 1 bytes of `held` are not scored.
+    `order` is from 2 to 8.
     """
     tables = [np.unique(_grams(train, order), return_counts=True)]
     for size in range(order - 1, 0, -1):
         suffixes = tables[-1][0] & np.uint64(256 ** size - 1)
         tables.append(np.unique(suffixes, return_counts=True))
-    chance = np.full(len(held) - order + 1, 1 / 256)
+    chance = np.full(len(held), 1 / 256)
+    held = END * (order - 1) + held
     for size, (kinds, counts) in enumerate(reversed(tables), start=1):
         chance = _interpolate(kinds, counts, _grams(held, size)[order - size:], chance)
-    return float(-np.mean(np.log2(chance)))
+    return -np.log2(chance)
 
 
 def _grams(text, size):

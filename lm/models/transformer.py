@@ -126,7 +126,8 @@ class Layer:
             across = attend(self.cross, 'cross', context._replace(cache=None, index=None, angles=None, table=None))
             key = None if context.key is None else jax.random.fold_in(context.key, 2)  # beside the two of keys
             middle, _ = add(middle, 'cross', across, middle, key)
-        x, auxiliary = add(middle, 'mlp', partial(self.mlp, **fixed), x if self.parallel else middle, keys[1])
+        feed = partial(self.mlp, weights=context.weights, **fixed)
+        x, auxiliary = add(middle, 'mlp', feed, x if self.parallel else middle, keys[1])
         return sharding.constrain(tap('residual', x), 'batch', 'length', None), (cache, auxiliary)
 
 

@@ -62,6 +62,12 @@ class Encoder:
         """Returns the text of `ids`, without control tokens; bytes that are not UTF-8 become U+FFFD."""
         raise NotImplementedError
 
+    def decode_after(self, before, ids):
+        """Returns the text of `ids` behind the ids `before`: alone, many tokenizers decode ids without a first space.
+        """
+        start, whole = self.decode(before), self.decode([*before, *ids])
+        return whole[next((at for at, (a, b) in enumerate(zip(start, whole)) if a != b), len(start)):]
+
     def fingerprint(self):
         """Returns 16 hex digits that are equal where two encoders encode equally."""
         raise NotImplementedError

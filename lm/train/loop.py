@@ -99,11 +99,15 @@ def _advance(program, monitors, valid, state):
 
 
 def validate(program, monitors, valid, state):
-    """Records the validation scores of all runs, on all batches after the last step, and returns [{name: value}]."""
-    step = _step(state)
-    batches = program.settings.cadence.eval_batches if step < program.settings.steps else 0
-    scores = program.score(state, valid, batches)
-    for monitor, values in zip(monitors, scores, strict=True):
+    """Records the validation scores of all runs, on all batches after the last step, and returns [{name: value}].
+
+    The best checkpoint is that of the least loss on the batches that all validations read.
+    """
+    step, first = _step(state), program.settings.cadence.eval_batches
+    whole = step >= program.settings.steps
+    scores = program.score(state, valid, 0 if whole else first)
+    compared = program.score(state, valid, first) if whole and 0 < first < valid.batches else scores
+    for monitor, values, same_text in zip(monitors, scores, compared, strict=True):
         if monitor.open:
-            monitor.validated(step, values)
+            monitor.validated(step, values, same_text)
     return scores

@@ -17,7 +17,8 @@ FIELDS = {
     'grad_norm': lambda value: f'|g| {value:#.3g}'.rstrip('.'),
 }
 KEPT_FIRST = ('step', 'loss', 'skipped', 'eta', 'tokens_per_second', 'rate', 'grad_norm', 'elapsed')  # on few columns
-HIDDEN = ('bad', 'offset', 'weight', 'valid/tokens')  # on record only; `bad` and `offset` have words of their own
+# On record only; `bad` and `offset` have words of their own.
+HIDDEN = ('bad', 'offset', 'weight', 'valid/tokens', 'valid/compared')
 BAR = 24  # columns of the progress bar at most; a quarter of that at least
 
 

@@ -83,10 +83,13 @@ class Monitor:
         return {'tokens_per_second': round(steps * tokens / seconds, 1),
                 **processes.compare(host / steps, seconds / steps)}
 
-    def validated(self, step, scores):
-        """Records validation scores, by which the best checkpoint is kept; speed is measured anew from here on."""
-        self.run.writer.write(step, {f'valid/{name}': value for name, value in scores.items()})
-        self.run.store.score(step, scores['loss'])
+    def validated(self, step, scores, compared):
+        """Records validation scores, and keeps the best checkpoint by the loss of those `compared`, which are of the
+        text that all validations read; speed is measured anew from here on.
+        """
+        loss = {} if compared is scores else {runs.COMPARED: compared['loss']}
+        self.run.writer.write(step, {**{f'valid/{name}': value for name, value in scores.items()}, **loss})
+        self.run.store.score(step, compared['loss'])
         self.last_logged = step, time.monotonic()
 
 

@@ -60,13 +60,13 @@ class NextToken(Objective):
     """Cross entropy of the next token.
 
     z_loss: coefficient of log(Z)^2, which keeps logits from drifting (Chowdhery et al. 2022). smoothing: share of the
-    target that is spread over the vocabulary (Szegedy et al. 2016). sample: prompt of the text shown at the end.
-    baselines: whether compressors are measured on the held-out text at the end.
+    target that is spread over the vocabulary (Szegedy et al. 2016). sample: prompt of the text shown at the end, '' for
+    the beginning of a document. baselines: whether compressors are measured on the held-out text at the end.
     """
 
     z_loss: float = 0.0
     smoothing: float = 0.0
-    sample: str = '\n'
+    sample: str = ''
     baselines: bool = False
 
     def check(self, model):
@@ -91,22 +91,24 @@ class NextToken(Objective):
         return evaluate.scores(sums, stream)
 
     def summary(self, scores, data):
-        rows = {'this model': scores['bits_per_byte']}
+        rows = {'this model': scores['bits_per_byte']} if 'bits_per_byte' in scores else {}
         if self.baselines:
             rows |= processes.decide(partial(_baselines, data))
-        return [f'validation loss {scores["loss"]:.4f}, perplexity {scores["perplexity"]:.2f}',
+        lossy = [] if 'bits_per_byte' in scores else ['      no bits per byte  this model: its tokenizer is lossy']
+        return [f'validation loss {scores["loss"]:.4f}, perplexity {scores["perplexity"]:.2f}', *lossy,
                 *(f'  {value:6.3f} bits per byte  {name}' for name, value in rows.items())]
 
     def show(self, model, params, encoder, prefix):
-        *_, (sample,) = generate.generate(model, params, encoder, [self.sample], prefix=prefix,
+        prompt = self.sample or generate.opening(prefix)
+        *_, (sample,) = generate.generate(model, params, encoder, [prompt], prefix=prefix,
                                           sampler=generate.Sampler(temperature=0.8))
-        return self.sample + sample.text
+        return prompt + sample.text
 
 
 def _baselines(data):
     """Returns {name: bits per byte} of compressors on the held-out text; warns in one line where they fail."""
     try:
-        train, valid = ('\n'.join(document.text for document in source.documents()).encode()
+        train, valid = ([document.text.encode() for document in source.documents()]
                         for source in (data.train, data.valid))
         return ngram.bits_per_byte(train, valid)
     except Exception as error:

@@ -56,10 +56,11 @@ def accumulated(loss, parts, *, noise_scale=False):
     """Returns gradient(params, batch, key) -> (gradient, metrics) of `loss`, computed `parts` micro-batches at a time.
 
     Micro-batch i takes rows i, i + parts, ..., so that each stays spread over the mesh as the batch is. Each counts by
-    its metrics['weight'], which makes the sum the gradient of the mean over the whole batch; so does each part of the
-    mesh axis data, which sees its own rows alone inside `reductions.all_reduce_once`. noise_scale: the metrics of
-    two or more have 'grad_square' too, the mean of the squared norms of their gradients, see noise_scale.Scale; each of
-    those is summed over the mesh then.
+    its metrics['weight'], which makes the sum the gradient of the mean over the whole batch, for every term that is a
+    mean over tokens; the balance loss of experts is not, see nn.Experts. So does each part of the mesh axis data, which
+    sees its own rows alone inside `reductions.all_reduce_once`. noise_scale: the metrics of two or more have
+    'grad_square' too, the mean of the squared norms of their gradients, see noise_scale.Scale; each of those is summed
+    over the mesh then.
     """
     gradient = jax.grad(loss, has_aux=True)
     if parts == 1:

@@ -5,35 +5,31 @@ import dataclasses
 import os
 import shutil
 import tempfile
+from functools import partial
 
 import numpy as np
 
-_VERSION = 1
+from lm.data.packing import Rows
+
+_VERSION = 2
 
 
-def cut(tokens, offsets, context, directory=None):
+def cut(tokens, offsets, context, ended, directory=None):
     """Returns the Packed rows of the documents that `offsets` bound in `tokens` [N]; `directory` keeps their Layout."""
-    layout = pack(offsets, context) if directory is None else open_layout(offsets, context, directory)
-    return Packed(tokens, layout, context)
+    make = pack if directory is None else partial(open_layout, directory=directory)
+    return Packed(tokens, make(offsets, context, ended), context)
 
 
-def prefix(encoder):
-    """Returns []: each document begins a context of its own, so that no end token is ever an input.
-
-    Nor is the first token of a document ever predicted; an empty prompt has no continuation there.
-    """
-    return []
-
-
-def split(offsets, context):
+def split(offsets, context, ended):
     """Returns the first tokens (int64) and prediction counts (int32) of the pieces of documents that are packed.
 
-    `offsets` [documents + 1] bounds the documents. One of n tokens has n - 1 predictions, each token but its first
-    from those before; more than `context` of them are split into full pieces and a rest, which share a token as
-    windows do. A document of 5 tokens at context 3 gives pieces of 3 and 1. One without predictions gives none.
+    `offsets` [documents + 1] bounds the documents. One of n tokens has n predictions, its first from the end token
+    before it, at offset - 1; without end tokens n - 1, and the first is not predicted. More than `context` of them are
+    split into full pieces and a rest, which share a token as windows do: a document of 4 tokens, the end token among
+    them, gives pieces of 3 and 1 at context 3. One without predictions gives none.
     """
-    offsets = np.asarray(offsets, np.int64)
-    predictions = np.maximum(np.diff(offsets) - 1, 0)
+    offsets = np.asarray(offsets, np.int64) - ended
+    predictions = np.maximum(np.diff(offsets) - (not ended), 0)
     counts = -(-predictions // context)
     order = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     done = order * context
@@ -112,23 +108,23 @@ class Layout:
         return 1.0 - self.lengths.sum(dtype=np.int64) / (max(1, self.bounds.size - 1) * context)
 
 
-def pack(offsets, context):
+def pack(offsets, context, ended):
     """Returns the Layout of the documents bounded by `offsets` [documents + 1] in rows of `context` predictions."""
-    starts, lengths = split(offsets, context)
+    starts, lengths = split(offsets, context, ended)
     row_of = best_fit(lengths, context)
     order = np.argsort(row_of, kind='stable')
     bounds = np.concatenate([[0], np.cumsum(np.bincount(row_of))]).astype(np.int64)
     return Layout(starts[order], lengths[order], bounds)
 
 
-def open_layout(offsets, context, directory):
-    """Returns `pack(offsets, context)`, kept as .npy files in a subdirectory of `directory` named by the settings.
+def open_layout(offsets, context, ended, directory):
+    """Returns `pack(offsets, context, ended)`, kept as .npy files in a subdirectory of `directory` named by context.
 
     They are written to a temporary name and renamed; where that is impossible the layout lives in memory only.
     """
     path = os.path.join(directory, f'bestfit-{context}-v{_VERSION}')
     if not os.path.isdir(path):
-        layout = pack(offsets, context)
+        layout = pack(offsets, context, ended)
         try:
             _save(layout, path)
         except OSError:
@@ -150,30 +146,34 @@ def _save(layout, path):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Packed:
+class Packed(Rows):
     """The rows of `tokens` [N] in which `layout` packs whole documents; none is predicted from another."""
     tokens: np.ndarray
     layout: Layout
     context: int
+    version = _VERSION
 
     @property
     def rows(self):
-        """How many rows there are."""
         return self.layout.bounds.size - 1
+
+    @property
+    def predictions(self):
+        return int(self.layout.lengths.sum(dtype=np.int64))
 
     def gather(self, index):
         """Returns rows `index` [B]: 'inputs', 'targets', 'segments', 'positions' int32, 'weights' float32, all [B T].
 
         Segments number a row's documents from 1 and positions count from 0 in each; padding is 0 in all five.
-        Documents [8 3 5 1] and [4 2] at context 6 give inputs [8 3 5 4 0 0], targets [3 5 1 2 0 0],
-        segments [1 1 1 2 0 0], positions [0 1 2 0 0 0] and weights [1 1 1 1 0 0].
+        Documents [8 3 1] and [4 1] that end in 1, at context 6, give inputs [1 8 3 1 4 0], targets [8 3 1 4 1 0],
+        segments [1 1 1 2 2 0], positions [0 1 2 0 1 0] and weights [1 1 1 1 1 0].
         """
         starts, lengths, numbers = self._pieces(index)
         begins = np.cumsum(lengths) - lengths
         slots = np.arange(len(index) * self.context)
         where = slots + np.repeat(starts - begins, lengths)
-        batch = {'inputs': np.take(self.tokens, where, mode='clip').astype(np.int32),
-                 'targets': np.take(self.tokens[1:], where, mode='clip').astype(np.int32),
+        batch = {'inputs': np.take(self.tokens, where, mode='wrap').astype(np.int32),
+                 'targets': np.take(self.tokens, where + 1, mode='wrap').astype(np.int32),
                  'segments': np.repeat(numbers.astype(np.int32), lengths),
                  'positions': slots.astype(np.int32) - np.repeat(begins.astype(np.int32), lengths)}
         padding = np.flatnonzero(batch['segments'] == 0)
@@ -183,10 +183,10 @@ class Packed:
         return {name: values.reshape(len(index), self.context) for name, values in batch.items()}
 
     def spans(self, row):
-        """Returns [(start, stop)] of the stretches of tokens that one row is cut from."""
+        """Returns [(start, stop)] of the stretches of tokens that one row predicts."""
         pieces = slice(*self.layout.bounds[row:row + 2])
         starts, lengths = self.layout.starts[pieces], self.layout.lengths[pieces]
-        return [(start, start + length + 1) for start, length in zip(starts.tolist(), lengths.tolist())]
+        return [(start + 1, start + length + 1) for start, length in zip(starts.tolist(), lengths.tolist())]
 
     def _pieces(self, index):
         """Returns starts, lengths and segment numbers of the pieces of rows `index`; one of number 0 fills each row."""

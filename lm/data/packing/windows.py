@@ -4,15 +4,13 @@ import dataclasses
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from lm import config
+from lm.data.packing import Rows
 
-def cut(tokens, offsets, context, directory=None):
+
+def cut(tokens, offsets, context, ended, directory=None):
     """Returns the Windows of `tokens` [N]."""
-    return Windows(tokens, context)
-
-
-def prefix(encoder):
-    """Returns the end token of the document before, [] where documents are not separated (Chars, Words)."""
-    return [] if encoder.eos is None else [encoder.eos]
+    return Windows(tokens, context, ended)
 
 
 def count(tokens, context):
@@ -25,15 +23,19 @@ def count(tokens, context):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Windows:
+class Windows(Rows):
     """The rows of `tokens` [N] by concat-and-split: document ends are ordinary tokens."""
     tokens: np.ndarray
     context: int
+    ended: bool
 
     @property
     def rows(self):
-        """How many rows there are."""
         return count(self.tokens.size, self.context)
+
+    @property
+    def predictions(self):
+        return self.rows * self.context
 
     def gather(self, index):
         """Returns rows `index` [B] as 'inputs' and 'targets', int32 [B T].
@@ -46,5 +48,57 @@ class Windows:
         return {'inputs': block[:, :-1].astype(np.int32), 'targets': block[:, 1:].astype(np.int32)}
 
     def spans(self, row):
-        """Returns [(start, stop)] of the stretches of tokens that one row is cut from."""
         return [(row * self.context, (row + 1) * self.context + 1)]
+
+    def whole(self):
+        return slide(self.tokens, np.array([0, self.tokens.size]), self.context, self.ended, self.context)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sliding(Rows):
+    """Windows that may overlap: `windows` [rows 3] has where each starts and stops among `tokens` [N], and the first
+    token that it scores; -1 is the last token of all.
+    """
+    tokens: np.ndarray
+    windows: np.ndarray
+    context: int
+
+    @property
+    def rows(self):
+        return len(self.windows)
+
+    @property
+    def predictions(self):
+        return int(np.sum(self.windows[:, 1] - self.windows[:, 2]))
+
+    def gather(self, index):
+        """Returns rows `index` [B]: 'inputs', 'targets' int32, 'weights' float32 [B T], 0 where nothing is scored."""
+        start, stop, scored = self.windows[index].T[:, :, None]
+        at = start + np.arange(self.context + 1)
+        tokens = np.where(at < stop, np.take(self.tokens, at, mode='wrap'), 0).astype(np.int32)
+        weights = ((at >= scored) & (at < stop)).astype(np.float32)
+        return {'inputs': tokens[:, :-1], 'targets': tokens[:, 1:], 'weights': weights[:, 1:]}
+
+    def spans(self, row):
+        start, stop, _ = self.windows[row].tolist()
+        return [(max(start, 0), stop)]
+
+
+def slide(tokens, offsets, context, ended, stride):
+    """Returns the Sliding windows over each document that `offsets` bound in `tokens` [N].
+
+    Every token is scored once, but for the first of a document where none is `ended`: in the first window that reaches
+    it, from at least context - stride tokens unless the document begins later than that (Press et al. 2020,
+    arXiv:2012.15832).
+    """
+    if not 1 <= stride <= context:
+        raise config.Error(f'stride={stride} is not between 1 and context={context}; try stride={context // 2}.')
+    first, last = np.asarray(offsets[:-1]) - ended, np.asarray(offsets[1:])
+    long = last - first >= 2
+    first, last = first[long], last[long]
+    number = 1 + np.maximum(0, -(-(last - first - 1 - context) // stride))
+    order = np.arange(number.sum()) - np.repeat(np.cumsum(number) - number, number)
+    first, last = np.repeat(first, number), np.repeat(last, number)
+    start = first + order * stride
+    scored = np.where(order == 0, start + 1, start + 1 + context - stride)
+    return Sliding(tokens, np.stack([start, np.minimum(start + context + 1, last), scored], axis=1), context)
