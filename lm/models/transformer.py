@@ -127,7 +127,7 @@ class Layer:
             key = None if context.key is None else jax.random.fold_in(context.key, 2)  # beside the two of keys
             middle, _ = add(middle, 'cross', across, middle, key)
         x, auxiliary = add(middle, 'mlp', partial(self.mlp, **fixed), x if self.parallel else middle, keys[1])
-        return sharding.constrain(tap('residual', x), 'batch', 'length', None), (cache, auxiliary)
+        return sharding.constrain(tap('residual', x), 'batch', 'stream', None), (cache, auxiliary)
 
 
 class Outputs(NamedTuple):
@@ -271,4 +271,4 @@ class Stack:
             return run(own, x, *jax.tree.unflatten(tree, [next(some) if rowwise else leaf
                                                           for leaf, rowwise in zip(leaves, split, strict=True)]))
         x, outputs = pipeline.run(run_stage, schedule, layers, x, rows)
-        return sharding.constrain(x, 'rows', 'length', None), outputs
+        return sharding.constrain(x, 'rows', 'stream', None), outputs
