@@ -15,6 +15,7 @@ from lm.models import Decoder, Embedding, Head, Layer
 from lm.nn import MLP, Attention, Execution, Experts, Gelu, LayerNorm, Learned, NoPE, RMSNorm, Silu
 from lm.parallel import sharding
 from lm.parallel.pipeline import Pipeline
+from lm.plan import hlo
 
 AXES = ('data', 'fsdp', 'expert', 'context', 'tensor', 'stage')
 ALONE = [{axis: 8} for axis in AXES]
@@ -94,6 +95,41 @@ def test_hidden_units_in_chunks_over_a_mesh_that_splits_them_are_the_whole(layer
     model = dataclasses.replace(model, execution=Execution(remat='full'))
     found = over(model, {'fsdp': 2, 'tensor': 2, 'data': 2}, draw())
     assert_equal(found, expected)
+
+
+@pytest.mark.parametrize('remat', ['none', 'dots', 'full'])
+def test_the_stream_is_kept_split_over_tensor(remat, monkeypatch):
+    layer = dataclasses.replace(DENSE.layer, mlp=MLP(96, Silu(), True))  # F/tensor is not D
+    model = dataclasses.replace(DENSE, layer=layer, execution=Execution(remat=remat, unroll=1))
+    split, expected = compiled(model), {(8, 8, 4, 32): True, (8, 8, 16, 32): False}  # [L B/data T(/tensor) D]
+    assert {shape: shape in kept(split.as_text()) for shape in expected} == expected
+    monkeypatch.setitem(sharding.RULES, 'stream', sharding.RULES['length'])
+    whole = compiled(model)
+    assert (8, 8, 16, 32) in kept(whole.as_text())
+    saved = 3 / 4 * 8 * 8 * 16 * 32 * 4  # bytes of one array that is kept for all layers, less its quarter
+    assert split.memory_analysis().temp_size_in_bytes < whole.memory_analysis().temp_size_in_bytes - saved
+
+
+def compiled(model):
+    mesh, params = sharding.make_mesh({'data': 2, 'tensor': 4}), parameters(model)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, sharding.mirror(params, model.axes(), mesh))
+        return jax.jit(slope(model)).lower(placed, sharding.put(draw(), mesh)).compile()
+
+
+def kept(text):
+    """Returns the shapes of what loops carry or are given."""
+    program = hlo.parse(text)
+    return {array.shape for body in program.computations.values() for i in body.values() if i.opcode == 'while'
+            for array in i.arrays}
+
+
+@pytest.mark.parametrize('length', [6, 1])
+def test_a_length_that_tensor_does_not_divide_stays_whole(length):
+    batch = draw(length=length)
+    for model in (DENSE, SPARSE):
+        expected = architectures.jit(slope(model))(parameters(model), batch)
+        assert_equal(over(model, {'data': 2, 'tensor': 4}, batch), expected)
 
 
 def test_stages_hold_their_own_layers_only():

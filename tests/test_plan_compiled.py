@@ -78,6 +78,16 @@ def test_fsdp_sends_little_more_than_it_must(cluster_of):
     assert sum(sent.values()) < 1.08 * ring * 3 * 2 * count * 7 / 8
 
 
+def test_the_stream_is_reduce_scattered_and_gathered_over_tensor(cluster_of):
+    settings = dataclasses.replace(small(**{'model.execution.remat': 'none'}), mesh={'data': 2, 'tensor': 4})
+    made = compiler.compile_step(settings, cluster_of('v5e-8'))
+    sent = costs.measure(made.text, settings.mesh)['collectives']
+    stream = 2 * settings.data.batch / 2 * settings.data.context * settings.model.width * 3 / 4  # of one exchange
+    # two forward and two backward in each layer, one of the embedding; the head's once in float32 for each chunk
+    assert sent['reduce-scatter', 'tensor'] == pytest.approx((4 * 2 + 1 + 4 * 2) * stream, rel=0.1)
+    assert sum(value for (kind, axes), value in sent.items() if kind == 'all-reduce' and 'tensor' in axes) < stream
+
+
 def test_what_does_not_fit_is_told_with_what_would(cluster_of):
     settings = dataclasses.replace(small(**{'data.batch': 2048, 'data.context': 4096}), mesh={'data': 8})
     cluster = cluster_of('v5e-8')

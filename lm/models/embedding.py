@@ -9,6 +9,7 @@ from lm.nn.dropout import dropout
 from lm.nn.embedding import look_up
 from lm.nn.positions import AbsolutePosition
 from lm.nn.weights import einsum
+from lm.parallel import reductions
 
 LANES = 128
 
@@ -57,6 +58,7 @@ class Head:
 
     def __call__(self, x, matrix):
         """Returns logits [B T V'] of x [B T D] by a Weight [V' D], or [D V'] where not tied."""
+        x = reductions.gather_stream(x, 'rows')
         logits = einsum('BTD,VD->BTV' if self.tied else 'BTD,DV->BTV', x, matrix)
         return self.softcap * jnp.tanh(logits / self.softcap) if self.softcap else logits
 
@@ -66,7 +68,7 @@ class Head:
         if chunks == 1:
             return losses.cross_entropy(self(x, matrix), targets, vocab, smoothing)
         table = matrix.value if self.tied else matrix.value.T
-        return losses.chunked_cross_entropy(x, table, targets,
+        return losses.chunked_cross_entropy(reductions.gather_stream(x, 'rows'), table, targets,
                                             losses.VocabHead(vocab, chunks, self.softcap, smoothing))
 
 

@@ -128,7 +128,7 @@ class Layer:
             middle, _ = add(middle, 'cross', across, middle, key)
         feed = partial(self.mlp, weights=context.weights, **fixed)
         x, auxiliary = add(middle, 'mlp', feed, x if self.parallel else middle, keys[1])
-        return sharding.constrain(tap('residual', x), 'batch', 'length', None), (cache, auxiliary)
+        return sharding.constrain(tap('residual', x), 'batch', 'stream', None), (cache, auxiliary)
 
 
 class Outputs(NamedTuple):
@@ -272,4 +272,4 @@ class Stack:
             return run(own, x, *jax.tree.unflatten(tree, [next(some) if rowwise else leaf
                                                           for leaf, rowwise in zip(leaves, split, strict=True)]))
         x, outputs = pipeline.run(run_stage, schedule, layers, x, rows)
-        return sharding.constrain(x, 'rows', 'length', None), outputs
+        return sharding.constrain(x, 'rows', 'stream', None), outputs

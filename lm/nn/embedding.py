@@ -2,7 +2,7 @@
 import jax
 import jax.numpy as jnp
 
-from lm.parallel import sharding
+from lm.parallel import reductions, sharding
 
 ONE_HOT = 1024  # tables up to this size get their gradient by a matrix product
 
@@ -10,7 +10,8 @@ ONE_HOT = 1024  # tables up to this size get their gradient by a matrix product
 def look_up(table, tokens):
     """Returns rows of `table` [V D] for tokens [B T], as [B T D]."""
     table = sharding.constrain(table, 'vocab', None) if sharding.splits('length') else table
-    return sharding.constrain(_look_up(table, tokens), 'batch', 'length', None)
+    # Whole rows first: where XLA may split the look-up along T it gathers the table, and sums gradients as large as it.
+    return reductions.scatter_stream(sharding.constrain(_look_up(table, tokens), 'batch', 'length', None))
 
 
 @jax.custom_vjp

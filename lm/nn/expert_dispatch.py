@@ -15,16 +15,28 @@ def over_mesh(apply, x, ids, gates, weights):
 
     ids, gates: [B T top_k], the experts of each token and their weights. weights: Weights [E D F] and, last, [E F D].
     """
-    def local(x, ids, gates, *weights):
+    def mix(x, ids, gates, *weights):
         rows = [array.reshape(-1, array.shape[-1]) for array in (x, ids, gates)]
         return apply(rows[0], rows[1:], weights).reshape(x.shape)
     mesh, values = jax.sharding.get_abstract_mesh(), [w.value for w in weights]
     if not mesh.auto_axes or mesh.size == 1:
-        return local(x, ids, gates, *values)
-    tokens = [sharding.spec(('batch', 'length', None), array.shape, mesh) for array in (x, ids, gates)]
+        return mix(x, ids, gates, *values)
     # Gathered over fsdp on entry: inside, a device has all of its experts' rows of embed.
     tables = [sharding.spec([None if name == 'embed' else name for name in w.names], w.value.shape, mesh)
               for w in weights]
+    partial_sums = 'tensor' in (tables[-1][1] or ())  # hidden units are split: a device mixes a part of each output
+    tokens = [sharding.spec(('batch', 'stream' if partial_sums else 'length', None), array.shape, mesh)
+              for array in (x, ids, gates)]
+    split = 'tensor' in (tokens[0][1] or ())
+
+    def local(x, ids, gates, *weights):
+        arrays = x, ids, gates
+        if split:
+            arrays = (jax.lax.all_gather(array, 'tensor', axis=1, tiled=True) for array in arrays)
+        y = mix(*arrays, *weights)
+        if split:
+            return jax.lax.psum_scatter(y, 'tensor', scatter_dimension=1, tiled=True)
+        return jax.lax.psum(y, 'tensor') if partial_sums else y
     return jax.shard_map(local, in_specs=(*tokens, *tables), out_specs=tokens[0], axis_names=set(mesh.auto_axes),
                          check_vma=False)(x, ids, gates, *values)
 
@@ -45,8 +57,7 @@ def apply(experts, x, routes, weights):
         exchange = _AllToAll(counts, owners, experts.capacity_factor, len(rows))
         out = exchange.combine(_apply_unsorted(experts.activate, exchange.dispatch(rows), exchange.received, weights))
     out = out[jnp.argsort(order)].reshape(*ids.shape, -1)
-    mixed = jnp.einsum('nkD,nk->nD', out, gates)
-    return jax.lax.psum(mixed, 'tensor') if weights[-1].shape[1] < experts.ff else mixed
+    return jnp.einsum('nkD,nk->nD', out, gates)
 
 
 def _apply(activate, rows, sizes, weights):

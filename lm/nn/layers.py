@@ -13,9 +13,22 @@ from lm.nn.activations import Activation, Gelu
 from lm.nn.norms import NoNorm, Norm
 from lm.nn.positions import Position, Relative, Rope, rotate
 from lm.nn.weights import Leaf, Scope, einsum, fill, normal, weight
-from lm.parallel import sharding
+from lm.parallel import reductions, sharding
 
 INIT = normal(0.02)  # of projections that read the residual stream
+
+
+def project(x, norm, weights, *, precision):
+    """Returns [norm(x) times w, plus bias], of x [B T D], for each (Weight [D ...], bias or None) of `weights`.
+
+    norm: a Normaliser, or None. Each result [B T ...] is sharded as its weight is.
+    """
+    x = reductions.gather_stream(x if norm is None else norm(x))
+
+    def multiply(w, bias):
+        y = einsum('BTD,DNH->BTNH' if len(w.names) == 3 else 'BTD,DF->BTF', x, w, precision)
+        return sharding.constrain(y if bias is None else y + bias, 'batch', 'length', *w.names[1:])
+    return [multiply(*pair) for pair in weights]
 
 
 @dataclass(frozen=True)
@@ -99,11 +112,13 @@ class Attention:
     def _attend(self, scope, x, norm, context, *, execution, init):
         heads = {'heads': self.heads, 'head_dim': self.head_size(x.shape[-1])}
         kv_heads = {'kv_heads': self.num_kv_heads, 'head_dim': heads['head_dim']}
-        project = partial(self._project, precision=execution.precision)
-        project = memory.checkpoint_late(project) if execution.remat in memory.FULL_REMAT else project
-        query, key, value = project(x, norm, [
-            self._declare(scope, name, {'embed': x.shape[-1], **axes}, execution.dtype)
-            for name, axes in (('query', heads), ('key', kv_heads), ('value', kv_heads))], context.memory)
+        enter = memory.kept_late(partial(project, precision=execution.precision), execution.remat)
+        weights = [self._declare(scope, name, {'embed': x.shape[-1], **axes}, execution.dtype)
+                   for name, axes in (('query', heads), ('key', kv_heads), ('value', kv_heads))]
+        if context.memory is None:
+            query, key, value = enter(x, norm, weights)
+        else:
+            (query,), (key, value) = enter(x, norm, weights[:1]), enter(context.memory, None, weights[1:])
         query, key = self._norm(scope, 'query_norm', query), self._norm(scope, 'key_norm', key)
         query, key = rotate(query, context.angles), rotate(key, context.angles)
         cache = context.cache
@@ -113,7 +128,7 @@ class Attention:
                 key, value = cache
         mixed = attention.attend(query, key, value, self._spec(context, execution.kernel))
         out = weight(scope, 'out', {**heads, 'embed': x.shape[-1]}, init, execution.dtype)
-        y = einsum('BTNH,NHD->BTD', mixed, out, execution.precision)
+        y = reductions.scatter_stream(einsum('BTNH,NHD->BTD', mixed, out, execution.precision))
         if self.bias == 'all':
             y = y + weight(scope, 'out_bias', {'bias': x.shape[-1]}, fill(0.0), execution.dtype).value
         return y, cache
@@ -124,16 +139,6 @@ class Attention:
         if self.bias == 'none':
             return w, None
         return w, weight(scope, f'{name}_bias', dict(list(axes.items())[1:]), fill(0.0), dtype).value
-
-    def _project(self, x, norm, weights, memory, *, precision):
-        """Returns queries [B T N H], and keys and values [B S K H] of the memory or else of x."""
-        x = x if norm is None else norm(x)
-        query, *others = weights
-
-        def project(x, w, bias):
-            y = einsum('BTD,DNH->BTNH', x, w, precision)
-            return sharding.constrain(y if bias is None else y + bias, 'batch', 'length', w.names[1], None)
-        return [project(x, *query), *(project(x if memory is None else memory, *w) for w in others)]
 
     def _norm(self, scope, name, x):
         if self.qk_norm_over == 'head':
@@ -198,9 +203,9 @@ class MLP(FeedForward):
 
     def __call__(self, x, norm, *, execution, init, weights=None):
         feed = Scope(partial(self._feed, execution=execution, init=init), name='mlp')
-        return feed(x if norm is None else norm(x)), {}
+        return feed(x, norm), {}
 
-    def _feed(self, scope, x, *, execution, init):
+    def _feed(self, scope, x, norm, *, execution, init):
         width, ff = x.shape[-1], self.hidden(x.shape[-1])
 
         def declare(name, axes, init):
@@ -214,14 +219,13 @@ class MLP(FeedForward):
         cut = arrays and execution.remat in memory.FULL_REMAT
         chunks = memory.mlp_chunks(ff, width, memory.tensor_shards(ff)) if cut else 1
         if chunks == 1:
-            hidden = [einsum('BTD,DF->BTF', x, w, execution.precision) for w, _ in ins]
-            hidden = [sharding.constrain(h if bias is None else h + bias, 'batch', 'length', 'ff')
-                      for h, (_, bias) in zip(hidden, ins, strict=True)]
-            y = einsum('BTF,FD->BTD', self.activate(*hidden), down, execution.precision)
+            hidden = memory.kept_late(partial(project, precision=execution.precision), execution.remat)(x, norm, ins)
+            y = reductions.scatter_stream(einsum('BTF,FD->BTD', self.activate(*hidden), down, execution.precision))
         else:
+            x = reductions.gather_stream(x if norm is None else norm(x))
             y = memory.chunked(self.activate, execution.precision, chunks, x,
                                ([*(w.value for w, _ in ins), down.value.T], [bias for _, bias in ins]))
-        return sharding.constrain(y if shift is None else y + shift, 'batch', 'length', None)
+        return y if shift is None else y + shift
 
     def activate(self, up, gate=None):
         """Returns the hidden units [... F] of what up and, if gated, gate give."""

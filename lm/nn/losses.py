@@ -134,7 +134,8 @@ def _chunked_backward(head, residuals, cotangents):
         if head.softcap:
             dlogits *= 1 - jnp.square(logits / head.softcap)
         dlogits = dlogits.astype(rows.dtype)
-        dx += jnp.einsum('BTV,VD->BTD', dlogits, rows, preferred_element_type=jnp.float32)
+        by_x = jnp.einsum('BTV,VD->BTD', dlogits, rows, preferred_element_type=jnp.float32)
+        dx += sharding.constrain(by_x, 'rows', 'stream', None)
         return dx, reductions.reduce_scatter(jnp.einsum('BTD,BTV->DV', x, dlogits), 'embed', 'vocab').T
     dx, drows = jax.lax.scan(add, jnp.zeros(x.shape, jnp.float32), _chunks(table, head))
     return dx.astype(x.dtype), jnp.moveaxis(drows, 0, 1).reshape(table.shape), None

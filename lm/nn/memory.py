@@ -44,11 +44,21 @@ def checkpoint_late(function):
     return late
 
 
+def kept_late(project, remat):
+    """Returns project(x, *args), what leads from the stream x into products, as this rematerialisation keeps it.
+
+    Under full rematerialisation by `checkpoint_late`; so too where the stream is split over `tensor`, of which the
+    share is then kept and gathered again for the gradient (Korthikanti et al. 2022, section 4.2.2).
+    """
+    split = jax.sharding.get_abstract_mesh().shape.get('tensor', 1) > 1
+    return checkpoint_late(project) if split or remat in FULL_REMAT else project
+
+
 def mlp_chunks(ff, width, shards):
     """Returns the number of chunks of `ff` hidden units, in each of `shards` tensor shards, under full remat.
 
     A chunk of width/4 makes hidden states and their gradients no larger than an input [B T D]. Under tensor parallelism
-    each chunk is all-reduced: there a chunk is as large as the width.
+    each chunk is reduce-scattered: there a chunk is as large as the width.
     """
     most = max(1, width // 4) if shards == 1 else width
     return next(count for count in range(1, ff + 1) if ff // shards % count == 0 and ff // shards // count <= most)
@@ -85,7 +95,7 @@ def _chunked_backward(chunk, residuals, g):
 
     def add(total, part):
         by_x, by_part = jax.vjp(chunk, x, part)[1](g)
-        return total + by_x, by_part
+        return total + sharding.constrain(by_x, 'batch', 'stream', None), by_part
     return jax.lax.scan(add, jnp.zeros_like(x), chunks)
 
 
@@ -100,7 +110,7 @@ def _chunk(activate, precision, shards, x, part):
     hidden = sharding.constrain(project('BTD,DF->BTF', x, ins, precision), 'batch', 'length', 'ff')
     hidden = _split_shards(hidden, shards, len(biases))
     hidden = [h if bias is None else h + bias for h, bias in zip(hidden, biases, strict=True)]
-    return project('BTF,DF->BTD', activate(*hidden), out, precision)
+    return reductions.scatter_stream(project('BTF,DF->BTD', activate(*hidden), out, precision))
 
 
 def _split_shards(w, shards, places):

@@ -161,8 +161,8 @@ def project(spec, x, w, precision='none'):
         w = w.reshape(math.prod(columns), -1).T
     lead = x.shape[:rows]
     # [B T] as one axis: the backward pass contracts over one axis, which XLA's CPU backend needs to be fast.
-    # Where the mesh splits T, flattening would gather it.
-    x = x.reshape(*(lead if sharding.splits('length') else (math.prod(lead),)), -1)
+    # Where the mesh splits T, of x or of the result, flattening would gather it.
+    x = x.reshape(*(lead if sharding.splits('stream') else (math.prod(lead),)), -1)
     return product(x, w, precision).reshape(*lead, *columns)
 
 

@@ -74,7 +74,7 @@ def run(apply, pipeline, layers, x, rows):
         index, repeat = place % batches, jnp.clip(place // batches, 0, repeats - 1)
         busy = (place >= 0) & (place < batches * repeats)
         moving = jnp.concatenate([waiting[index[0]][None], moving[:-1]])
-        moving = sharding.constrain(moving, 'layers', 'batch', 'length', None)
+        moving = sharding.constrain(moving, 'layers', 'batch', 'stream', None)
         moving, out = everyone(layers, moving, index, repeat)
         done = jnp.where(busy[-1], moving[-1], waiting[index[-1]])
         waiting = jax.lax.dynamic_update_index_in_dim(waiting, done, index[-1], 0)

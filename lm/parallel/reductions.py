@@ -1,4 +1,6 @@
-"""Gradient reductions: two-stage reduce-scatter on TPU slices, and one all-reduce over `data` per step."""
+"""Reductions of gradients and of activations: two-stage reduce-scatter on TPU slices, one all-reduce over `data` per
+step, and sequence parallelism along `tensor`.
+"""
 from functools import partial
 
 import jax
@@ -52,6 +54,30 @@ def _split_torus(mesh):
     sizes.insert([name for name, _ in sizes].index('fsdp') + 1, ('rest', count // side))
     names, sizes = zip(*sizes, strict=True)
     return AbstractMesh(sizes, names, axis_types=(AxisType.Auto,) * len(names), abstract_device=device)
+
+
+def gather_stream(x, rows='batch'):
+    """Returns the residual stream x [B T D], split over `tensor` along T, all-gathered for products with weights that
+    are split over `tensor`; its gradient, a partial sum there, is reduce-scattered.
+
+    With `scatter_stream`, sequence parallelism (Korthikanti et al. 2022, arXiv:2205.05198): norms, dropout and what is
+    kept between products are a share of T. `rows`: the logical axis of B.
+    """
+    return _reshard(x, (rows, 'length', None), (rows, 'stream', None))
+
+
+def scatter_stream(x):
+    """Returns x [B T D], a partial sum over `tensor`, reduce-scattered along T; its gradient is all-gathered."""
+    return _reshard(x, ('batch', 'stream', None), ('batch', 'length', None))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _reshard(x, names, gradient_names):
+    return sharding.constrain(x, *names)
+
+
+_reshard.defvjp(lambda x, names, _: (sharding.constrain(x, *names), None),
+                lambda _, gradient_names, residuals, g: (sharding.constrain(g, *gradient_names),))
 
 
 def all_reduce_once(function):

@@ -16,6 +16,7 @@ RULES = {
     'batch': ('data', 'fsdp', 'expert'),
     'rows': ('data', 'fsdp', 'expert', 'stage'),
     'length': ('context',),
+    'stream': ('context', 'tensor'),  # the length between products: sequence parallelism, see reductions.gather_stream
     'embed': ('fsdp',),
     'heads': ('tensor',),
     'kv_heads': ('tensor',),
