@@ -76,10 +76,13 @@ class Row:
     def settings(self):
         """Returns the train.Config of the run."""
         execution = Execution(dtype=PRECISIONS[self.precision], remat=self.remat_lm, vocab_chunks=self.loss_parts)
-        corpus = data.Corpus(train=data.Synthetic(), valid=None, tokenizer=data.Bytes(), context=self.seq,
-                             batch=self.batch)
-        return train.Config(model=Sizes(**self.shape).model(execution), data=corpus, optimizer=optim.AdamW(peak=1e-3),
-                            mesh=self.mesh, accumulate=self.accumulate, steps=1)
+        return _settings(Sizes(**self.shape).model(execution), self.seq, self.batch, mesh=self.mesh,
+                         accumulate=self.accumulate)
+
+
+def _settings(model, context, batch, **layout):
+    corpus = data.Corpus(train=data.Synthetic(), valid=None, tokenizer=data.Bytes(), context=context, batch=batch)
+    return train.Config(model=model, data=corpus, optimizer=optim.AdamW(peak=1e-3), steps=1, **layout)
 
 
 class Uncut(Shape):
@@ -118,9 +121,8 @@ def _row(fields):
 
 @functools.cache  # tracing a model takes seconds, and many rows have the same
 def _workload(model):
-    """Returns the Workload of a model; what depends on its data is to be replaced."""
-    corpus = data.Corpus(train=data.Synthetic(), valid=None, tokenizer=data.Bytes())
-    return analytic.workload_of(train.Config(model=model, data=corpus, optimizer=optim.AdamW(peak=1e-3), steps=1))
+    """Returns the Workload of a model on one row of one token; what depends on its data is to be replaced."""
+    return analytic.workload_of(_settings(model, context=1, batch=1))
 
 
 def cost_of(row):
@@ -137,8 +139,8 @@ def cost_of(row):
 
 
 def compare(path):
-    """Returns {'rows', 'chips', 'refused'} of a JSON table: each row's predicted_step_s and measured_step_s, the errors by
-    chip, and {id: reason} of rows that cannot be planned.
+    """Returns {'rows', 'chips', 'refused'} of a JSON table: each row's predicted_step_s and measured_step_s, the errors
+    by chip, and {id: reason} of rows that cannot be planned.
     """
     compared = []
     rows, refused = read(path)
