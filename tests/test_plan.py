@@ -255,6 +255,12 @@ def test_formulas_count_the_work_of_compiled_programs(on, name, overrides, flops
     assert cost['hbm_bytes'] == pytest.approx(traffic, rel=0.2)
 
 
+def test_rows_on_their_way_to_experts_and_back_are_most_of_the_traffic():
+    settings, cluster = settings_of('qwen3_30b_a3b', **{'model.depth': 4}), hardware.cluster('v5p-128')
+    layout, workload = layout_of(settings, cluster.devices), analytic.workload_of(settings)
+    assert analytic.step_cost(layout, workload, cluster.chip)['hbm_bytes'] == pytest.approx(1709.8e9, rel=0.2)
+
+
 def test_formulas_hold_the_state_that_the_program_holds():
     settings = dataclasses.replace(settings_of('tiny'), mesh={'data': 2, 'fsdp': 4})
     program = train.program(settings)

@@ -12,6 +12,7 @@ from lm.plan.shape import RECOMPUTED, Shape, shape_of
 
 # How often a compiled layer moves each kind of value through HBM, reads and writes together.
 RESIDUAL, HEADS, HIDDEN = 95, 6, 8.7  # values [D], [2 (N + K) H], and [F] of each of the MLP's matrices, of a token
+ROUTED = 70  # values [D] of a row in the experts' buffers: gathered, exchanged, sorted, scattered, and their gradients
 SPILL = 1.1  # share of a layer's values that go through HBM where the largest is as large as the on-chip memory
 CHUNK = 9  # values [D], once more for each further chunk of the MLP
 WEIGHTS = {'none': 10, 'dots': 6, 'full': 6, 'offload': 6}  # gathered elements; 'none' keeps them for the backward pass
@@ -193,7 +194,8 @@ def _hbm_bytes(layout, workload, device, chip):
     shape, size = workload.shape, workload.shape.itemsize
     state = device_bytes(workload.parameters, layout.mesh)
     residual = shape.width / layout.mesh.get('tensor', 1)
-    largest = device.tokens * size * max(residual, device.ff / _chunks(layout, shape, device))
+    largest = device.tokens * size * max(residual, device.ff / _chunks(layout, shape, device),
+                                         device.routed * shape.width)
     spilled = min(1, SPILL * largest / chip.vmem) if chip.vmem else 1
     values = spilled * size * device.layers * _moved_values(layout, shape, device) + _loss_bytes(layout, shape, device)
     weights = size * (device.layers * device.layer_weights * WEIGHTS[layout.remat] + 8 * device.table)
@@ -211,7 +213,7 @@ def _chunks(layout, shape, device):
 def _moved_values(layout, shape, device):
     """Returns how many values of a token one layer reads and writes, forward and backward."""
     residual = (RESIDUAL + CHUNK * (_chunks(layout, shape, device) - 1)) * shape.width / layout.mesh.get('tensor', 1)
-    return (residual + HEADS * 2 * (device.query + device.key)
+    return (residual + HEADS * 2 * (device.query + device.key) + ROUTED * device.routed * shape.width
             + HIDDEN * (1 + shape.up_projections) * device.ff)
 
 
