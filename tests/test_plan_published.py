@@ -2,14 +2,18 @@
 import dataclasses
 import json
 import os
+import pathlib
+import types
 
+import numpy as np
 import pytest
 
-from lm import config, hardware
+from lm import bench, config, hardware
 from lm.commands import plan as command
 from lm.config import paths
 from lm.plan import calibration, fit, published, roofline
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPE = {  # Llama 3.1 8B on Trillium: AI-Hypercomputer/tpu-recipes@c8cfe2f, training/trillium/Llama3.1-8B-MaxText
     'id': 'v6e-256 llama3.1-8b', 'model': 'llama3.1-8b', 'on': 'v6e-256', 'batch': 1024, 'seq': 8192,
     'mesh': {'fsdp': 256}, 'remat_lm': 'full', 'measured_step_s': 4.546, 'published_by': 'a field that is not read',
@@ -137,3 +141,23 @@ def test_a_step_with_few_products_tells_no_efficiency(roof, tmp_path, monkeypatc
     small = roofline.Roofline(roof.nominal | {'products': 0.05}, roof.parts | {'products': 0.05 / 0.64})
     assert calibration.record(hardware.CHIPS['h100'], small, 1.0) is None
     assert not calibration.calibrated(hardware.cluster('8xh100')).chip.measured
+
+
+def test_bench_prints_the_plan_beside_the_step_and_keeps_what_it_shows(tmp_path, monkeypatch):
+    """A step of one product on a device that calls itself an H100."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    settings = config.load(ROOT / 'experiments' / 'tiny.py', {'model.execution.dtype': 'float32'}).config
+    device = types.SimpleNamespace(device_kind='NVIDIA H100 80GB HBM3')
+    mesh = types.SimpleNamespace(devices=np.array([device]), size=1, shape={'data': 1})
+    text = """ENTRY %main (a: f32[4096,4096], b: f32[4096,4096]) -> f32[4096,4096] {
+  %a = f32[4096,4096]{1,0} parameter(0)
+  %b = f32[4096,4096]{1,0} parameter(1)
+  ROOT %c = f32[4096,4096]{1,0} dot(%a, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}"""
+    products, memory = 2 * 4096 ** 3 / 494.5e12, 3 * 4 * 4096 ** 2 / 3350e9
+    rest = hardware.REACHED['cuda'].memory * memory
+    printed = bench._prediction(settings, mesh, types.SimpleNamespace(as_text=lambda: text), rest + 4 * products)
+    assert printed['predicted_step_seconds'] == pytest.approx(products / 0.64 + rest, abs=1e-6)
+    assert printed['predicted_floor_seconds'] == pytest.approx(products, abs=1e-6)
+    assert printed['product_efficiency'] == pytest.approx(0.25)
+    assert calibration.calibrated(hardware.cluster('8xh100')).chip.efficiency == pytest.approx(0.25)
