@@ -24,7 +24,7 @@ RECIPE = {  # Llama 3.1 8B on Trillium: AI-Hypercomputer/tpu-recipes@c8cfe2f, tr
 def steps():
     path = paths.locate('plan_measurements.json')
     if not os.path.exists(path):
-        pytest.skip(f'{path} is absent; docs/data.md says where it is had')
+        pytest.skip(f'{path} is absent; docs/planning.md describes it')
     return fit.steps_of(published.read(path)[0])
 
 
