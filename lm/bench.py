@@ -10,7 +10,7 @@ import numpy as np
 from lm import data, hardware, train, trees
 from lm.data import loader
 from lm.parallel import sharding
-from lm.plan import analytic, costs, roofline
+from lm.plan import analytic, calibration, costs, roofline
 from lm.plan.shape import shape_of
 
 
@@ -34,7 +34,8 @@ def measure(settings, steps, warmup=3):
             'compile_seconds': round(compile_seconds, 3), 'step_seconds': round(seconds, 6),
             'step_seconds_spread': [round(float(q), 6) for q in np.quantile(times, [0.1, 0.9])],
             'tokens_per_second': round(tokens / seconds, 1), 'model_tflops_per_second': round(rate / 1e12, 4),
-            **_utilisation(settings, program.mesh, rate), **_prediction(settings, program.mesh, step), **_memory(step)}
+            **_utilisation(settings, program.mesh, rate), **_prediction(settings, program.mesh, step, seconds),
+            **_memory(step)}
 
 
 def _times(step, state, batch, count):
@@ -57,15 +58,21 @@ def _utilisation(settings, mesh, rate):
             'peak_from': 'data sheet' if chip else 'measured matrix product', 'mfu': round(rate / peak, 4)}
 
 
-def _prediction(settings, mesh, step):
-    """Returns the roofline of the compiled step in seconds: with full overlap of collectives, and with none."""
+def _prediction(settings, mesh, step, seconds):
+    """Returns what `lm plan` says of the compiled step, and the efficiency of products that its measured seconds show.
+
+    The efficiency is kept, and `lm plan` uses it for this chip from now on.
+    """
     cluster = hardware.here(mesh.devices.flat[0].device_kind, mesh.size)
     if cluster is None or not hasattr(settings.model, 'stack'):  # lm.plan reads a model by its stack of layers
         return {}
-    attended = analytic.attended_share(settings.model, settings.data.context)
+    cluster, attended = calibration.calibrated(cluster), analytic.attended_share(settings.model, settings.data.context)
     cost = costs.measure(step.as_text(), dict(mesh.shape), attended)
     roof = roofline.roofline(cluster, dict(mesh.shape), shape_of(settings.model).dtype, cost)
-    return {'predicted_step_seconds': [round(roof.least, 6), round(roof.most, 6)], 'predicted_bound': roof.bound}
+    return {'predicted_step_seconds': round(roof.seconds, 6),
+            'predicted_range_seconds': [round(bound, 6) for bound in roof.range],
+            'predicted_floor_seconds': round(roof.floor, 6), 'predicted_bound': roof.bound,
+            'product_efficiency': calibration.record(cluster.chip, roof, seconds)}
 
 
 def _memory(step):

@@ -7,37 +7,66 @@ from dataclasses import dataclass
 from lm import config
 from lm.config.annotations import close
 
-TERA, GIGA, GIB = 1e12, 1e9, 2 ** 30
+TERA, GIGA, MIB, GIB = 1e12, 1e9, 2 ** 20, 2 ** 30
 GPU_SHARE = 0.92  # of a GPU's memory for arrays; the rest is for the driver, libraries and NCCL
+LANES = 128  # of a TPU's vector and matrix units: a smaller head leaves the rest of them idle
 PRICED = 'autumn 2026'
 
 
 @dataclass(frozen=True)
 class Chip:
-    """Peak rates of one device as JAX counts them, dense, from the vendor's data sheet.
+    """Rates of one device as JAX counts them, dense, nominal by the vendor's data sheet, and what it reaches of them.
 
     flops: FLOP/s by dtype of a matrix product's inputs. memory: bytes that a program can allocate, less than the chip
-    is sold with. bandwidth: HBM, bytes/s. link: bytes/s of one link in one direction. torus: dimensions of the torus,
-    each with a link to both sides; 0 for GPUs, joined by a switch within a node. network: bytes/s of a device's share
-    of the network between slices or nodes (DCN). price: dollars for an hour of a chip, on demand. cores: devices of one
-    chip. named_by_core: whether a slice's name counts cores, two a chip.
+    is sold with. bandwidth: HBM, bytes/s. efficiency: the share of `flops` that products with weights reach, fitted
+    (`Reached`). link: bytes/s of one link in one direction, a device's share where two share a chip. torus: dimensions
+    of the torus, each with a link to both sides; 0 for GPUs, joined by a switch within a node. network: bytes/s of a
+    device's share of the network between slices or nodes (DCN). host: bytes/s in one direction between a device and
+    the host's memory. vmem: bytes of the on-chip memory that the compiler places arrays in, 0 where there is none.
+    price: dollars for an hour of a chip, on demand. cores: devices of one chip. named_by_core: whether a slice's name
+    counts cores, two a chip. measured: whether the efficiency is one that `lm bench` measured.
     """
 
     name: str
     flops: dict
     memory: float
     bandwidth: float
+    efficiency: float
     link: float
     network: float
+    host: float
+    vmem: float = 0
     torus: int = 0
     price: float = 0.0
     cores: int = 1
     named_by_core: bool = False
+    measured: bool = False
 
     @property
     def platform(self):
         """'tpu' or 'cuda'."""
         return 'tpu' if self.torus else 'cuda'
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What training programs reach of the nominal rates, fitted to published step times (python -m lm.plan.fit).
+
+    attention: share of the peak in attention's kernels, whose softmax is not a product, where a head fills the array.
+    memory: share of the HBM traffic's time that products do not hide. links: share of the time of collectives within a
+    slice or node that computation does not hide. network: times the nominal time that the network between them adds.
+    """
+
+    attention: float
+    memory: float
+    links: float
+    network: float
+
+
+# A median error of 8% on 41 steps of TPUs and of 6% on 71 of GPUs, each predicted without its own model in the fit.
+REACHED = {'tpu': Reached(attention=0.21, memory=0.77, links=0.47, network=3.5),
+           'cuda': Reached(attention=0.29, memory=1.06, links=0.50, network=0.63)}
+TPU, GPU = 0.89, 0.75  # efficiency of a chip without published steps: the mean of its platform
 
 
 def _tpu(name, bfloat16, gib, bandwidth, **rest):
@@ -52,24 +81,38 @@ def _gpu(name, bfloat16, size, bandwidth, **rest):
     return name, Chip(name, flops, size * GPU_SHARE, bandwidth * GIGA, **rest)
 
 
-# Links and networks: "How to Scale Your Model" (Austin et al. 2025) and Google's and NVIDIA's data sheets. Prices are
-# on demand. TPUs: https://cloud.google.com/tpu/pricing for the United States, October 2026, and SkyPilot's catalogue of
-# 2026; v4 as there in January 2025. GPUs: an eighth of Amazon EC2's in us-east-1, September 2026: p4d.24xlarge 21.96,
-# p4de.24xlarge 27.45, p5.48xlarge 55.04, p5en.48xlarge 63.30, p6-b200.48xlarge 113.93.
+# Sources, all nominal. TPUs: Google's pages of each chip (cloud.google.com/tpu/docs/v4 to /tpu7x, 2026): FLOP/s, HBM,
+# interconnect (a chip's bandwidth over its links, in both directions), and network (the NICs of a host over its chips).
+# Their host (PCI Express) and vmem: "How to Scale Your Model" (Austin et al. 2025), chapter 2, whose rates of links are
+# measured, a tenth lower than nominal. v7x: two devices share a chip's links (1200 GB/s over six, both directions), its
+# network and its host, whose rate is not published: v6e's stands for it.
+# GPUs: NVIDIA's data sheets of A100, H100, H200, HGX B200, L4, AD102 and GA102; link: NVLink, or PCI Express 4.0 x16
+# where there is none; host: PCI Express 4.0 x16, 5.0 for Hopper and Blackwell. Their networks are an eighth of those of
+# the instances that are priced below: p4d and p4de 400 Gbit/s, p5, p5en and p6-b200 3200, and g6.48xlarge, for L4, 100;
+# of desktop cards, 10 Gbit/s Ethernet.
+# Prices are on demand. TPUs: https://cloud.google.com/tpu/pricing for the United States, October 2026, and SkyPilot's
+# catalogue of 2026; v4 as there in January 2025. GPUs: an eighth of Amazon EC2's in us-east-1, September 2026:
+# p4d.24xlarge 21.96, p4de.24xlarge 27.45, p5.48xlarge 55.04, p5en.48xlarge 63.30, p6-b200.48xlarge 113.93.
+# Efficiencies are fitted as Reached is: of v4, v5e, v5p, v6e, A100 and H100, whose compute units H200 has.
 CHIPS = dict([
-    _tpu('v4', 275, 30.75, 1228, link=45e9, network=6.25e9, torus=3, price=3.22, named_by_core=True),
-    _tpu('v5e', 197, 15.75, 819, link=45e9, network=3.125e9, torus=2, price=1.20),
-    _tpu('v5p', 459, 95.73, 2765, link=90e9, network=6.25e9, torus=3, price=4.20, named_by_core=True),
-    _tpu('v6e', 918, 31.24, 1640, link=90e9, network=12.5e9, torus=2, price=2.70),
-    _tpu('v7x', 1153.5, 94.74, 3690, link=100e9, network=12.5e9, torus=3, price=12.00, cores=2, named_by_core=True),
-    _gpu('a100-40g', 312, 42331013120, 1555, link=300e9, network=12.5e9, price=2.75),
-    _gpu('a100', 312, 85100068864, 2039, link=300e9, network=25e9, price=3.43),
-    _gpu('h100', 989, 84942979072, 3350, link=450e9, network=50e9, price=6.88),
-    _gpu('h200', 989, 151397597184, 4800, link=450e9, network=50e9, price=7.91),
-    _gpu('b200', 2250, 191514411008, 7672, link=900e9, network=50e9, price=14.24),
-    _gpu('l4', 121, 24e9, 300, link=32e9, network=12.5e9),
-    _gpu('rtx4090', 165, 24e9, 1008, link=32e9, network=12.5e9),
-    _gpu('rtx3090', 71, 24e9, 936, link=32e9, network=12.5e9),
+    _tpu('v4', 275, 30.75, 1200, efficiency=0.88, link=50e9, network=6.25e9, host=16e9, vmem=32 * MIB, torus=3,
+         price=3.22, named_by_core=True),
+    _tpu('v5e', 197, 15.75, 819, efficiency=0.96, link=50e9, network=3.125e9, host=16e9, vmem=128 * MIB, torus=2,
+         price=1.20),
+    _tpu('v5p', 459, 95.73, 2765, efficiency=0.87, link=100e9, network=6.25e9, host=16e9, vmem=128 * MIB, torus=3,
+         price=4.20, named_by_core=True),
+    _tpu('v6e', 918, 31.24, 1640, efficiency=0.89, link=100e9, network=12.5e9, host=32e9, vmem=128 * MIB, torus=2,
+         price=2.70),
+    _tpu('v7x', 1153.5, 94.74, 3690, efficiency=TPU, link=50e9, network=6.25e9, host=16e9, vmem=64 * MIB, torus=3,
+         price=12.00, cores=2, named_by_core=True),
+    _gpu('a100-40g', 312, 42331013120, 1555, efficiency=0.87, link=300e9, network=6.25e9, host=32e9, price=2.75),
+    _gpu('a100', 312, 85100068864, 2039, efficiency=0.87, link=300e9, network=6.25e9, host=32e9, price=3.43),
+    _gpu('h100', 989, 84942979072, 3350, efficiency=0.64, link=450e9, network=50e9, host=64e9, price=6.88),
+    _gpu('h200', 989, 151397597184, 4800, efficiency=0.64, link=450e9, network=50e9, host=64e9, price=7.91),
+    _gpu('b200', 2250, 191514411008, 7700, efficiency=GPU, link=900e9, network=50e9, host=64e9, price=14.24),
+    _gpu('l4', 121, 24e9, 300, efficiency=GPU, link=32e9, network=1.5625e9, host=32e9),
+    _gpu('rtx4090', 165, 24e9, 1008, efficiency=GPU, link=32e9, network=1.25e9, host=32e9),
+    _gpu('rtx3090', 71, 24e9, 936, efficiency=GPU, link=32e9, network=1.25e9, host=32e9),
 ])
 
 # Words in the device kind that JAX reports -> the chip. The first row whose words all occur counts, so longer names

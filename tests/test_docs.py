@@ -79,7 +79,7 @@ def parsed(command):
     if command.verb == 'losses':  # of docs/adding.md, run by the test of additions
         return
     positionals, options = cli._parse(command.verb, command.words[2:])
-    if positionals[0].endswith('.py'):
+    if positionals and positionals[0].endswith('.py'):
         loaded = config.load(positionals[0], [word for word in positionals[1:] if word != 'data.packing=beginnings'])
         for over in options.get('over', ()):
             key, _, values = over.partition('=')

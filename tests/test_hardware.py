@@ -64,3 +64,27 @@ def test_what_the_user_set_is_added_to():
     environ = {'LIBTPU_INIT_ARGS': '--xla_tpu_other=1'}
     backend.tune(environ)
     assert environ['LIBTPU_INIT_ARGS'].startswith('--xla_tpu_other=1 --xla_tpu_relayout_group')
+
+
+@pytest.mark.parametrize('name, rate, value', [
+    ('v6e', 'host', 32e9), ('v5e', 'host', 16e9), ('a100', 'network', 400e9 / 8 / 8), ('a100-40g', 'network', 6.25e9),
+    ('h100', 'network', 3200e9 / 8 / 8), ('v5e', 'network', 2 * 100e9 / 8 / 8), ('v6e', 'network', 4 * 200e9 / 8 / 8),
+    ('v4', 'bandwidth', 1200e9), ('l4', 'network', 100e9 / 8 / 8),
+])
+def test_rates_are_those_of_the_data_sheets(name, rate, value):
+    assert getattr(hardware.CHIPS[name], rate) == value
+
+
+@pytest.mark.parametrize('name, both_ways', [
+    ('v4', 600e9), ('v5e', 400e9), ('v5p', 1200e9), ('v6e', 800e9), ('v7x', 1200e9 / 2)])
+def test_links_are_nominal_on_every_tpu(name, both_ways):
+    """A device's share of the bandwidth that Google gives for a chip: of all its links, in both directions."""
+    chip = hardware.CHIPS[name]
+    assert chip.link * 2 * chip.torus * 2 == both_ways
+
+
+@pytest.mark.parametrize('chip', hardware.CHIPS.values(), ids=lambda chip: chip.name)
+def test_no_chip_is_faster_than_its_data_sheet(chip):
+    rates = hardware.REACHED[chip.platform]
+    assert 0.5 < chip.efficiency < 1 and not chip.measured
+    assert 0 < rates.attention < chip.efficiency and 0 < rates.links < 1

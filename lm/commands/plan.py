@@ -5,31 +5,35 @@ import time
 from json import dumps
 
 from lm import config, hardware
-from lm.plan import planner, search
+from lm.plan import calibration, planner, published, search
 from lm.plan.text import GIB, as_text, larger_cluster, over_capacity
 
 ACCELERATORS = False  # compiles for them, and must not take those that are here
 
 
-def main(experiment: str, *overrides: str, on: str = '', search: bool = False, check: int = 3, price: float = 0.0,
+def main(*experiment: str, on: str = '', search: bool = False, check: int = 3, price: float = 0.0, against: str = '',
          json: bool = False):
-    """Plans an experiment for hardware that is not here: whether it fits, how fast it can be, and what it costs.
+    """Plans an experiment for hardware that is not here: whether it fits, how fast it is, and what it costs.
 
-    The real step is compiled by the real compiler. Every time is a prediction, from the compiled program and the data
-    sheet: between full overlap of collectives with computation and none.
+    The real step is compiled by the real compiler. Every time is a prediction, from the compiled program, the data
+    sheet, and what published runs, or `lm bench` on that chip, reached of it; docs/planning.md has the errors.
 
     Args:
-        experiment: the experiment file
-        overrides: values to set, e.g. mesh.fsdp=256 model.execution.remat=full
+        experiment: the experiment file, and values to set, e.g. mesh.fsdp=256 model.execution.remat=full
         on: the hardware: v5e-256, v5p-512, 2xv6e-256, 8xh100, ...
         search: rank all meshes, rematerialisations and micro-batches by formula, and compile the best few
         check: how many of those are compiled at most
         price: dollars for an hour of one chip; 0 for the list price
+        against: instead, a JSON table of measured steps, to print predictions beside; nothing is compiled
         json: print JSON
     """
+    if against:
+        return _against(against, experiment, json)
+    if not experiment:
+        raise config.Error('no experiment is named; try lm plan experiments/gpt2_124m.py --on=v5e-8.')
     if not on:
         raise config.Error(f'no hardware is named; try --on=v5e-256 or --on=8xh100, of {", ".join(hardware.CHIPS)}.')
-    cluster, loaded = hardware.cluster(on), config.load(experiment, overrides)
+    cluster, loaded = calibration.calibrated(hardware.cluster(on)), config.load(experiment[0], experiment[1:])
     if check < 1 or price < 0:
         raise config.Error(f'--check={check} compiles nothing; try --check=1.' if check < 1 else
                            f'--price={price} is negative; try --price=2.5, in dollars for an hour of a chip.')
@@ -38,6 +42,15 @@ def main(experiment: str, *overrides: str, on: str = '', search: bool = False, c
     plan = planner.make_plan(loaded.config, cluster, loaded.file, price)
     print(dumps(plan, indent=1) if json else as_text(plan))
     return 0 if plan['fits'] else 1
+
+
+def _against(path, experiment, as_json):
+    """Prints predictions beside the measured steps of a table; returns the exit code."""
+    if experiment:
+        raise config.Error(f'--against plans the rows of {path}, not {experiment[0]}; leave one of the two away.')
+    comparison = published.compare(path)
+    print(dumps(comparison, indent=1) if as_json else published.as_text(comparison))
+    return 1 if comparison['refused'] else 0
 
 
 def _search(loaded, cluster, check, price, as_json):

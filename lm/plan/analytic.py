@@ -10,6 +10,12 @@ from lm import train
 from lm.parallel import reductions, sharding
 from lm.plan.shape import RECOMPUTED, Shape, shape_of
 
+# How often a compiled layer moves each kind of value through HBM, reads and writes together.
+RESIDUAL, HEADS, HIDDEN = 95, 6, 8.7  # values [D], [2 (N + K) H], and [F] of each of the MLP's matrices, of a token
+ROUTED = 70  # values [D] of a row in the experts' buffers: gathered, exchanged, sorted, scattered, and their gradients
+SPILL = 1.1  # share of a layer's values that go through HBM where the largest is as large as the on-chip memory
+CHUNK = 9  # values [D], once more for each further chunk of the MLP
+WEIGHTS = {'none': 10, 'dots': 6, 'full': 6, 'offload': 6}  # gathered elements; 'none' keeps them for the backward pass
 ROW_AXES = ('data', 'fsdp', 'expert')  # mesh axes that split the rows of a batch
 
 
@@ -154,25 +160,72 @@ def _loss_working_bytes(layout, shape, device, platform):
     return device.tokens * (device.vocab * (4 + itemsize) + 2 * 4 * shape.width) + weights / layout.vocab_chunks
 
 
-def step_cost(layout, workload):
-    """Returns {'flops', 'hbm_bytes', 'collectives'} as costs.measure does, in closed form."""
+def step_cost(layout, workload, chip):
+    """Returns {'flops', 'attention', 'hbm_bytes', 'collectives'} as costs.measure does, in closed form."""
     shape, device = workload.shape, device_shape(layout, workload)
-    again, state = RECOMPUTED[layout.remat], device_bytes(workload.parameters, layout.mesh)
-    active = device.layer_weights
-    if shape.experts:
-        active = shape.width * (2 * device.query + 2 * device.key) + 3 * shape.width * device.ff
-    products = 2 * active * device.layers * device.tokens * (3 + again)
-    output = 2 * device.tokens * device.table * (3 if layout.vocab_chunks == 1 else 4)  # chunks: logits are recomputed
-    # attention: products [T H] x [H S], 2 forward and 7 backward, whose two kernels compute the scores once more each
+    products = 2 * device.tokens * (device.layers * _passes(layout.remat, shape, device)
+                                    + device.table * (3 if layout.vocab_chunks == 1 else 4))  # chunks: logits again
+    # products [T H] x [H S]: 2 forward, and backward 5, or 7 in a TPU's two kernels, which compute the scores again
     product = 2 * device.tokens * workload.settings.data.context * workload.attended * device.query
-    attention = product * device.layers * (9 + 2 * again)
-    traffic = device.layers * (_saved_bytes('none', shape, device) * device.tokens * (3 + again)
-                               + shape.itemsize * device.layer_weights * (4 + again))
-    traffic += device.tokens * device.vocab * layout.vocab_chunks * 4 * 3 + shape.itemsize * device.table * 4
-    update = 2 * (state + device_bytes(workload.optimizer, layout.mesh)) + 2 * state
-    return {'flops': layout.accumulate * (products + output + attention),
-            'hbm_bytes': layout.accumulate * traffic + update,
+    kernels = (9 if chip.torus else 7) + 2 * (RECOMPUTED[layout.remat] > 0)
+    attention = layout.accumulate * product * device.layers * kernels
+    return {'flops': layout.accumulate * products + attention, 'attention': {shape.head_dim: attention},
+            'hbm_bytes': _hbm_bytes(layout, workload, device, chip),
             'collectives': {key: sent for key, sent in _collectives(layout, workload, device).items() if sent}}
+
+
+def _passes(remat, shape, device):
+    """Returns the weights of a layer that work on a token, each as often: forward, twice backward, and recomputed.
+
+    The last product of the MLP is not computed again: nothing of the backward pass needs its result.
+    """
+    if not shape.experts:
+        last = shape.width * device.ff
+        return 3 * device.layer_weights + (RECOMPUTED[remat] == 1) * (device.layer_weights - last)
+    active = shape.width * (2 * device.query + 2 * device.key) + (1 + shape.up_projections) * shape.width * device.ff
+    return (3 + (RECOMPUTED[remat] == 1)) * active
+
+
+def _hbm_bytes(layout, workload, device, chip):
+    """Returns the bytes that a device reads from and writes to HBM in a step.
+
+    On-chip memory keeps the values of a layer that fit there, about in the proportion of its size to the largest's.
+    """
+    shape, size = workload.shape, workload.shape.itemsize
+    state = device_bytes(workload.parameters, layout.mesh)
+    residual = shape.width / layout.mesh.get('tensor', 1)
+    largest = device.tokens * size * max(residual, device.ff / _chunks(layout, shape, device),
+                                         device.routed * shape.width)
+    spilled = min(1, SPILL * largest / chip.vmem) if chip.vmem else 1
+    values = spilled * size * device.layers * _moved_values(layout, shape, device) + _loss_bytes(layout, shape, device)
+    weights = size * (device.layers * device.layer_weights * WEIGHTS[layout.remat] + 8 * device.table)
+    sums = 4 * state if layout.accumulate > 1 else 0  # zeroed; and read, added to and written
+    update = 2 * (state + device_bytes(workload.optimizer, layout.mesh, workload.settings.zero)) + 2 * state
+    return layout.accumulate * (device.tokens * values + weights + sums) + update
+
+
+def _chunks(layout, shape, device):
+    """Returns in how many chunks of F a layer computes its MLP."""
+    cut = RECOMPUTED[layout.remat] == 1 and not shape.experts
+    return shape.mlp_chunks(round(shape.ff / device.ff)) if cut else 1
+
+
+def _moved_values(layout, shape, device):
+    """Returns how many values of a token one layer reads and writes, forward and backward."""
+    residual = (RESIDUAL + CHUNK * (_chunks(layout, shape, device) - 1)) * shape.width / layout.mesh.get('tensor', 1)
+    return (residual + HEADS * 2 * (device.query + device.key) + ROUTED * device.routed * shape.width
+            + HIDDEN * (1 + shape.up_projections) * device.ff)
+
+
+def _loss_bytes(layout, shape, device):
+    """Returns the bytes that the output layer moves for a token.
+
+    Whole logits are written once and read three times. A chunk of them is float32 in the forward pass (written, read),
+    and a gradient in the backward pass (written, read twice); each chunk reads x three times and adds to dx in float32.
+    """
+    if layout.vocab_chunks == 1:
+        return shape.itemsize * (4 * device.vocab + 6 * shape.width)
+    return layout.vocab_chunks * (device.vocab * (8 + 3 * shape.itemsize) + shape.width * (8 + 3 * shape.itemsize))
 
 
 def _collectives(layout, workload, device):

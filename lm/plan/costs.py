@@ -26,19 +26,22 @@ SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
 def measure(text, mesh, attended=1.0):
-    """Returns {'flops', 'hbm_bytes', 'collectives'} of one run on one device, from a compiled module's text.
+    """Returns {'flops', 'attention', 'hbm_bytes', 'collectives'} of one run on one device, from a module's text.
 
     `mesh` is {axis: size} in order and `attended` the share of all pairs of positions that attention kernels compute.
-    collectives is {(kind, axes): bytes sent}, axes as by `axes`, joined by '+'.
+    attention is {head size: FLOPs} of such kernels, which `flops` includes; collectives is {(kind, axes): bytes sent},
+    axes as by `axes`, joined by '+'.
     """
     program = hlo.parse(text)
     flops = traffic = 0
-    sent, counted = {}, set()
+    sent, attention, counted = {}, {}, set()
     callers = _callers(program)
     for name, times in hlo.runs(program).items():
         body = program.computations[name]
         for instruction in body.values():
-            flops += times * _flops(body, instruction, attended)
+            flops += times * _flops(body, instruction)
+            size, kernel = _attention_flops(body, instruction)
+            attention[size] = attention.get(size, 0) + times * kernel * attended
             if name not in callers:
                 traffic += times * _hbm_bytes(program, body, instruction)
             kind = _collective(program, name, instruction)
@@ -47,7 +50,9 @@ def measure(text, mesh, attended=1.0):
                 counted.add(identity)
                 key = kind, '+'.join(axes(instruction, mesh))
                 sent[key] = sent.get(key, 0) + times * _sent(kind, body, instruction, mesh)
-    return {'flops': flops, 'hbm_bytes': traffic, 'collectives': {k: v for k, v in sent.items() if v}}
+    attention = {size: kernel for size, kernel in attention.items() if kernel}
+    return {'flops': flops + sum(attention.values()), 'attention': attention, 'hbm_bytes': traffic,
+            'collectives': {k: v for k, v in sent.items() if v}}
 
 
 def _callers(program):
@@ -82,15 +87,19 @@ def _collective(program, computation, instruction):
     return 'reduce-scatter' if sliced and computation.startswith('all-reduce-scatter') else kind
 
 
-def _flops(body, instruction, attended):
+def _flops(body, instruction):
+    """Returns the FLOPs of a product, 0 for any other instruction."""
     if instruction.opcode == 'dot':
         left = body[instruction.operands[0]].arrays[0].shape
         contracted = math.prod(left[axis] for axis in instruction.numbers('lhs_contracting_dims'))
         return 2 * math.prod(instruction.arrays[0].shape) * contracted
     if instruction.opcode == 'convolution':
         return convolution_flops(body, instruction)
-    if instruction.opcode == 'custom-call':
-        return _kernel_flops(body, instruction, attended)
+    ragged = instruction.opcode == 'custom-call' and instruction.name.startswith('ragged-dot')
+    if ragged and len(instruction.arrays) == 1:  # a row is multiplied by its group's matrix alone
+        rows = next(array.shape for name in instruction.operands if name in body for array in body[name].arrays
+                    if array.dtype in ('bf16', 'f32'))
+        return 2 * math.prod(rows) * instruction.arrays[0].shape[-1]
     return 0
 
 
@@ -122,25 +131,22 @@ def _taps(size, steps, window, axis):
     return int(np.sum((at >= 0) & (at <= (size - 1) * input_dilation) & (at % input_dilation == 0)))
 
 
-def _kernel_flops(body, instruction, attended):
-    """Returns the FLOPs of a custom call: an attention kernel, by its name and the shapes of queries and keys, or a
-    ragged product, in which a row is multiplied by its group's matrix alone; 0 for any other.
+def _attention_flops(body, instruction):
+    """Returns (H, FLOPs) of a custom call that is an attention kernel, over all pairs; (0, 0) of any other instruction.
+
+    By its name and the shapes of queries and keys.
     """
-    if instruction.name.startswith('ragged-dot') and len(instruction.arrays) == 1:
-        rows = next(array.shape for name in instruction.operands if name in body for array in body[name].arrays
-                    if array.dtype in ('bf16', 'f32'))
-        return 2 * math.prod(rows) * instruction.arrays[0].shape[-1]
     label = f'{instruction.name} {instruction.rest[:2000]}'
-    if not re.search(r'splash|flash|fmha|attention', label):
-        return 0
+    if instruction.opcode != 'custom-call' or not re.search(r'splash|flash|fmha|attention', label):
+        return 0, 0
     products = next((count for word, count in KERNELS if word in instruction.name or word in label[:300]), 2)
     arrays = [array for name in instruction.operands if name in body for array in body[name].arrays]
     shapes = [array.shape for array in arrays if array.dtype in ('bf16', 'f16', 'f32') and len(array.shape) > 2]
     if len(shapes) < 2:
-        return 0
+        return 0, 0
     query, key = shapes[:2]
     keys = key[1] if 'fmha' in label else key[-2]  # cuDNN: [B S K H]; splash: [B K S H] or [K S H]
-    return 2 * products * math.prod(query) * keys * attended
+    return query[-1], 2 * products * math.prod(query) * keys
 
 
 def _hbm_bytes(program, body, instruction):
@@ -174,7 +180,12 @@ def _parameter_bytes(program, computation, at):
 
 
 def _bytes_read(program, body, name):
-    """Returns the bytes that the users of `name` in a computation read of it; math.inf where one may read all of it."""
+    """Returns the bytes that the users of `name` in a computation read of it; math.inf where one may read all of it.
+
+    So may the users of a computation's result, which are outside it.
+    """
+    if name is not None and body[name].root:
+        return math.inf
     total = 0
     for user in body.values():
         if name not in user.operands:

@@ -19,8 +19,9 @@ def make_plan(settings, cluster, file=None, price=0.0):
 def compiled_plan(settings, cluster, file=None, price=0.0):
     """Returns the plan of one train.Config on a cluster: JSON-able values, in bytes and FLOPs of one device.
 
-    `price` is in dollars for an hour of a chip, 0 for the list price. Times are predictions: 'least' with full overlap,
-    'most' with none of collectives. Raises config.Error where the experiment does not divide over the cluster.
+    `price` is in dollars for an hour of a chip, 0 for the list price. Times are predictions: 'about', between 'low' and
+    'high' in most published runs, and never below 'floor', at the rates of the data sheet. Raises config.Error where
+    the experiment does not divide over the cluster.
     """
     layout = layout_of(settings, cluster.devices)
     step = compiler.compile_step(settings, cluster, file)
@@ -55,7 +56,9 @@ def prediction(settings, cluster, layout, cost, price):
         hours = seconds * settings.steps / 3600
         return {'step_seconds': seconds, 'tokens_per_second': tokens / seconds,
                 'mfu': model_flops / seconds / peak_flops, 'hours': hours, 'dollars': hours * cluster.chips * price}
-    return {'parts': roof.parts, 'bound': roof.bound, 'least': run(roof.least), 'most': run(roof.most),
+    low, high = roof.range
+    return {'parts': roof.parts, 'bound': roof.bound, 'about': run(roof.seconds), 'low': run(low), 'high': run(high),
+            'floor': run(roof.floor), 'efficiency': cluster.chip.efficiency, 'measured': cluster.chip.measured,
             'tokens': tokens * settings.steps, 'price': price, 'listed': price == cluster.chip.price}
 
 

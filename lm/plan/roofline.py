@@ -1,49 +1,71 @@
-"""The roofline of a step: seconds of compute, of HBM traffic and of collectives at the rates of the data sheet."""
+"""Seconds of a step: at the nominal rates of the data sheet, its floor, and at what training programs reach of them."""
 import math
 from dataclasses import dataclass
 from itertools import combinations
 
-HOST = {'tpu': 15e9, 'cuda': 50e9}  # bytes/s between a device and the host's memory: its share of PCI Express
+from lm import hardware
+
+LOW, HIGH = 0.75, 1.5  # of the predicted seconds: the range in which at least four in five published steps lie
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """Seconds that a step needs for arithmetic, for HBM traffic, and for each collective, by (kind, axes)."""
+    """Seconds {part: seconds} of a step: nominal, at the data sheet's rates, and `parts`, as they add up to a step.
 
-    compute: float
-    memory: float
-    collectives: dict
+    Parts: products with weights, attention's kernels, HBM traffic ('memory'), collectives over links within a slice or
+    node ('links') and between them ('network'), copies to and from the host ('host').
+    """
 
-    @property
-    def interconnect(self):
-        return sum(self.collectives.values())
-
-    @property
-    def parts(self):
-        return {'compute': self.compute, 'memory': self.memory, 'interconnect': self.interconnect}
+    nominal: dict
+    parts: dict
 
     @property
     def bound(self):
-        """What the step is bound by: the part that takes longest."""
+        """What the step is bound by: the part that adds most to it."""
         return max(self.parts, key=self.parts.get)
 
     @property
-    def least(self):
-        """Seconds of a step with full overlap: all parts at the same time."""
-        return max(self.parts.values())
+    def floor(self):
+        """Seconds of a step that reaches every nominal rate and overlaps everything."""
+        compute = self.nominal['products'] + self.nominal['attention']
+        return max(compute, *(self.nominal[part] for part in ('memory', 'links', 'network', 'host')))
 
     @property
-    def most(self):
-        """Seconds of a step without overlap of collectives: one after the other, after arithmetic and HBM traffic."""
-        return max(self.compute, self.memory) + self.interconnect
+    def seconds(self):
+        """Predicted seconds of a step; copies to the host are hidden unless they take longer than all the rest."""
+        return max(sum(self.parts.values()), self.nominal['host'])
+
+    @property
+    def range(self):
+        """(low, high) seconds around the prediction."""
+        return LOW * self.seconds, HIGH * self.seconds
 
 
 def roofline(cluster, mesh, dtype, cost):
     """Returns the Roofline of a step on a mesh {axis: size} of a cluster; `cost` is what costs.measure returns."""
-    speeds = bandwidths(cluster, mesh)
-    collectives = {(kind, axes): sent / collective_bandwidth(cluster, speeds, axes)
-                   for (kind, axes), sent in cost['collectives'].items()}
-    return Roofline(cost['flops'] / cluster.chip.flops[dtype], cost['hbm_bytes'] / cluster.chip.bandwidth, collectives)
+    chip, attention = cluster.chip, cost['attention']
+    peak, speeds = chip.flops[dtype], bandwidths(cluster, mesh)
+    nominal = {'products': (cost['flops'] - sum(attention.values())) / peak,
+               'attention': sum(attention.values()) / peak, 'memory': cost['hbm_bytes'] / chip.bandwidth,
+               'links': 0.0, 'network': 0.0, 'host': 0.0}
+    for (_, axes), sent in cost['collectives'].items():
+        crosses = axes != 'host' and any(speeds[axis.partition(':')[0]][1] for axis in axes.split('+'))
+        part = 'host' if axes == 'host' else 'network' if crosses else 'links'
+        nominal[part] += sent / collective_bandwidth(cluster, speeds, axes)
+    return Roofline(nominal, added(chip, nominal, attention, hardware.REACHED[chip.platform]))
+
+
+def added(chip, nominal, attention, rates):
+    """Returns the seconds {part: seconds} that the parts of a step add to it at `rates`, a hardware.Reached.
+
+    attention: {head size: FLOPs} of kernels; a head smaller than a TPU's lanes leaves the rest of them idle.
+    """
+    total, filled = sum(attention.values()), 1
+    if total and chip.torus:
+        filled = total / sum(flops / min(1, size / hardware.LANES) for size, flops in attention.items())
+    return {'products': nominal['products'] / chip.efficiency,
+            'attention': nominal['attention'] / (rates.attention * filled), 'memory': rates.memory * nominal['memory'],
+            'links': rates.links * nominal['links'], 'network': rates.network * nominal['network']}
 
 
 def collective_bandwidth(cluster, speeds, axes):
@@ -53,7 +75,7 @@ def collective_bandwidth(cluster, speeds, axes):
     links of the sides that this part fills. The axis 'host' is the copy to and from the host's memory.
     """
     if axes == 'host':
-        return HOST[cluster.chip.platform]
+        return cluster.chip.host
     used = []
     for name, _, part in (axis.partition(':') for axis in axes.split('+')):
         partial = part and cluster.chip.torus and not speeds[name][1]

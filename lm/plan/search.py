@@ -24,13 +24,13 @@ class Candidate:
 
     @property
     def seconds(self):
-        """Seconds of a step: the mean of those with full and with no overlap of collectives."""
-        return (self.roof.least + self.roof.most) / 2
+        """Predicted seconds of a step."""
+        return self.roof.seconds
 
 
 def candidate_of(layout, workload, cluster):
     """Returns the Candidate of one Layout."""
-    cost = analytic.step_cost(layout, workload)
+    cost = analytic.step_cost(layout, workload, cluster.chip)
     return Candidate(layout, analytic.peak_memory(layout, workload, cluster.chip.platform),
                      roofline.roofline(cluster, layout.mesh, workload.shape.dtype, cost))
 

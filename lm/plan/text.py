@@ -4,6 +4,7 @@ import shlex
 from lm import hardware
 
 GIB = 2 ** 30
+SOURCES = {True: 'measured by lm bench', False: 'fitted to published runs'}
 
 
 def as_text(plan):
@@ -34,16 +35,21 @@ def _work(plan):
 
 
 def _times(prediction):
-    parts = ', '.join(f'{name} {seconds:.3f}' for name, seconds in prediction['parts'].items())
+    about, low, high, floor = (prediction[name] for name in ('about', 'low', 'high', 'floor'))
+    parts = ', '.join(f'{name} {seconds:.3f}' for name, seconds in prediction['parts'].items() if seconds)
     rows = [('step, s', 'step_seconds', '.3f'), ('tokens/s', 'tokens_per_second', ',.0f'), ('MFU', 'mfu', '.3f'),
             (f'hours to {prediction["tokens"] / 1e9:.1f}B tokens', 'hours', ',.1f')]
     if prediction['price']:
         rows.append((f'dollars at {prediction["price"]:.2f} a chip-hour', 'dollars', ',.0f'))
-    lines = [f'Bound by {prediction["bound"]}; predicted seconds: {parts}',
-             f'{"Prediction":<38}{"full overlap":>14}{"no overlap":>14}']
-    lines += [f'  {name:<36}{format(prediction["least"][key], form):>14}{format(prediction["most"][key], form):>14}'
-              for name, key, form in rows]
-    lines.append('Overlap: of collectives with computation.')
+    seconds = [run['step_seconds'] for run in (about, low, high, floor)]
+    lines = ['Prediction: a step takes about {:.3f} s ({:.3f} to {:.3f} s); its floor is {:.3f} s.'.format(*seconds),
+             f'Seconds that its parts add: {parts}; most by {prediction["bound"]}.',
+             f'{"":<38}{"about":>14}{"range":>25}{"floor":>14}']
+    for name, key, form in rows:
+        span = f'{format(low[key], form)} - {format(high[key], form)}'
+        lines.append(f'  {name:<36}{format(about[key], form):>14}{span:>25}{format(floor[key], form):>14}')
+    lines.append(f'Products reach {prediction["efficiency"]:.0%} of the peak, {SOURCES[prediction["measured"]]}. '
+                 'The floor: all parts at once, at the rates of the data sheet.')
     if prediction['listed']:
         lines.append(f'On-demand list prices of {hardware.PRICED}; --price=DOLLARS sets your own.')
     return lines
