@@ -90,8 +90,8 @@ def test_residuals_that_agree_by_size_are_kept_together():
     noise = 0.004 * np.random.default_rng(1).normal(size=len(n))
     assert laws.fit(n, d, published.BESIROGLU.loss(n, d) * np.exp(shared + noise), resamples=1).axis == 'length'
     axes = [laws.fit(*published.drawn(designs['grid'], 1, np.random.default_rng(seed)), resamples=1).axis
-            for seed in range(10)]
-    assert axes.count('point') >= 8
+            for seed in range(5)]
+    assert axes.count('point') >= 4
 
 
 def test_backtests_find_the_error_of_another_law():
