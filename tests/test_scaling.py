@@ -26,19 +26,6 @@ def test_published_coefficients_are_found_again(law):
     assert found.noise < 1e-9
 
 
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    draw, hits, big = np.random.default_rng(0), [], (1e11, 2e12)
-    for _ in range(40):
-        noise = draw.normal(size=len(N) + 1) * 0.01
-        found = laws.fit(N, D, BESIROGLU.loss(N, D) * np.exp(noise[1:]), resamples=200)
-        bounds = [found.interval(getattr(found.resampled, name)) for name in laws.Law._fields]
-        bounds += [found.predict(*big)[1], found.interval(found.resampled.optimum(1e24)[0])]
-        truths = [*BESIROGLU, BESIROGLU.loss(*big) * np.exp(noise[0]), BESIROGLU.optimum(1e24)[0]]
-        hits.append([low <= truth <= high for (low, high), truth in zip(bounds, truths, strict=True)])
-    shares = np.mean(hits, 0)
-    assert 0.9 < shares.mean() < 0.99 and shares.min() > 0.83
-
-
 def test_the_least_loss_is_what_scipy_finds():
     noise = 0.003 * np.random.default_rng(3).normal(size=len(N))
     target, sizes = np.log(HOFFMANN.loss(N, D)) + noise, (np.log(N / 8e8), np.log(D / 2e10))
@@ -113,17 +100,41 @@ def test_the_shell_says_the_law_and_what_follows_from_it(swept, capsys):
     assert described['d'] == 3200 * 1024 and described['n'] == points.count(decoder(512))
     (advice,) = about['budgets']
     assert advice['n_interval'][0] < SMALL.optimum(1e17)[0] < advice['n_interval'][1]
-    assert about['held_out']['run'] == '256-1600'
-    assert about['held_out']['interval'][0] < about['held_out']['reached'] < about['held_out']['interval'][1]
+    assert [test['fitted'] for test in about['backtests']] == [10, 14, 15]
+    assert all(abs(error) < 0.02 for test in about['backtests'] for error in test['errors'])
+    assert at['times'] == pytest.approx(1e17 / (points.count(decoder(256)) * 1600 * 1024))
+    assert not any(run['outlier'] for run in about['runs']) and about['drift'] == laws.DRIFT
+    (note,) = (note for note in about['notes'] if 'itself errs' in note)
+    assert 'backtested up to 7.12 times' in note
     assert 5.5 < about['flops_per_parameter_and_token'][0] < 8
 
 
 def test_the_text_has_all_of_it_too(swept, capsys):
     assert cli.main(['scaling', str(swept), '--at=N=1e8,D=1e9', '--budget=1e17', '--non-embedding']) == 0
     text = capsys.readouterr().out
-    for said in ('over 16 finished runs', 'between embedding and output', 'alpha', 'held out, 256-1600', '100M',
-                 '1e+17', 'left out', 'other settings of the same N and D', 'More than 100 times'):
+    for said in ('over 16 finished runs', 'between embedding and output', 'alpha', 'fitted up to FLOPs', '100M',
+                 '1e+17', 'left out', 'other settings of the same N and D', 'largest run: there the law itself errs'):
         assert said in text
+
+
+def test_outliers_and_what_they_change_are_named(tmp_path, capsys):
+    folder = sizes(tmp_path / 'sizes')
+    simulated.write(folder / 'far', {'model.width': 96, 'steps': 200, **TEXT}, 9.0)
+    assert cli.main(['scaling', str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert 'Outliers, too far from the law to be of it: far (+' in text
+    without = laws.fit(*points.read([sizes(tmp_path / 'clean')])[1:4], resamples=1).law
+    assert f'Without them E is {without.E:.3g}' in text
+    assert 'itself errs' not in text
+
+
+def test_seeds_do_not_make_up_for_sizes(tmp_path):
+    for width, steps in ((32, 200), (32, 400), (32, 800), (64, 200), (64, 400), (64, 800), (128, 200)):
+        for seed in range(3):
+            changes = {'model.width': width, 'steps': steps, **TEXT}
+            simulated.write(tmp_path / f'{width}-{steps}-{seed}', changes, 3.0, seed)
+    with pytest.raises(config.Error, match='runs of 7 different N and D do not determine 5 coefficients; add 1'):
+        points.read([tmp_path])
 
 
 @pytest.mark.parametrize('made, message', [
@@ -170,5 +181,5 @@ def test_a_browser_draws_the_page(swept, browser, tmp_path):
     assert cli.main(['scaling', str(swept), '--budget=1e15', '--at=N=1e7,D=1e8', f'--html={out}']) == 0
     document, console = opened(browser, out, tmp_path / 'profile')
     assert console == [] and 'data-drawn="2"' in document and len(out.read_text()) < 1e6
-    for said in ('Compute-optimal budgets', 'Predictions', 'held out, 256-1600', 'other settings of the same'):
+    for said in ('Compute-optimal budgets', 'Predictions', 'Backtests', 'other settings of the same'):
         assert said in document

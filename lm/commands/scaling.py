@@ -1,8 +1,8 @@
 """`lm scaling`: the scaling law of a sweep of sizes."""
 from lm.pages.document import write
-from lm.scaling import laws, points
+from lm.scaling import backtests, laws, points
 from lm.scaling.page import render
-from lm.scaling.show import Findings, Prediction, advise, as_json, as_text, hold_out, overridden, size_of
+from lm.scaling.show import Findings, Prediction, advise, as_json, as_text, overridden, size_of
 
 JAX = False  # starts no device
 
@@ -24,9 +24,10 @@ def main(*directories: str, at: tuple = (), predict: tuple = (), budget: tuple[f
     sizes = [size_of(text) for text in at]
     runs = points.read(directories, metric, non_embedding)
     sizes += [overridden(text, runs) for text in predict]
-    fit = laws.fit(runs.n, runs.d, runs.loss)
-    predictions = [Prediction(run, n, d, *fit.predict(n, d)) for run, n, d in sizes]
-    findings = Findings(runs, fit, predictions, [advise(runs, fit, flops) for flops in budget], hold_out(runs))
+    tests = backtests.backtest(runs.n, runs.d, runs.loss)
+    fit = backtests.widened(laws.fit(runs.n, runs.d, runs.loss), tests)
+    predictions = [Prediction(run, n, d, *fit.predict(n, d), fit.times(n, d)) for run, n, d in sizes]
+    findings = Findings(runs, fit, predictions, [advise(fit, flops) for flops in budget], tests)
     if html:
         write(html, render(findings))
     print(as_json(findings) if json else as_text(findings))

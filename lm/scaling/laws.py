@@ -8,11 +8,15 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from lm.scaling import residuals
+
 FLOPS = 6.0  # of training, per parameter and token
-LEAST = 8  # runs: five coefficients and three degrees of freedom
+LEAST = 8  # points: five coefficients and three degrees of freedom
 DELTA = 1e-3  # of the Huber loss on differences of log loss (Hoffmann)
 TUNED = 1.345  # the same in standard deviations of the residuals: 95% efficient where they are normal
 EXPONENTS = (1e-3, 3.0)  # bounds of alpha and beta
+FAR = 6.0  # standard deviations from the law of an outlier, or more where so few runs have larger by chance
+DRIFT = 0.01  # log loss per e-fold of FLOPs: what laws of published runs err at least (docs/scaling-and-mup.md)
 
 
 class Law(NamedTuple):
@@ -41,56 +45,73 @@ class Law(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """A fitted law, the laws [R] of its bootstrap resamples, and the residuals [P] of the log loss.
+    """A fitted law, the laws [R] of its bootstrap resamples, and how runs deviate from it.
 
-    Residuals are scaled up for the degrees of freedom that the fit takes. tail: the share of resamples beyond each end
-    of a 95% interval.
+    deviations: of the log loss of each run [P]. outliers: which runs [P] are too far from the law to be of it. axis: of
+    what residuals agree, 'size' or 'length', or 'point'. reach: FLOPs of the most costly run. drift: standard deviation
+    of the error of the law itself, in log loss per e-fold of FLOPs beyond reach.
     """
 
     law: Law
     resampled: Law
-    residuals: np.ndarray
-    tail: float
+    deviations: np.ndarray
+    outliers: np.ndarray
+    axis: str
+    reach: float
+    drift: float = DRIFT
 
     @property
     def noise(self):
         """The relative standard deviation of a run's loss around the law."""
-        return float(np.sqrt(np.mean(self.residuals ** 2)))
+        return float(np.sqrt(np.mean(self.deviations ** 2)))
 
     def interval(self, values):
         """Returns the 95% interval (low, high) of a value of each resample [R]."""
-        low, high = np.quantile(values, [self.tail, 1 - self.tail])
+        low, high = np.quantile(values, [0.025, 0.975])
         return float(low), float(high)
 
+    def times(self, n, d):
+        """Returns how many times the FLOPs of the most costly run a run takes."""
+        return float(FLOPS * n * d / self.reach)
+
     def predict(self, n, d):
-        """Returns (loss, 95% prediction interval) of a run, which has its own noise."""
-        drawn = np.random.default_rng(1).choice(self.residuals, len(self.resampled.E))
-        return float(self.law.loss(n, d)), self.interval(self.resampled.loss(n, d) * np.exp(drawn))
+        """Returns (loss, 95% prediction interval) of a run, which has its own noise and, beyond reach, drift."""
+        draw, count = np.random.default_rng(1), len(self.resampled.E)
+        error = draw.choice(self.deviations, count) * draw.choice([-1, 1], count)
+        error = error + self.drift * np.log(max(1, self.times(n, d))) * draw.normal(size=count)
+        return float(self.law.loss(n, d)), self.interval(self.resampled.loss(n, d) * np.exp(error))
 
 
 def fit(n, d, loss, resamples=1000):
     """Returns the Fit of runs of `n` parameters on `d` tokens that reached `loss`, each [P].
 
-    The Huber loss has delta DELTA, or more where the residuals are wider: with a delta far inside their noise it is the
-    absolute loss, whose intervals covered the truth in 87 to 93 of 100 simulations, not 95. The bootstrap resamples
-    residuals, so that every resample has all sizes, with tails widened for P - 5 degrees of freedom (Hesterberg 2015,
-    arXiv 1411.5279, section 5).
+    Runs of one N and D are one point, of mean log loss: what the law misses there, all seeds share. The Huber loss has
+    delta DELTA, or more where the residuals are wider: with a delta far inside their noise it is the absolute loss.
+    Intervals are by the wild bootstrap (Wu 1986), in which every point has noise of its own size.
     """
-    n, d, target = np.asarray(n, float), np.asarray(d, float), np.log(np.asarray(loss, float))
-    centre = np.log(n).mean(), np.log(d).mean()
-    sizes = np.log(n) - centre[0], np.log(d) - centre[1]
-    freedom = len(target) - len(Law._fields)
+    n, d, logs = np.asarray(n, float), np.asarray(d, float), np.log(np.asarray(loss, float))
+    points, point = np.unique(np.stack([n, d]), axis=1, return_inverse=True)
+    point = point.ravel()
+    target = np.bincount(point, logs) / np.bincount(point)
+    centre = np.log(points).mean(1)
+    sizes = np.log(points) - centre[:, None]
     theta = _best(_starts(target), sizes, target, DELTA)
-    widen = np.sqrt(len(target) / freedom)
-    # 1.4826 times the median absolute residual estimates their standard deviation
-    delta = max(DELTA, TUNED * 1.4826 * widen * np.median(np.abs(target - _parts(theta, sizes)[0][0])))
+    delta = max(DELTA, TUNED * residuals.spread(target - _parts(theta, sizes)[0][0]))
     theta = _best(theta, sizes, target, delta)
-    fitted = _parts(theta, sizes)[0][0]
-    residuals = (target - fitted - np.mean(target - fitted)) * widen
-    drawn = np.random.default_rng(0).choice(residuals, (resamples, len(target)))
+    fitted, shares = (part[0] for part in _parts(theta, sizes))
+    residual = target - fitted
+    weights = delta / np.maximum(delta, np.abs(residual))
+    hats = residuals.hat(_slopes(shares[None], sizes)[0], weights)
+    axis, groups = residuals.agreeing(*points, residual)
+    drawn = residuals.wild(residuals.freed(residual, hats, groups, 1), axis, groups, resamples)
+    own = residuals.freed(residual, hats, np.arange(len(target)), 0.5)
+    delta *= np.sqrt(np.mean(drawn ** 2) / max(np.mean(own ** 2), 1e-300))  # in proportion to the errors drawn
     resampled = _descend(np.repeat(theta, resamples, 0), sizes, fitted + drawn, delta)[0]
-    tail = stats.norm.cdf(-stats.t.ppf(0.975, freedom))
-    return Fit(Law(*(float(x[0]) for x in _law(theta, centre))), _law(resampled, centre), residuals, float(tail))
+    freedom = len(target) - len(Law._fields)
+    limit = max(FAR, stats.t.isf(0.0005 / len(target), freedom)) * max(DELTA, residuals.spread(residual))
+    return Fit(Law(*(float(x[0]) for x in _law(theta, centre))), _law(resampled, centre),
+               deviations=logs - target[point] + own[point], outliers=np.abs(logs - fitted[point]) > limit, axis=axis,
+               reach=float(FLOPS * np.max(n * d)))
 
 
 def _law(theta, centre):
@@ -123,6 +144,11 @@ def _parts(theta, sizes):
     return top + np.log(shares.sum(1)), shares / shares.sum(1, keepdims=True)
 
 
+def _slopes(shares, sizes):
+    """Returns the derivatives [R P 5] of the log of the law's loss by theta."""
+    return np.stack([*shares.swapaxes(0, 1), -sizes[0] * shares[:, 1], -sizes[1] * shares[:, 2]], -1)
+
+
 def _huber(residual):
     return np.where(residual < 1, residual ** 2 / 2, residual - 0.5).sum(-1)
 
@@ -139,7 +165,7 @@ def _descend(theta, sizes, target, delta, most=100):
     value, shares = _parts(theta, sizes)
     cost = _huber(np.abs(value - target) / delta)
     for _ in range(most):
-        slopes = np.stack([*shares.swapaxes(0, 1), -sizes[0] * shares[:, 1], -sizes[1] * shares[:, 2]], -1)
+        slopes = _slopes(shares, sizes)
         residual = (value - target) / delta
         weighted = slopes / np.maximum(1, np.abs(residual))[..., None]  # weight of the Huber loss
         curvature = np.swapaxes(weighted, 1, 2) @ slopes / delta

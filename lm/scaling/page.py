@@ -22,6 +22,7 @@ def render(findings):
         f'<h1>{title}</h1>', tags.paragraph(show.opening(runs)),
         tags.section('The law', tags.table(('', 'value', '95%'), show.law_rows(findings.fit)),
                      tags.paragraph(show.accuracy(findings)), *map(tags.paragraph, show.notes(findings))),
+        _table('Backtests', show.BACKTEST, list(map(show.backtest_row, findings.backtests))),
         _table('Predictions', show.PREDICTION, list(map(show.prediction_row, findings.predictions))),
         _table('Compute-optimal budgets', show.ADVICE, list(map(show.advice_row, findings.advices))),
         tags.section('Runs and law', figures.figure(

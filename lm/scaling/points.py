@@ -121,9 +121,10 @@ def _check_enough(n, d, left_out):
             listed = ' and '.join(f'{value:,.0f}' for value in kinds) or 'none'
             raise config.Error(f'the {len(values)} usable runs are of too few {what}: {listed}{why}; a law needs 3 '
                                f'different or more: add {3 - len(kinds)}, as by `lm sweep` with {remedy}.')
-    if len(n) < laws.LEAST:
-        raise config.Error(f'{len(n)} usable runs{why} do not determine 5 coefficients; add {laws.LEAST - len(n)} or '
-                           'more of other sizes and lengths.')
     if abs(np.corrcoef(np.log(n), np.log(d))[0, 1]) > 0.98:
         raise config.Error('N and D of these runs grow together, so that their terms in the loss cannot be separated; '
                            'add runs of one N on several D.')
+    points = len(set(zip(n, d, strict=True)))
+    if points < laws.LEAST:
+        raise config.Error(f'usable runs of {points} different N and D{why} do not determine 5 coefficients; add '
+                           f'{laws.LEAST - points} or more of other sizes and lengths.')

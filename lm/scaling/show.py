@@ -11,15 +11,21 @@ from lm.config.values import Text
 from lm.pages.text import columns, short
 from lm.scaling import laws, points
 
+WARNED = 3  # times the FLOPs of the largest run
+
 
 class Prediction(NamedTuple):
-    """The predicted loss of a run of N parameters and D tokens, with its 95% interval; `run` is how it was named."""
+    """The predicted loss of a run of N parameters and D tokens, with its 95% interval.
+
+    run: how it was named. times: its FLOPs over those of the largest run.
+    """
 
     run: str
     n: float
     d: float
     loss: float
     interval: tuple
+    times: float
 
 
 class Advice(NamedTuple):
@@ -36,16 +42,13 @@ class Advice(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """Points, their Fit, predictions, budgets, and the check on the most costly runs.
-
-    held_out: (Prediction of the runs of most FLOPs from all others, their mean loss), None where too few remain.
-    """
+    """Points, their Fit, predictions, budgets, and Backtests."""
 
     points: points.Points
     fit: laws.Fit
     predictions: list
     advices: list
-    held_out: tuple | None
+    backtests: list
 
 
 def size_of(text):
@@ -71,25 +74,14 @@ def overridden(text, runs):
     return text, float(points.count(settings.model, runs.non_embedding)), float(tokens)
 
 
-def advise(runs, fit, flops):
-    """Returns the Advice of a Fit of Points for a budget of FLOPs."""
+def advise(fit, flops):
+    """Returns the Advice of a Fit for a budget of FLOPs."""
     if not 0 < flops < math.inf:
         raise config.Error(f'--budget={flops} is no number of FLOPs; try --budget=1e21.')
     (n, d), resampled = fit.law.optimum(flops), fit.resampled.optimum(flops)
     loss, interval = fit.predict(n, d)
     return Advice(flops, n, fit.interval(resampled[0]), d, fit.interval(resampled[1]), loss, interval,
-                  flops / float(np.max(laws.FLOPS * runs.n * runs.d)))
-
-
-def hold_out(runs):
-    """Returns (Prediction from all others, mean loss) of the runs of most FLOPs; None where the others are too few."""
-    product = runs.n * runs.d
-    kept = product < product.max()
-    if kept.sum() < laws.LEAST or min(len(set(runs.n[kept])), len(set(runs.d[kept]))) < 3:
-        return None
-    n, d = runs.n[~kept][0], runs.d[~kept][0]
-    name = runs.trials[int(np.argmax(product))].name
-    return Prediction(name, n, d, *laws.fit(*runs.only(kept)).predict(n, d)), float(runs.loss[~kept].mean())
+                  flops / fit.reach)
 
 
 def coefficients(fit):
@@ -105,12 +97,31 @@ def notes(findings):
              f'add runs of more different {letter}.'
              for name, letter in (('alpha', 'N'), ('beta', 'D'))
              if not 1.01 * laws.EXPONENTS[0] < getattr(fit.law, name) < 0.99 * laws.EXPONENTS[1]]
-    far = [row for row in findings.predictions if row.n * row.d > 100 * (runs.n * runs.d).max()]
-    if far or any(advice.times > 100 for advice in findings.advices):
-        texts.append('More than 100 times the FLOPs of the largest run: the interval assumes that the law still holds.')
+    texts += _doubts(findings)
+    if fit.axis != 'point':
+        texts.append(f'Runs of one {fit.axis} deviate from the law together; the intervals allow for it.')
     if runs.flops:
         texts.append('FLOPs are 6 N D; counted, these runs take {:.1f} to {:.1f} per parameter and token.'
                      .format(*runs.flops))
+    return texts
+
+
+def _doubts(findings):
+    """Returns what is known of outliers, and of the error of the law beyond the runs, [text]."""
+    runs, fit, texts = findings.points, findings.fit, []
+    times = max([row.times for row in findings.predictions + findings.advices], default=1)
+    if times > WARNED:
+        tested = max((test.times.max() for test in findings.backtests), default=1)
+        why = f'backtested up to {tested:.3g} times' if tested > 1 else 'assumed: these runs are too few to backtest'
+        texts.append(f'{times:.3g} times the FLOPs of the largest run: there the law itself errs by '
+                     f'{fit.drift * np.log(times):.1%} (standard deviation; {why}).')
+    if fit.outliers.any():
+        off = np.log(runs.loss / fit.law.loss(runs.n, runs.d))[fit.outliers]
+        names = [f'{trial.name} ({math.expm1(error):+.0%})' for trial, error
+                 in zip(np.array(runs.trials, object)[fit.outliers], off, strict=True)]
+        law = laws.fit(*runs.only(~fit.outliers), resamples=1).law
+        texts.append(f'Outliers, too far from the law to be of it: {", ".join(names)}. Without them '
+                     + ', '.join(f'{name} is {short(getattr(law, name))}' for name in law._fields) + '.')
     return texts
 
 
@@ -120,13 +131,15 @@ def as_json(findings):
     about = {'metric': runs.metric, 'parameters': 'non-embedding' if runs.non_embedding else 'all',
              'coefficients': {name: {'value': value, 'interval': interval}
                               for name, (value, interval) in coefficients(fit).items()},
-             'noise': fit.noise, 'flops_per_parameter_and_token': runs.flops,
-             'held_out': findings.held_out and {**findings.held_out[0]._asdict(),
-                                                   'reached': findings.held_out[1]},
+             'noise': fit.noise, 'drift': fit.drift, 'agreeing': fit.axis,
+             'flops_per_parameter_and_token': runs.flops,
+             'backtests': [{'reach': test.reach, 'fitted': test.fitted, 'times': test.times.tolist(),
+                            'errors': test.errors.tolist()} for test in findings.backtests],
              'predicted': [prediction._asdict() for prediction in findings.predictions],
              'budgets': [advice._asdict() for advice in findings.advices],
-             'runs': [{'run': trial.name, 'n': float(n), 'd': float(d), 'loss': float(loss)} for trial, n, d, loss
-                      in zip(runs.trials, runs.n, runs.d, runs.loss, strict=True)],
+             'runs': [{'run': trial.name, 'n': float(n), 'd': float(d), 'loss': float(loss),
+                       'outlier': bool(outlier)} for trial, n, d, loss, outlier
+                      in zip(runs.trials, runs.n, runs.d, runs.loss, fit.outliers, strict=True)],
              'left': [list(row) for row in runs.left_out], 'notes': notes(findings)}
     return jsonlib.dumps(records.finite(about), indent=1)
 
@@ -135,6 +148,8 @@ def as_text(findings):
     """Returns Findings as text: the law, how well it predicts, predictions and budgets."""
     runs = findings.points
     parts = [opening(runs), columns(('', 'value', '95%'), law_rows(findings.fit)), accuracy(findings)]
+    if findings.backtests:
+        parts.append(columns(BACKTEST, [backtest_row(test) for test in findings.backtests]))
     if findings.predictions:
         parts.append(columns(PREDICTION, [prediction_row(prediction) for prediction in findings.predictions]))
     if findings.advices:
@@ -161,24 +176,30 @@ def law_rows(fit):
 
 
 def accuracy(findings):
-    """Returns the line that tells how well the law fits, and how well it predicts the most costly runs held out."""
-    fitted = f'runs deviate {findings.fit.noise:.2%} from the law (standard deviation)'
-    if not findings.held_out:
-        return f'{fitted}; too few runs to hold the largest out'
-    prediction, loss = findings.held_out
-    return (f'{fitted}; held out, {prediction.run} of most FLOPs: predicted {prediction.loss:.4f} '
-            f'{span(prediction.interval)} from the others, reached {loss:.4f}')
+    """Returns the line that tells how well the law fits, and how it errs beyond the runs it is fitted to."""
+    fit = findings.fit
+    tested = 'backtests' if findings.backtests else 'assumed; too few runs to backtest'
+    return (f'runs deviate {fit.noise:.2%} from the law (standard deviation); beyond the largest run the law errs by '
+            f'{fit.drift * np.log(10):.1%} at 10 times its FLOPs ({tested})')
 
 
-PREDICTION = ('run', 'N', 'D', 'loss', '95% of such a run')
+BACKTEST = ('fitted up to FLOPs', 'runs', 'predicted', 'at times the FLOPs', 'median error', 'largest')
+PREDICTION = ('run', 'N', 'D', 'loss', '95% of such a run', 'times the largest run')
 ADVICE = ('FLOPs', 'best N', '95%', 'best D', '95%', 'tokens per parameter', 'loss', '95% of such a run',
           'times the largest run')
+
+
+def backtest_row(test):
+    """Returns the row of a Backtest under BACKTEST."""
+    largest = test.errors[np.argmax(np.abs(test.errors))]
+    return (f'{test.reach:.3g}', str(test.fitted), str(len(test.errors)),
+            f'{test.times.min():.3g} to {test.times.max():.3g}', f'{np.median(test.errors):+.1%}', f'{largest:+.1%}')
 
 
 def prediction_row(prediction):
     """Returns the row of a Prediction under PREDICTION."""
     return (prediction.run, short(prediction.n), short(prediction.d), f'{prediction.loss:.4f}',
-            span(prediction.interval))
+            span(prediction.interval), f'{prediction.times:.3g}')
 
 
 def advice_row(advice):
