@@ -81,7 +81,7 @@ def judged(design, generator, margin=None, edges=True):
     if not edges:
         drawn = [score._replace(notes=tuple(note for note in score.notes if ' tried: add' not in note))
                  for score in drawn]
-    margin = drawn[0].noise if margin is None else margin
+    margin = drawn[0].usual.spread if margin is None else margin
     compared = [comparisons.compare(variant.name, score, drawn[0])
                 for variant, score in zip(variants[1:], drawn[1:], strict=True)]
     return margin, comparisons.judge([c for c in compared if c], margin)

@@ -74,7 +74,7 @@ def compare(name, ours, base):
         bootstrap=(float(bootstrap[0]) - above, float(bootstrap[1]) + below),
         effect=statistics.effect(mean, spread, freedom),
         p_raw=float(statistics.p_two_sided(mean, error, freedom, corrections)), corrections=corrections,
-        notes=(*notes, *_shape(x, y)))
+        notes=(*notes, *_shape(*(np.array(list(s.usual.losses.values())) for s in (ours, base)))))
 
 
 def correct(ours, base):
@@ -85,13 +85,15 @@ def correct(ours, base):
 def _shape(x, y):
     """Returns notes on losses x [n] that vary more over seeds, or are more skewed, than the baseline's y [m]."""
     notes = []
+    if min(len(x), len(y)) < 2:
+        return notes
     if statistics.p_noisier(x, y) < UNLIKE:
         ratio = f'{x.std(ddof=1) / y.std(ddof=1):.2g} times' if y.std(ddof=1) else 'infinitely many times'
         notes.append(f'its losses vary {ratio} as much over seeds as those of the baseline')
     skews = [float(statistics.skewness(z)) for z in (x, y)]
     if len(x) >= LEAST and abs(skews[0]) > max(abs(skews[1]), statistics.skewness_limit(len(x), UNLIKE)):
         notes.append(f'its losses are skewed over seeds (skewness {skews[0]:+.1f}, of the baseline {skews[1]:+.1f}): '
-                     'trust the bootstrap before the t interval')
+                     'the t interval may cover less than 95%')
     return notes
 
 

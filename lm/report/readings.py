@@ -8,6 +8,7 @@ import numpy as np
 from lm.report import comparisons, curves, scores
 from lm.report.variants import Variant
 
+UNITS = {'tokens': 'tokens', 'flops': 'FLOPs', 'seconds': 'seconds of training'}
 AGREE = 1e-6  # relative difference of budgets that are the same
 
 
@@ -77,10 +78,14 @@ class Readings(NamedTuple):
         return {0 if self.curves[id(trial)][0][-1] <= budget * (1 + AGREE) else trial.eval_batches
                 for trial in used(variant, score)}
 
-    def cut(self, pair):
-        """Returns the remark that one of a Pair is read before its end, '' where none is."""
+    def cut(self, pair, budget):
+        """Returns the remark that one of a Pair is read before its end in tokens, or that another axis has another
+        budget than most, '' where there is nothing to say."""
         cut = [variant for variant in (pair.ours, pair.base) if self.end(variant) > pair.budget * (1 + 1e-3)]
-        if not cut or self.axis != 'tokens':
+        if self.axis != 'tokens':
+            far = abs(pair.budget / budget - 1) > 0.01
+            return f'compared at {pair.budget:.4g} {UNITS[self.axis]}' if far else ''
+        if not cut:
             return ''
         whose, shorter = ('the baseline', 'its') if cut[0] is pair.base else ('it', "the baseline's")
         return (f'compared at {pair.budget:,.0f} tokens, {shorter} end; {whose} is read there before its end at '

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.report import selection
+from lm.report import selection, statistics
 
 LISTED = 3  # runs that a note names
 
@@ -38,9 +38,9 @@ class Score(NamedTuple):
         return float(np.std(list(self.losses.values()), ddof=1)) if len(self.losses) > 1 else math.nan
 
     @property
-    def noise(self):
-        """The spread without outliers: the noise floor."""
-        return Score({seed: loss for seed, loss in self.losses.items() if seed not in self.outliers}).spread
+    def usual(self):
+        """Its losses without outliers; their standard deviation is the noise floor."""
+        return self._replace(losses={seed: loss for seed, loss in self.losses.items() if seed not in self.outliers})
 
 
 def score(variant, value):
@@ -56,13 +56,30 @@ def score(variant, value):
     if not seeds:
         return Score({}, rates[0], _missing(groups, rates, table))
     losses = np.array([[table[rate].get(seed, math.nan) for seed in seeds] for rate in rates])
-    means = selection.adjusted_means(losses)
-    best = int(np.argmin(means))
-    close = [rate for rate, kept in zip(rates, selection.contenders(losses, best), strict=True)
-             if kept and (table[rate] or any(trial.state == 'unfinished' for trial in groups[rate]))]
+    best = int(np.argmin(selection.adjusted_means(losses)))
+    usual = _without_outliers(losses)
+    kept = selection.contenders(usual, int(np.argmin(selection.adjusted_means(usual))))
+    close = [rate for rate, near in zip(rates, kept, strict=True)
+             if near and (table[rate] or any(trial.state == 'unfinished' for trial in groups[rate]))]
     notes, add = _edge(rates, rates[best])
+    outlying = [trial for rate, row in zip(rates, usual, strict=True) if rate in close and rate != rates[best]
+                for trial in groups[rate] if trial.seed in table[rate] and math.isnan(row[seeds.index(trial.seed)])]
+    notes += tuple(f'no verdict: {trial.name} ended at {value(trial):.4g}, far from the other seeds of its rate, which '
+                   'could be the best without it; see why, or add seeds' for trial in outlying)
     return Score(table[rates[best]], rates[best], (*notes, *_missing(groups, close, table)), add,
-                 selection.optimism(losses, best))
+                 selection.optimism(usual, best))
+
+
+def _without_outliers(losses):
+    """Returns losses [R S] with NaN for outliers among the seeds of their rate, where several rates were tried."""
+    if len(losses) < 2:
+        return losses
+    present = np.isfinite(losses)
+    flags = statistics.outliers([row[there] for row, there in zip(losses, present, strict=True)])
+    usual = losses.copy()
+    for row, there, far in zip(usual, present, flags, strict=True):
+        row[np.nonzero(there)[0][far]] = np.nan
+    return usual
 
 
 def _missing(groups, close, table):

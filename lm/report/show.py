@@ -1,4 +1,5 @@
 """A study as text and JSON."""
+import collections
 import json as jsonlib
 import math
 import textwrap
@@ -7,9 +8,9 @@ from dataclasses import asdict
 from lm import records
 from lm.pages.text import columns
 from lm.report import comparisons, scores, statistics, variants
+from lm.report.readings import UNITS
 
 HEAD = ('variant', 'verdict', 'difference', '95% t', 'p', 'gain', 'loss', 'seeds', '95% bootstrap', 'effect')
-UNITS = {'tokens': 'tokens', 'flops': 'FLOPs', 'seconds': 'seconds of training'}
 NATS, BITS = ('loss', 'valid/loss'), 'valid/bits_per_byte'
 JSON = {'withheld': 'held', 'seeds_needed': 'more'}  # field of a Comparison -> its key in --json, which is public
 
@@ -61,7 +62,7 @@ def heading(study, family):
     """Returns the line above a Family's table: metric, budget, noise floor and margin."""
     if family.axis != 'tokens':
         return (f'{measured(study.metric)}, at {family.budget:.4g} {UNITS[family.axis]} each, the smallest budget '
-                'of all runs')
+                'of the runs of a pair')
     parts = [f'{measured(study.metric)}, at {family.budget:,.0f} tokens each']
     own = ', '.join(f'{key}={value}' for key, value in variants.own(study.variants).items())
     parts += [f'the baseline has {own}'] if own else []
@@ -217,7 +218,8 @@ def rate_rows(study):
         score = study.families['tokens'].scores[variant.name]
         for rate, trials in variant.rates.items() if variant.rate_key else ():
             there = scores.Score({t.seed: value(t) for t in trials if t.state == 'finished'})
-            failed = sum(t.state == 'failed' for t in trials)
-            marks = ['best'] * (rate == score.rate and bool(there.losses)) + [f'{failed} failed'] * bool(failed)
+            missing = collections.Counter(t.state for t in trials if t.state != 'finished')
+            marks = ['best'] * (rate == score.rate and bool(there.losses))
+            marks += [f'{count} {state}' for state, count in missing.items()]
             rows.append((variant.name, f'{rate:.4g}', *losses(there), ', '.join(marks)))
     return rows

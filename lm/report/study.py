@@ -74,7 +74,7 @@ def read(directories, options=Options()):
     flops = costs.per_token(done) if len({costs.key(trial.settings) for trial in done}) > 1 else {}
     table = Table(groups, variants.lengths(groups, options.rate), metric, flops).ranked()
     families = {axis: table.family(axis) for axis in curves.AXES}
-    noise = families['tokens'].scores[table.variants[0].name].noise
+    noise = families['tokens'].scores[table.variants[0].name].usual.spread
     margin = noise if options.margin is None else options.margin
     families = {axis: _judged({axis: family}, margin)[axis] for axis, family in families.items()}
     return Study(_question(runs[0]), table, margin, noise, families, _judged(table.by_source(), margin), left_out,

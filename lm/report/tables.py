@@ -98,16 +98,18 @@ class Table(NamedTuple):
             return Family(axis, math.nan, {}, [], {}, why)
         readings, base = self.readings(axis, name), self.variants[0]
         pairs = [readings.pair(variant, [base, *self.lengths]) for variant in self.rivals]
-        compared = [(pair, readings.compared(pair, base)) for pair in pairs]
-        budget = max((pair.budget for pair, c in compared if c and pair.base is base), default=readings.end(base))
+        budget = max((pair.budget for pair in pairs if pair.base is base and
+                      min(len(pair.score.losses), len(pair.base_score.losses)) > 1), default=readings.end(base))
         budgets = {base.name: budget, **{pair.ours.name: pair.budget for pair in pairs},
                    **{length.name: readings.end(length) for length in self.lengths}}
-        scores = {variant.name: readings.score(variant, budgets[variant.name]) for variant in self.variants}
-        scores, remarks = self._outliers(scores)
-        cuts = {pair.ours.name: text for pair in pairs if pair.score.losses and (text := readings.cut(pair))}
-        return Family(axis, budget, scores, [c for _, c in compared if c], self._gains(readings),
-                      self._why(axis, scores), budgets, tuple(length.name for length in self.lengths), cuts,
-                      tuple(remarks))
+        scores, remarks = self._outliers({v.name: readings.score(v, budgets[v.name]) for v in self.variants})
+        pairs = [pair._replace(score=scores[pair.ours.name], base_score=pair.base_score._replace(
+            outliers=scores[pair.base.name].outliers)) for pair in pairs]
+        cuts = {pair.ours.name: text for pair in pairs
+                if pair.score.losses and (text := readings.cut(pair, budget))}
+        return Family(axis, budget, scores, [c for pair in pairs if (c := readings.compared(pair, base))],
+                      self._gains(readings), self._why(axis, scores), budgets,
+                      tuple(length.name for length in self.lengths), cuts, tuple(remarks))
 
     def _outliers(self, scores):
         """Returns {variant: Score} with the outliers in their place, and remarks on them."""
