@@ -1,13 +1,13 @@
 """Runs compared at equal tokens, FLOPs and seconds, and how much longer the baseline would take."""
 import json
+import math
 import re
 
-import numpy as np
 import pytest
 import simulated
 from simulated import BETTER, report
 
-from lm.report import curves, show, study
+from lm.report import show, study
 
 
 def verdicts(found, axis):
@@ -65,27 +65,86 @@ def test_variants_that_cost_the_same_in_other_ways_have_no_table_of_flops(tmp_pa
     assert found.families['flops'].why.startswith('all variants have the same FLOPs per token')
 
 
-def test_gain_is_how_much_longer_the_baseline_takes():
-    x = np.arange(1, 101) * 1e4
-    y = 2 + 50 * x ** -0.5
-    losses = {'half': y[49], 'twice': 2 + 50 * 2e6 ** -0.5, 'never': 1.9, 'worse': 9.0}
-    found = curves.gains(x, y, losses, 1e6)
-    assert found['half'] == (pytest.approx(0.5), '', False)
-    assert found['twice'] == (pytest.approx(2, rel=0.02), '', True)
-    assert found['never'] == (curves.REACH, '>', True)
-    assert found['worse'] == (0.01, '<', False)
-    assert curves.gains(x, y, losses, 5e5)['half'] == (pytest.approx(1), '', False)
-    assert curves.gains(x[-2:], y[-2:], losses, 1e6)['never'] == (1, '>', False)
+def final(steps):
+    """The final loss of the baseline after so many steps."""
+    return 2.5 + 10 * steps ** -0.4
 
 
-def test_a_longer_baseline_has_no_gain_over_itself(tmp_path):
-    for name, change, until in ('a', {}, 2000), ('b', {'optimizer.weight_decay': 0.2}, 1000):
+def lengths(directory, *steps, seeds=4):
+    """Writes the baseline at several lengths."""
+    for length in steps:
+        for seed in range(seeds):
+            simulated.write(directory / f'a{length}-{seed}', {'steps': length}, final(length) + 0.001 * seed, seed)
+
+
+@pytest.mark.parametrize('true', [0.5, 2.0])
+def test_gain_is_how_much_longer_the_baseline_takes_to_end_at_the_loss(tmp_path, true):
+    lengths(tmp_path, 1000, 500, 2000)
+    for seed in range(4):
+        loss = final(true * 1000) + 0.001 * seed + 1e-4 * (-1) ** seed
+        simulated.write(tmp_path / f'b{seed}', BETTER, loss, seed)
+    found = study.read([tmp_path], study.Options(baseline='a1000-0'))
+    family = found.families['tokens']
+    gain = family.gains['position=Alibi']
+    assert gain.times == pytest.approx(true, rel=0.01)
+    assert gain.interval[0] <= true <= gain.interval[1]
+    assert [c.name for c in family.compared] == ['position=Alibi']
+    assert 'from final losses of the baseline at 3 lengths' in ' '.join(show.footnotes(found, family))
+    assert [row[1] for row in show.verdict_rows(family) if row[0].startswith('steps=')] == ['another length'] * 2
+
+
+def test_a_gain_beyond_the_lengths_is_a_bound(tmp_path):
+    lengths(tmp_path, 1000, 500, 2000)
+    for name, change, loss in ('b', BETTER, final(4000)), ('c', simulated.SAME, final(200)):
         for seed in range(4):
-            loss = 3 + 0.001 * seed + (until == 1000) * 3 * (1000 ** -0.5 - 2000 ** -0.5)
-            simulated.write(tmp_path / f'{name}{seed}', {**change, 'steps': until}, loss, seed)
-    family = study.read([tmp_path]).families['tokens']
+            simulated.write(tmp_path / f'{name}{seed}', change, loss + 0.001 * seed, seed)
+    family = study.read([tmp_path], study.Options(baseline='a1000-0')).families['tokens']
+    assert family.gains['position=Alibi'] == (2.0, '>', (2.0, math.inf))
+    assert family.gains['weight_decay=0.2'] == (0.5, '<', (0.0, 0.5))
+    rows = {row[0]: row for row in show.verdict_rows(family)}
+    assert rows['position=Alibi'][5] == '>2.00x [2.00, -]'
+
+
+def test_from_one_length_only_the_direction_of_a_gain_is_known(swept):
+    found = study.read([swept], study.Options(margin=0.05))
+    family = found.families['tokens']
+    assert family.gains == {}
+    assert {row[0]: row[5] for row in show.verdict_rows(family)} == {
+        'baseline': '', 'position=Alibi': '>1x', 'weight_decay=0.2': ''}
+    assert 'run it with steps=500 and with steps=2000 too' in ' '.join(show.footnotes(found, family))
+
+
+def test_a_variant_is_compared_with_the_baseline_of_its_length(tmp_path):
+    lengths(tmp_path, 1000, 500)
+    for seed in range(4):
+        simulated.write(tmp_path / f'b{seed}', {**BETTER, 'steps': 500}, final(500) + 0.001 * seed, seed)
+    found = study.read([tmp_path], study.Options(baseline='a1000-0'))
+    family = found.families['tokens']
     assert family.compared[0].difference == pytest.approx(0, abs=1e-9)
-    assert next(iter(family.gains.values())).times == pytest.approx(1, rel=1e-6)
+    assert 'compared with the baseline of steps=500' in ' '.join(show.notes(family))
+    assert family.gains['position=Alibi, steps=500'].times == pytest.approx(1, rel=1e-6)
+
+
+def test_a_stray_short_run_sets_no_budget_but_its_own(swept):
+    before = study.read([swept]).families['tokens']
+    simulated.write(swept / 'd-0', {'steps': 100, 'model.depth': 9}, 3.2)
+    family = study.read([swept]).families['tokens']
+    assert [c.difference for c in family.compared] == [c.difference for c in before.compared]
+    assert [c.verdict for c in family.compared] == [c.verdict for c in before.compared]
+    assert family.budget == before.budget == 1000 * 1024
+    assert family.budgets['depth=9, steps=100'] == 100 * 1024
+    assert ('depth=9, steps=100: compared at 102,400 tokens, its end; the baseline is read there before its end at '
+            '1,024,000, while its learning rate has not decayed') in show.notes(family)
+
+
+def test_losses_on_other_validation_batches_are_another_measurement(tmp_path):
+    for name, change, steps in ('a', {}, 1000), ('b', BETTER, 500):
+        for seed in range(4):
+            simulated.write(tmp_path / f'{name}{seed}', {**change, 'steps': steps, 'cadence.eval_batches': 10},
+                            3.0 + 0.001 * seed, seed)
+    family = study.read([tmp_path]).families['tokens']
+    assert family.compared[0].verdict == 'undecided'
+    assert 'on all batches and the baseline on 10 (cadence.eval_batches)' in ' '.join(show.notes(family))
 
 
 def test_bits_per_byte_where_tokenizers_differ(tmp_path):

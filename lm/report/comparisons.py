@@ -1,33 +1,15 @@
 """Variants against the baseline over seeds: differences with intervals, Holm-adjusted p-values and verdicts."""
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 
 from lm.report import statistics
 
 ALPHA = 0.05
+UNLIKE = 0.01  # level at which a variant is noted to be noisier or more skewed than the baseline
+LEAST = 5  # fewer seeds show no skewness
 BETTER, WORSE, UNDECIDED = 'better', 'worse', 'undecided'
-
-
-class Score(NamedTuple):
-    """A variant's losses by seed, {seed: loss}, at its best learning rate.
-
-    notes: why no verdict can be given yet: failed or early-stopped runs, or a best rate on the edge of its grid, for
-    which `add` has the rates to try next. tried: number of rates that the best was chosen from.
-    """
-
-    losses: dict
-    rate: float | None = None
-    notes: tuple = ()
-    add: tuple = ()
-    tried: int = 1
-
-    @property
-    def mean(self):
-        """The mean loss; infinite without one."""
-        return float(np.mean(list(self.losses.values()))) if self.losses else math.inf
 
 
 @dataclass(frozen=True)
@@ -35,10 +17,11 @@ class Comparison:
     """A variant's loss minus the baseline's over seeds: below 0 is better.
 
     interval (t) and bootstrap: 95% confidence intervals. error: standard error of the difference, with `freedom`
-    degrees of freedom. effect: Hedges' g. p and the verdict are Holm-adjusted over the family. withheld: no verdict is
-    given, for the reasons in the notes of its Scores. seeds_needed: additional seeds for power 0.8 if the true
-    difference is the measured one. penalties: factors on the one-sided p of (below, above), Bonferroni's bound for
-    the best of several rates, which is lower by chance alone.
+    degrees of freedom. effect: d_z, the mean of the paired differences in their standard deviations (Hedges' g where
+    unpaired). p and the verdict are Holm-adjusted over the family. withheld: no verdict is given, for the reasons in
+    the notes of its Scores. seeds_needed: additional seeds for power 0.8 if the true difference is the measured one.
+    corrections: how far the difference may lie (too low, too high), because each variant is compared at the rate that
+    did best; p and the intervals contain them.
     """
 
     name: str
@@ -54,49 +37,12 @@ class Comparison:
     bootstrap: tuple
     effect: float
     p_raw: float
-    penalties: tuple = statistics.EVEN
+    corrections: tuple = statistics.PLAIN
     p: float = math.nan
     p_equivalent: float = math.nan
     verdict: str = UNDECIDED
     seeds_needed: int | None = None
     notes: tuple = ()
-
-
-def score(variant, value):
-    """Returns the Score of a Variant over its finished trials. value: trial -> loss, NaN for none.
-
-    The best rate is the one with the lowest mean over the seeds compared. Choosing it on held-out seeds was tried: the
-    seeds are then no longer independent, and up to 18% of equal variants were called different.
-    """
-    table = {rate: {t.seed: loss for t in trials if t.state == 'finished' and not math.isnan(loss := value(t))}
-             for rate, trials in variant.rates.items()}
-    failed = {rate: sum(t.state == 'failed' for t in trials) for rate, trials in variant.rates.items()}
-    whole = {rate: losses for rate, losses in table.items() if losses and not failed[rate]}
-    if not whole:
-        rate, count = max(table, key=lambda rate: len(table[rate])), sum(failed.values())
-        return Score(table[rate], rate, (f'{count} of {len(variant.trials)} runs failed',) if count else ())
-    most = max(map(len, whole.values()))
-    means = {rate: float(np.mean(list(losses.values()))) for rate, losses in whole.items() if len(losses) == most}
-    best = min(means, key=means.get)
-    notes, add = _edge(list(table), best)
-    stopped = sum(trial.state == 'stopped' for trial in variant.rates[best])
-    if stopped:
-        notes = (*notes, f'{stopped} runs were stopped early, so that the others are no fair sample of seeds')
-    return Score(whole[best], best, notes, add, len(table))
-
-
-def _edge(rates, best):
-    """Returns (notes, rates to try next) if the best rate is the lowest or the highest of several, else ((), ())."""
-    if len(rates) < 2:
-        return (), ()
-    ratio = rates[1] / rates[0] if best == rates[0] else rates[-1] / rates[-2]
-    if best == rates[0] and best > 0:
-        side, add = 'lowest', (best / ratio, best / ratio ** 2)
-    elif best == rates[-1]:
-        side, add = 'highest', (best * ratio, best * ratio ** 2)
-    else:
-        return (), ()
-    return (f'the best rate, {best:.4g}, is the {side} tried: add {" and ".join(f"{rate:.2g}" for rate in add)}',), add
 
 
 def compare(name, ours, base):
@@ -115,11 +61,8 @@ def compare(name, ours, base):
         spread = math.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2)
         bootstrap = (math.nan, math.nan)
     mean, error, freedom = map(float, moments)
-    penalties = tuple(max(1.0, ratio) for ratio in (ours.tried / base.tried, base.tried / ours.tried))
+    below, above = corrections = correct(ours.optimism, base.optimism)
     notes = []
-    if ours.tried != base.tried:
-        notes.append(f'{ours.tried} rates tried, {base.tried} of the baseline: the best of more is lower by chance, so '
-                     f'p is multiplied by {max(penalties):.2g} in that direction; the intervals are not corrected')
     if 0 < len(shared) < max(len(x), len(y)):
         notes.append(f'paired over the {len(shared)} seeds that both have')
     if not shared:
@@ -127,9 +70,31 @@ def compare(name, ours, base):
     return Comparison(
         name=name, seeds=len(shared) or smaller, paired=bool(shared), withheld=bool(ours.notes or base.notes),
         mean=float(x.mean()), spread=float(x.std(ddof=1)), difference=mean, error=error, freedom=freedom,
-        interval=tuple(map(float, statistics.interval(mean, error, freedom))), bootstrap=tuple(map(float, bootstrap)),
+        interval=tuple(map(float, statistics.interval(mean, error, freedom, corrections=corrections))),
+        bootstrap=(float(bootstrap[0]) - above, float(bootstrap[1]) + below),
         effect=statistics.effect(mean, spread, freedom),
-        p_raw=float(statistics.p_two_sided(mean, error, freedom, penalties)), penalties=penalties, notes=tuple(notes))
+        p_raw=float(statistics.p_two_sided(mean, error, freedom, corrections)), corrections=corrections,
+        notes=(*notes, *_shape(*(np.array(list(s.usual.losses.values())) for s in (ours, base)))))
+
+
+def correct(ours, base):
+    """Returns by how much a difference may lie (too low, too high), by the (least, most) optimism of its sides."""
+    return max(0.0, ours[1] - base[0]), max(0.0, base[1] - ours[0])
+
+
+def _shape(x, y):
+    """Returns notes on losses x [n] that vary more over seeds, or are more skewed, than the baseline's y [m]."""
+    notes = []
+    if min(len(x), len(y)) < 2:
+        return notes
+    if statistics.p_noisier(x, y) < UNLIKE:
+        ratio = f'{x.std(ddof=1) / y.std(ddof=1):.2g} times' if y.std(ddof=1) else 'infinitely many times'
+        notes.append(f'its losses vary {ratio} as much over seeds as those of the baseline')
+    skews = [float(statistics.skewness(z)) for z in (x, y)]
+    if len(x) >= LEAST and abs(skews[0]) > max(abs(skews[1]), statistics.skewness_limit(len(x), UNLIKE)):
+        notes.append(f'its losses are skewed over seeds (skewness {skews[0]:+.1f}, of the baseline {skews[1]:+.1f}): '
+                     'the t interval may cover less than 95%')
+    return notes
 
 
 def judge(compared, margin):
@@ -141,7 +106,7 @@ def judge(compared, margin):
     if not compared:
         return []
     ps = statistics.holm(np.array([c.p_raw for c in compared]))
-    equal = statistics.holm(np.array([statistics.p_equivalent(c.difference, c.error, c.freedom, margin, c.penalties)
+    equal = statistics.holm(np.array([statistics.p_equivalent(c.difference, c.error, c.freedom, margin, c.corrections)
                                       for c in compared], float))
     judged = []
     for c, p, q in zip(compared, ps.tolist(), equal.tolist(), strict=True):
@@ -154,7 +119,7 @@ def judge(compared, margin):
 def _verdict(difference, p, p_equivalent, margin):
     if p < ALPHA:
         return BETTER if difference < 0 else WORSE
-    return f'no difference larger than {margin:.2g}' if p_equivalent < ALPHA else UNDECIDED
+    return f'no difference larger than {rounded_up(margin)}' if p_equivalent < ALPHA else UNDECIDED
 
 
 def _seeds_needed(c, margin, family):
@@ -162,12 +127,13 @@ def _seeds_needed(c, margin, family):
     spread = c.error * math.sqrt(c.seeds)
     if not spread:
         return 1
-    level = ALPHA / family / max(c.penalties)
-    needed = min(statistics.seeds_to_differ(c.difference, spread, level),
-                 statistics.seeds_to_equal(c.difference, spread, margin, level))
+    level, lag = ALPHA / family, max(c.corrections) / c.error
+    needed = min(statistics.seeds_to_differ(c.difference, spread, level, lag=lag),
+                 statistics.seeds_to_equal((c.difference, margin), spread, level, lag=lag))
     return min(max(1, needed - c.seeds), statistics.MOST)
 
 
-def noise(base):
-    """Returns the noise floor: the standard deviation of a Score over its seeds, NaN with fewer than two."""
-    return float(np.std(list(base.losses.values()), ddof=1)) if len(base.losses) > 1 else math.nan
+def rounded_up(size):
+    """Returns a size of a difference as text of two digits, never less than it is."""
+    text = f'{size:.2g}'
+    return text if float(text) >= size else f'{float(text) + 10.0 ** (math.floor(math.log10(size)) - 1):.2g}'

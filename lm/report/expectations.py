@@ -1,4 +1,5 @@
 """Expectations about a study, tested one-sided: 'b < a by 0.01' or 'b = a within 0.02'."""
+import math
 import re
 from typing import NamedTuple
 
@@ -43,25 +44,32 @@ def _test(text, study):
     size = _size(form)
     if size is None:
         raise Error(f"--expect {text!r} cannot be read; write 'b < a by 0.01', 'b < a' or 'b = a within 0.02'.")
-    left, right = (variants.find(study.variants, form[side]).name for side in ('left', 'right'))
+    left, right = (variants.find(study.variants, form[side]) for side in ('left', 'right'))
+    if left is right:
+        raise Error(f'--expect {text!r} compares {left.name} with itself; name two variants.')
     if form['sign'] == '>':
         left, right = right, left
-    scores = study.families['tokens'].scores
-    c = comparisons.compare(left, scores[left], scores[right])
-    notes = [f'{name}: {note}' for name in (left, right) for note in scores[name].notes]
+    pair, c = study.table.compare(left, right)
+    notes = [f'{variant.name}: {note}' for variant, score in ((left, pair.score), (right, pair.base_score))
+             for note in score.notes]
     if c is None:
         return None, 1.0, notes
-    numbers = c.difference, c.error, c.freedom
-    p = (statistics.p_equivalent(*numbers, size, c.penalties) if form['sign'] == '=' else
-         c.penalties[0] * statistics.p_below(*numbers, -size))
+    p = (statistics.p_equivalent(c.difference, c.error, c.freedom, size, c.corrections) if form['sign'] == '=' else
+         statistics.p_below(c.difference + c.corrections[0], c.error, c.freedom, -size))
     return c, float(p), [*notes, *c.notes]
 
 
 def _size(form):
-    """Returns the number in an expectation, 0 where it may lack one, None where the expectation cannot be parsed."""
+    """Returns the number in an expectation, 0 where it may lack one, None where the expectation cannot be parsed.
+
+    Raises config.Error for a number that is no size of a difference: negative, infinite, or a margin of 0.
+    """
     if form is None or (form['how'] == 'within') != (form['sign'] == '='):
         return None
     try:
-        return float(form['size'] or 0)
+        size = float(form['size'] or 0)
     except ValueError:
         return None
+    if not 0 <= size < math.inf or (form['how'] == 'within' and not size):
+        raise Error(f"--expect {form[0]!r}: {form['size']} is no size of a difference; try {form['how']} 0.01.")
+    return size

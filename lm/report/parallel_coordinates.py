@@ -12,7 +12,7 @@ LINES = 300
 
 def section(study):
     """Returns the section with the plot, '' for fewer than two settings that vary or four finished trials."""
-    value = study.table.values('tokens')
+    value = study.values()
     finished = [trial for variant in study.variants for trial in variant.finished if np.isfinite(value(trial))]
     trials = finished[:LINES]
     keys = _varying(trials)

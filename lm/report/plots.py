@@ -2,7 +2,7 @@
 import numpy as np
 
 from lm.pages.figures import rounded
-from lm.report import comparisons, show
+from lm.report import scores, show
 
 SHOWN = 12  # variants in a plot: the baseline and the best others
 POINTS = 400
@@ -48,7 +48,7 @@ def _best(study, variant):
 def sensitivity(study):
     """Returns the plot of loss against learning rate, mean ± standard deviation over seeds; None if no rate was swept.
     """
-    value = study.table.values('tokens')
+    value = study.values()
     table = {variant.name: {rate: [loss for t in trials if t.state == 'finished' and np.isfinite(loss := value(t))]
                             for rate, trials in variant.rates.items()}
              for variant in shown(study) if variant.rate_key}
@@ -57,9 +57,9 @@ def sensitivity(study):
         return None
     series = []
     for name, rates in table.items():
-        scores = [comparisons.Score(dict(enumerate(rates.get(rate, [])))) for rate in grid]
-        mean = np.array([np.mean(list(s.losses.values())) if s.losses else np.nan for s in scores])
-        spread = np.nan_to_num([comparisons.noise(s) for s in scores])
+        points = [scores.Score(dict(enumerate(rates.get(rate, [])))) for rate in grid]
+        mean = np.array([point.mean if point.losses else np.nan for point in points])
+        spread = np.nan_to_num([point.spread for point in points])
         series.append({'name': name, 'mean': rounded(mean), 'low': rounded(mean - spread),
                        'high': rounded(mean + spread)})
     return {'x': rounded(np.array(grid, float)), 'xname': study.variants[0].rate_key,

@@ -13,7 +13,7 @@ MOST = 400  # trials listed on the page
 
 def section(study, flops):
     """Returns the section that lists every trial of a Study. flops: {costs.key: training FLOPs per token}."""
-    value = study.table.values('tokens')
+    value = study.values()
     rows = [_row(variant.name, trial, value, flops) for variant in study.variants for trial in variant.trials]
     long = (*('',) * (len(HEAD) - 1), 'long')
     inside = tags.table(HEAD, rows[:MOST], long)

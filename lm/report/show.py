@@ -1,4 +1,5 @@
 """A study as text and JSON."""
+import collections
 import json as jsonlib
 import math
 import textwrap
@@ -6,10 +7,10 @@ from dataclasses import asdict
 
 from lm import records
 from lm.pages.text import columns
-from lm.report import comparisons, statistics, variants
+from lm.report import comparisons, scores, statistics, variants
+from lm.report.readings import UNITS
 
 HEAD = ('variant', 'verdict', 'difference', '95% t', 'p', 'gain', 'loss', 'seeds', '95% bootstrap', 'effect')
-UNITS = {'tokens': 'tokens', 'flops': 'FLOPs', 'seconds': 'seconds of training'}
 NATS, BITS = ('loss', 'valid/loss'), 'valid/bits_per_byte'
 JSON = {'withheld': 'held', 'seeds_needed': 'more'}  # field of a Comparison -> its key in --json, which is public
 
@@ -25,12 +26,14 @@ def as_json(study, outcomes):
 
 
 def _family(family):
-    scores = {name: {'rate': score.rate, 'losses': list(score.losses.values()),
-                     'seeds': [list(seed) for seed in score.losses], 'add': score.add, 'notes': score.notes}
-              for name, score in family.scores.items()}
+    drawn = {name: {'rate': score.rate, 'losses': list(score.losses.values()),
+                    'seeds': [list(seed) for seed in score.losses], 'add': score.add, 'notes': score.notes,
+                    'outliers': list(score.outliers.values()), 'budget': family.budgets[name]}
+             for name, score in family.scores.items()}
     compared = [{JSON.get(name, name): value for name, value in asdict(c).items()} for c in family.compared]
-    return {'budget': family.budget, 'why': family.why, 'scores': scores, 'compared': compared,
-            'gains': {name: gain._asdict() for name, gain in family.gains.items()}}
+    return {'budget': family.budget, 'why': family.why, 'scores': drawn, 'compared': compared,
+            'gains': {name: gain._asdict() for name, gain in family.gains.items()}, 'cuts': dict(family.cuts),
+            'remarks': family.remarks}
 
 
 def as_text(study, outcomes):
@@ -59,7 +62,7 @@ def heading(study, family):
     """Returns the line above a Family's table: metric, budget, noise floor and margin."""
     if family.axis != 'tokens':
         return (f'{measured(study.metric)}, at {family.budget:.4g} {UNITS[family.axis]} each, the smallest budget '
-                'of all runs')
+                'of the runs of a pair')
     parts = [f'{measured(study.metric)}, at {family.budget:,.0f} tokens each']
     own = ', '.join(f'{key}={value}' for key, value in variants.own(study.variants).items())
     parts += [f'the baseline has {own}'] if own else []
@@ -68,7 +71,7 @@ def heading(study, family):
     if family.compared:
         count = len(family.compared)
         parts += [f'p by Holm over {count} comparison{"s" * (count > 1)}',
-                  f'"no difference" is within {study.margin:.2g}']
+                  f'"no difference" is within {comparisons.rounded_up(study.margin)}']
     return '; '.join(parts)
 
 
@@ -81,7 +84,8 @@ def notes(family):
     """Returns the notes below a Family's table, [text], each once with the names of all variants that it is about."""
     about = {}
     for name, own in [*((name, score.notes) for name, score in family.scores.items()),
-                      *((c.name, c.notes) for c in family.compared)]:
+                      *((c.name, c.notes) for c in family.compared),
+                      *((name, (text,)) for name, text in (*family.cuts.items(), *family.remarks))]:
         for note in own:
             about.setdefault(note, []).append(name)
     return [*(f'{", ".join(names)}: {note}' for note, names in about.items()), *([family.why] if family.why else [])]
@@ -92,23 +96,40 @@ def footnotes(study, family):
     if not family.compared:
         return []
     texts = _legend(study, family) if family.axis == 'tokens' else []
-    if any(gain.extended for gain in family.gains.values()):
-        texts.append("* extrapolated beyond the end of the baseline's curve by a power law fitted to its second half.")
-    if family.gains:
-        texts.append(f'gain: {UNITS[family.axis]} that the baseline needs to reach the same loss, relative to those of '
-                     'the variant.')
-    if any(trial.settings['steps'] * trial.tokens_per_step > 1.001 * study.families['tokens'].budget
-           for variant in study.variants for trial in variant.finished) or family.axis != 'tokens':
-        texts.append('A run that is longer than this budget is read before its learning rate has decayed.')
+    texts += _gain_note(study, family)
+    if family.axis != 'tokens':
+        texts.append('A run that goes on beyond the budget of its pair is read before its learning rate has decayed.')
     if family.axis == 'seconds':
         texts.append("Seconds are by each run's median speed on its own machine.")
     return texts
 
 
+def _gain_note(study, family):
+    """Returns [text] on how the gain is measured, or which runs would measure it."""
+    if family.gains:
+        bend = ' Two lengths do not show how it falls between them: a third would.' * (len(study.table.lengths) == 1)
+        return [f'gain: {UNITS[family.axis]} that the baseline needs to end at the same loss, relative to those of the '
+                f'variant, and its 95% interval; from final losses of the baseline at {len(study.table.lengths) + 1} '
+                f'lengths.{bend}']
+    if family.axis != 'tokens':
+        return []
+    if study.table.lengths:
+        return ['gain: not measured, because runs or rates are missing at the lengths of the baseline (see above).']
+    steps = study.variants[0].settings['steps']
+    return ['gain: only its direction, by the verdict. Within a run the learning rate has not decayed, so that only '
+            'final losses tell how much longer the baseline would take: run it with '
+            f'steps={max(1, steps // 2)} and with steps={2 * steps} too.']
+
+
 def _legend(study, family):
     """Returns the footnotes that hold for all Families and stand below the first, at equal tokens, [text]."""
     texts = ['A difference below 0 is better than the baseline. Each interval stands alone; p is corrected for all '
-             "comparisons of its table. effect: the difference in standard deviations over seeds (Hedges' g)."]
+             "comparisons of its table. effect: the mean of the paired differences in their standard deviations (d_z); "
+             "Hedges' g where seeds do not match."]
+    corrections = max((max(c.corrections) for c in family.compared), default=0.0)
+    if corrections:
+        texts.append('The best of several rates looks better than it is: p and the intervals allow for that, by '
+                     f'{corrections:.2g} at most.')
     if any(c.seeds_needed for c in family.compared):
         texts.append('"N more seeds" have a power of 0.8 if the true difference is the measured one. Testing again '
                      'after adding them calls 9 of 100 equal variants different, not 5; new ones alone do not.')
@@ -144,11 +165,21 @@ def verdict_rows(family):
     compared = {c.name: c for c in family.compared}
     rows = [_row(base, '', family.scores[base], [''] * 6)]
     for name in others:
-        verdict, numbers = comparisons.UNDECIDED, [''] * 6
+        verdict = 'another length' if name in family.lengths else comparisons.UNDECIDED
+        numbers = [''] * 6
         if name in compared:
-            verdict, numbers = _verdict(compared[name]), _numbers(compared[name], family.gains.get(name))
+            verdict, numbers = _verdict(compared[name]), _numbers(compared[name], _times(family, compared[name]))
         rows.append(_row(name, verdict, family.scores[name], numbers))
     return rows
+
+
+def _times(family, c):
+    """Returns the gain of a Comparison as text; from one length of the baseline the direction, '' if undecided."""
+    if c.name not in family.gains:
+        whole = family.axis == 'tokens' and c.name not in family.cuts and not family.gains
+        return {comparisons.BETTER: '>1x', comparisons.WORSE: '<1x'}.get(c.verdict, '') if whole else ''
+    times, bound, (low, high) = family.gains[c.name]
+    return f'{bound}{times:.2f}x [{f"{low:.2f}" if low else "-"}, {f"{high:.2f}" if math.isfinite(high) else "-"}]'
 
 
 def _row(name, verdict, score, numbers):
@@ -160,7 +191,7 @@ def losses(score):
     """Returns (number of seeds, mean ± standard deviation) of a Score as text."""
     if not score.losses:
         return '0', ''
-    spread = f'± {comparisons.noise(score):.4f}' if len(score.losses) > 1 else '(one)'
+    spread = f'± {score.spread:.4f}' if len(score.losses) > 1 else '(one)'
     return str(len(score.losses)), f'{score.mean:.4f} {spread}'
 
 
@@ -171,9 +202,8 @@ def _verdict(c):
     return f'{c.verdict}, {count} more seed{"s" * (c.seeds_needed > 1)}'
 
 
-def _numbers(c, gain):
-    return (f'{c.difference:+.4f}', _range(c.interval), f'{c.p:.2g}',
-            '' if gain is None else f'{gain.bound}{gain.times:.2f}x{"*" if gain.extended else ""}',
+def _numbers(c, times):
+    return (f'{c.difference:+.4f}', _range(c.interval), f'{c.p:.3g}', times,
             _range(c.bootstrap), f'{c.effect:+.2f}' if math.isfinite(c.effect) else '-')
 
 
@@ -183,12 +213,13 @@ def _range(bounds):
 
 def rate_rows(study):
     """Returns rows (variant, rate, seeds, loss, mark) of every learning rate tried, [] if none was swept."""
-    rows, value = [], study.table.values('tokens')
+    rows, value = [], study.values()
     for variant in study.variants:
         score = study.families['tokens'].scores[variant.name]
         for rate, trials in variant.rates.items() if variant.rate_key else ():
-            there = comparisons.Score({t.seed: value(t) for t in trials if t.state == 'finished'})
-            failed = sum(t.state == 'failed' for t in trials)
-            marks = ['best'] * (rate == score.rate and bool(there.losses)) + [f'{failed} failed'] * bool(failed)
+            there = scores.Score({t.seed: value(t) for t in trials if t.state == 'finished'})
+            missing = collections.Counter(t.state for t in trials if t.state != 'finished')
+            marks = ['best'] * (rate == score.rate and bool(there.losses))
+            marks += [f'{count} {state}' for state, count in missing.items()]
             rows.append((variant.name, f'{rate:.4g}', *losses(there), ', '.join(marks)))
     return rows

@@ -13,7 +13,7 @@ LEAST = 4  # fewer seeds have too few different resamples for a 95% interval
 EXACT = 7  # up to so many seeds, all different resamples are enumerated instead of drawn
 DRAWN = 4000  # resamples of more seeds
 MOST = 1000  # seeds that a power analysis looks at
-EVEN = (1.0, 1.0)  # penalties of (below, above) of a test that needs none
+PLAIN = (0.0, 0.0)  # corrections of (below, above) of a test that needs none
 
 
 def moments(x):
@@ -32,10 +32,10 @@ def welch(x, y):
     return x.mean(-1) - y.mean(-1), np.sqrt(total), freedom
 
 
-def interval(mean, error, freedom, level=0.95):
-    """Returns the (low, high) t interval of a mean."""
+def interval(mean, error, freedom, level=0.95, corrections=PLAIN):
+    """Returns the (low, high) t interval of a mean that may lie too low, or too high, by `corrections`."""
     half = special.stdtrit(freedom, (1 + level) / 2) * error
-    return mean - half, mean + half
+    return mean - half - corrections[1], mean + half + corrections[0]
 
 
 def p_below(mean, error, freedom, bound=0.0):
@@ -45,16 +45,22 @@ def p_below(mean, error, freedom, bound=0.0):
     return special.stdtr(freedom, t)
 
 
-def p_two_sided(mean, error, freedom, penalties=EVEN):
-    """Returns the two-sided p of H0 'true mean = 0', the one-sided p of (below, above) multiplied by `penalties`."""
-    below, above = (p_below(sign * mean, error, freedom) for sign in (1, -1))
-    return np.minimum(1.0, 2 * np.minimum(penalties[0] * below, penalties[1] * above))
+def p_two_sided(mean, error, freedom, corrections=PLAIN):
+    """Returns the two-sided p of H0 'true mean = 0', of a mean too low, or too high, by (below, above) `corrections`.
+    """
+    below, above = _one_sided(mean, error, freedom, 0.0, corrections)
+    return np.minimum(1.0, 2 * np.minimum(below, above))
 
 
-def p_equivalent(mean, error, freedom, margin, penalties=EVEN):
+def p_equivalent(mean, error, freedom, margin, corrections=PLAIN):
     """Returns the p of H0 '|true mean| >= margin' by two one-sided tests, TOST (Schuirmann 1987)."""
-    below, above = (p_below(sign * mean, error, freedom, margin) for sign in (1, -1))
-    return np.minimum(1.0, np.maximum(penalties[0] * below, penalties[1] * above))
+    return np.maximum(*_one_sided(mean, error, freedom, margin, corrections))
+
+
+def _one_sided(mean, error, freedom, bound, corrections):
+    """Returns the p of H0 'true mean >= bound' and of H0 'true mean <= -bound'."""
+    return tuple(p_below(sign * np.asarray(mean) + correction, error, freedom, bound)
+                 for sign, correction in zip((1, -1), corrections, strict=True))
 
 
 def holm(p):
@@ -110,22 +116,79 @@ def _resamples(n):
 
 
 def effect(mean, spread, freedom):
-    """Returns Hedges' g: mean / spread with the small-sample correction for `freedom`; NaN without spread."""
+    """Returns mean / spread with Hedges' small-sample correction for `freedom`; NaN without spread.
+
+    It is d_z where the spread is that of the differences of pairs, Hedges' g where it is that within two groups.
+    """
     shrink = np.exp(special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2)) / np.sqrt(freedom / 2) \
         if freedom > 1 else math.nan
     return mean / spread * shrink if spread > 0 else math.nan
 
 
-def seeds_to_differ(mean, spread, alpha, power=0.8):
-    """Returns the seeds a two-sided paired t-test needs to detect a true `mean` with that power, MOST + 1 if more."""
-    return _first(lambda n: _power_to_differ(mean / spread, n, alpha) >= power)
+def skewness(x):
+    """Returns the skewness of a sample [... n], 0 without spread."""
+    centred = x - x.mean(-1, keepdims=True)
+    spread = np.sqrt((centred ** 2).mean(-1))
+    return np.divide((centred ** 3).mean(-1), spread ** 3, out=np.zeros_like(spread), where=spread > 0)
 
 
-def seeds_to_equal(mean, spread, margin, alpha, power=0.8):
-    """Returns the seeds TOST needs to show with that power that a true `mean` is within `margin`, MOST + 1 if more."""
+@functools.cache
+def skewness_limit(n, level=0.01):
+    """Returns the skewness that a normal sample of n exceeds, to either side, with probability `level`."""
+    drawn = skewness(np.random.default_rng(0).normal(size=(20_000, n)))
+    return float(np.quantile(np.abs(drawn), 1 - level))
+
+
+def p_noisier(x, y):
+    """Returns the one-sided p of H0 'x [n] varies no more than y [m]', by an F test."""
+    variances = [float(np.var(z, ddof=1)) for z in (x, y)]
+    if not variances[1]:
+        return 0.0 if variances[0] else 1.0
+    return float(special.fdtrc(len(x) - 1, len(y) - 1, variances[0] / variances[1]))
+
+
+def outliers(groups, level=0.01):
+    """Returns whether each value of each of groups [[n]] is an outlier of its group, [[n]]; none of groups below 3.
+
+    A value's distance from the mean of the others is compared with the larger of their standard deviation and the
+    median one of all groups, so that neither a noisy group nor one wild value is mistaken. At most `level` of families
+    of normal groups have a false one.
+    """
+    several = [x for x in groups if len(x) > 1]
+    freedom = sum(len(x) - 1 for x in several)
+    middle = np.median([x.var(ddof=1) * (len(x) - 1) / special.chdtri(len(x) - 1, 0.5) for x in several]) \
+        if len(several) > 2 else min((x.var(ddof=1) for x in several), default=0.0)
+    share = level / 2 / max(1, sum(map(len, groups)))
+    return [np.array([_far(x, i, middle, special.stdtrit(freedom - 1, 1 - share)) for i in range(len(x))], bool)
+            for x in groups]
+
+
+def _far(x, index, variance, limit):
+    """Returns whether x [n] at `index` is further than `limit` standard errors from the mean of the others."""
+    others = np.delete(x, index)
+    if len(others) < 2:
+        return False
+    spread = math.sqrt(max(variance, others.var(ddof=1)) * (1 + 1 / len(others)))
+    return bool(abs(x[index] - others.mean()) > limit * spread)
+
+
+def seeds_to_differ(mean, spread, alpha, power=0.8, lag=0.0):
+    """Returns the seeds a two-sided paired t-test needs to detect a true `mean` with that power, MOST + 1 if more.
+
+    lag: standard errors that a correction of the test takes off.
+    """
+    return _first(lambda n: _power_to_differ(mean / spread, n, alpha, lag) >= power)
+
+
+def seeds_to_equal(means, spread, alpha, power=0.8, lag=0.0):
+    """Returns the seeds TOST needs to show with that power that a true mean is within a margin, MOST + 1 if more.
+
+    means: (true mean, margin).
+    """
+    mean, margin = means
     if abs(mean) >= margin:
         return MOST + 1
-    return _first(lambda n: _power_to_equal((mean / spread, margin / spread), n, alpha) >= power)
+    return _first(lambda n: _power_to_equal((mean / spread, margin / spread), n, alpha, lag) >= power)
 
 
 def _first(enough):
@@ -137,15 +200,15 @@ def _first(enough):
     return low
 
 
-def _power_to_differ(d, n, alpha):
-    return _power(n, 1 - alpha / 2, lambda half: special.ndtr(abs(d) * math.sqrt(n) - half)
-                  + special.ndtr(-abs(d) * math.sqrt(n) - half))
+def _power_to_differ(d, n, alpha, lag):
+    return _power(n, 1 - alpha / 2, lambda half: special.ndtr(abs(d) * math.sqrt(n) - half - lag)
+                  + special.ndtr(-abs(d) * math.sqrt(n) - half - lag))
 
 
-def _power_to_equal(means, n, alpha):
+def _power_to_equal(means, n, alpha, lag):
     d, margin = means
-    return _power(n, 1 - alpha, lambda half: np.maximum(0, special.ndtr((margin - d) * math.sqrt(n) - half)
-                                                        - special.ndtr(half - (margin + d) * math.sqrt(n))))
+    return _power(n, 1 - alpha, lambda half: np.maximum(0, special.ndtr((margin - d) * math.sqrt(n) - half - lag)
+                                                        - special.ndtr(half + lag - (margin + d) * math.sqrt(n))))
 
 
 def _power(n, quantile, conditional):

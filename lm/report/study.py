@@ -5,17 +5,11 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from lm.config import Error
 from lm.config.annotations import close
 from lm.report import comparisons, costs, curves, trials, variants
-
-UNKNOWN = {'tokens': 'no loss recorded at this many tokens; set a smaller cadence.eval',
-           'flops': 'no loss recorded at this many FLOPs, or FLOPs per token unknown; set a smaller cadence.eval',
-           'seconds': 'no loss recorded after this many seconds, or no speed; set a smaller cadence.eval'}
+from lm.report.tables import Table
 
 
 @dataclass(frozen=True)
@@ -32,20 +26,6 @@ class Options:
     rate: str = 'optimizer.peak'
 
 
-class Family(NamedTuple):
-    """All comparisons with the baseline at one budget along an axis (tokens, flops or seconds).
-
-    scores: {variant: Score}. compared: [Comparison]. gains: {variant: Gain}. why: why it cannot be judged, or ''.
-    """
-
-    axis: str
-    budget: float
-    scores: dict
-    compared: list
-    gains: dict
-    why: str = ''
-
-
 @dataclass(frozen=True)
 class Study:
     """Everything that a report shows; the first of `variants` is the baseline.
@@ -55,7 +35,7 @@ class Study:
     """
 
     question: str
-    table: 'Table'
+    table: Table
     margin: float
     noise: float
     families: dict
@@ -71,25 +51,30 @@ class Study:
     def metric(self):
         return self.table.metric
 
+    def values(self):
+        """Returns value(trial) -> the metric at equal tokens: at the budget at which its variant is compared."""
+        return self.table.values(self.families['tokens'])
+
 
 def read(directories, options=Options()):
     """Returns the Study of run directories; raises config.Error where nothing in them can be compared."""
     runs = trials.read(directories)
     _check_options(options, runs)
     metric = _metric(runs, options.metric)
-    runs = trials.measured(runs, metric)
+    runs = trials.measured(runs, metric) + trials.unbegun(runs, directories, options.rate)
     groups = variants.gather(runs, options.rate, options.baseline, _first(runs, directories, options.rate))
     left_out = [(trial.name, f'{trial.state}: {trial.why}') for trial in runs if trial.state != 'finished']
-    left_out += [(name, 'not begun') for name in trials.waiting(directories)]
+    named = {trial.name for trial in runs}
+    left_out += [(name, 'not begun') for name in trials.waiting(directories) if name not in named]
     done = [trial for trial in runs if trial.state == 'finished']
     if not done:
         raise Error(f'none of {len(runs)} runs is finished ({left_out[0][0]}: {left_out[0][1]}); run the same '
                     '`lm train` or `lm sweep` command to resume them.')
     trials.check_alike(done, 'data.valid', 'leave some out')
     flops = costs.per_token(done) if len({costs.key(trial.settings) for trial in done}) > 1 else {}
-    table = Table(groups, metric, flops).ranked()
+    table = Table(groups, variants.lengths(groups, options.rate), metric, flops).ranked()
     families = {axis: table.family(axis) for axis in curves.AXES}
-    noise = comparisons.noise(families['tokens'].scores[table.variants[0].name])
+    noise = families['tokens'].scores[table.variants[0].name].usual.spread
     margin = noise if options.margin is None else options.margin
     families = {axis: _judged({axis: family}, margin)[axis] for axis, family in families.items()}
     return Study(_question(runs[0]), table, margin, noise, families, _judged(table.by_source(), margin), left_out,
@@ -152,87 +137,3 @@ def _question(trial):
     except (OSError, SyntaxError):
         return ''
     return ' '.join(text.split('\n\n')[0].split())
-
-
-class Table(NamedTuple):
-    """The variants, the baseline first, the metric, and {costs.key: training FLOPs per token} where those differ."""
-
-    variants: list
-    metric: str
-    flops: dict
-
-    def ranked(self):
-        """Returns the Table with the other variants sorted by loss at equal tokens."""
-        scores = self.family('tokens').scores
-        base, *others = self.variants
-        return self._replace(variants=[base, *sorted(others, key=lambda variant: scores[variant.name].mean)])
-
-    def cost(self, trial):
-        """Returns a trial's training FLOPs per token, 1 where all are alike, NaN if unknown."""
-        return self.flops.get(costs.key(trial.settings), math.nan) if self.flops else 1.0
-
-    def curve(self, trial, axis, name):
-        """Returns (cost [n], value [n]) of a metric of a trial, without values that are not finite."""
-        steps, values = trial.series(name)
-        x = curves.axis(trial, steps, axis, self.cost(trial))
-        kept = np.isfinite(values)
-        return x[kept], values[kept]
-
-    def family(self, axis, name=''):
-        """Returns the Family of a metric, not judged yet, at the smallest final cost of any finished trial."""
-        if axis == 'flops' and len({self.cost(trial) for variant in self.variants for trial in variant.finished}) == 1:
-            return Family(axis, math.nan, {}, [], {}, 'all variants have the same FLOPs per token: see equal tokens')
-        if axis == 'seconds' and any(trial.together for variant in self.variants for trial in variant.finished):
-            why = 'runs of one program (--together) have no speed of their own; train some of each variant without it'
-            return Family(axis, math.nan, {}, [], {}, why)
-        known = self._curves(axis, name or self.metric)
-        budget = _least(known)
-        scores = {v.name: comparisons.score(v, lambda t: curves.value_at(*known[id(t)], budget))
-                  for v in self.variants}
-        base, *others = scores
-        compared = [comparisons.compare(other, scores[other], scores[base]) for other in others]
-        return Family(axis, budget, scores, [c for c in compared if c],
-                      self._gains(scores, known, budget), self._why(axis, scores))
-
-    def values(self, axis):
-        """Returns value(trial) -> the metric at the smallest final cost of any finished trial."""
-        known = self._curves(axis, self.metric)
-        budget = _least(known)
-        return lambda trial: curves.value_at(*known[id(trial)], budget)
-
-    def _curves(self, axis, name):
-        return {id(trial): self.curve(trial, axis, name) for variant in self.variants for trial in variant.finished}
-
-    def _gains(self, scores, known, budget):
-        """Returns {variant: Gain} over the mean curve of the baseline's seeds at its best rate."""
-        base, *others = self.variants
-        curve = [known[id(trial)] for trial in base.rates[scores[base.name].rate] if trial.state == 'finished']
-        curve = [(x, y) for x, y in curve if len(x) > 1 and np.isfinite(x).all()]
-        if not curve:
-            return {}
-        x, mean, _, _ = curves.band(curve)
-        losses = {other.name: scores[other.name].mean for other in others if scores[other.name].losses}
-        return curves.gains(x, mean, losses, budget) if len(x) else {}
-
-    def _why(self, axis, scores):
-        """Returns why some variants cannot be compared, with the remedy, or ''."""
-        finished = {variant.name for variant in self.variants if variant.finished}
-        one = [name for name, score in scores.items() if len(score.losses) == 1]
-        none = [name for name, score in scores.items() if not score.losses]
-        unknown = [name for name in none if name in finished]
-        reasons = [f'{", ".join(unknown)}: {UNKNOWN[axis]}'] if unknown else []
-        if axis == 'tokens':
-            reasons += [f'{name}: no finished run' for name in none if name not in finished]
-        if one:
-            reasons.append(f'{", ".join(one)}: nothing can be concluded from one seed; give each variant 5 or more')
-        return '; '.join(reasons)
-
-    def by_source(self):
-        """Returns {source: Family}, not judged yet, of the loss on each held-out source at equal tokens."""
-        names = {name for variant in self.variants for trial in variant.finished for name in trial.final}
-        return {name.removeprefix('valid/loss/'): self.family('tokens', name)
-                for name in sorted(names) if name.startswith('valid/loss/')}
-
-
-def _least(known):
-    return min((x[-1] for x, _ in known.values() if len(x)), default=math.nan)

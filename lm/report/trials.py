@@ -48,6 +48,11 @@ class Trial:
         return any(word.startswith('--together') and word != '--together=1' for word in self.about['command'])
 
     @property
+    def eval_batches(self):
+        """Batches of each validation before the end, 0 for all."""
+        return flatten(legacy.upgraded(self.about['config'])).get('cadence.eval_batches') or 0
+
+    @property
     def final(self):
         """{name: value} of all metrics at its last recorded step."""
         last = self.records[-1]['step'] if self.records else 0
@@ -97,6 +102,32 @@ def waiting(directories):
     """Returns the names of trials that sweeps list and that have not begun."""
     return [name for directory in map(Path, directories) for name in (sweep(directory) or {'trials': ()})['trials']
             if not (directory / name / 'config.json').exists()]
+
+
+def unbegun(runs, directories, rate):
+    """Returns the [Trial] that sweeps list and that have not begun, of variants that `runs` have begun.
+
+    Their settings are those of a run whose overrides differ in nothing but seeds and learning rate.
+    """
+    planned = []
+    for directory in map(Path, directories):
+        about = sweep(directory) or {'trials': {}}
+        begun = {trial.name: trial for trial in runs if trial.directory.parent == directory}
+        siblings = {_kind(overrides, rate): begun[name] for name, overrides in about['trials'].items() if name in begun}
+        for name, overrides in about['trials'].items():
+            sibling = siblings.get(_kind(overrides, rate))
+            if sibling and name not in begun:
+                flat = flatten(about['config']) | overrides
+                rates = {rate: flat[rate]} if rate in flat else {}
+                planned.append(replace(
+                    sibling, directory=directory / name, settings=sibling.settings | rates, records=[],
+                    seed=tuple(map(flat.get, records.SEEDS)), state='unfinished', why='not begun'))
+    return planned
+
+
+def _kind(overrides, rate):
+    return json.dumps({key: value for key, value in overrides.items() if key not in (*records.SEEDS, rate)},
+                      sort_keys=True)
 
 
 def sweep(directory):

@@ -55,6 +55,13 @@ def gather(trials, rate_key, baseline='', first=None):
     return named([chosen, *(variant for variant in variants if variant is not chosen)])
 
 
+def lengths(groups, rate_key):
+    """Returns the [Variant] that are the baseline, the first, trained for other numbers of steps."""
+    base, *others = groups
+    changes = [(other, changed(base.settings, other.settings).keys()) for other in others]
+    return [other for other, keys in changes if {'steps'} <= keys <= {'steps', rate_key}]
+
+
 def _swept(trials, rate_key):
     """Returns whether several learning rates were tried for some variant of several."""
     rates = {}

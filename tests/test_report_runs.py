@@ -1,0 +1,147 @@
+"""Runs that are missing, extra, unfinished or far off: what they may change in a report, and what is said of them."""
+import json
+
+import numpy as np
+import pytest
+import simulated
+from simulated import BETTER, report
+
+from lm.report import comparisons, show, statistics, study
+from lm.report.scores import Score
+
+RATES = (1e-3, 3e-3, 1e-2)
+
+
+def rates(directory, name, change, loss=3.0, seeds=5, without=()):
+    """Writes a variant that is best at the middle of RATES, without some of its (rate, seed)."""
+    shared, own = np.random.default_rng(0), np.random.default_rng(len(name) + ord(name[0]))
+    offsets = 0.01 * shared.normal(size=seeds)
+    for rate in RATES:
+        for seed in range(seeds):
+            drawn = loss + 0.1 * abs(RATES.index(rate) - 1) + offsets[seed] + 0.01 * own.normal()
+            if (rate, seed) not in without:
+                simulated.write(directory / f'{name}-{rate}-{seed}', {**change, 'optimizer.peak': rate}, drawn, seed)
+
+
+def tokens(*directories, **options):
+    return study.read(directories, study.Options(**options)).families['tokens']
+
+
+@pytest.mark.parametrize('how, text', [
+    (None, 'a run of seed 2/2 is missing'),
+    ({'until': 500}, 'b-2 (unfinished: at step 500 of 1000) is missing'),
+    ({'until': 500, 'bad': True}, 'b-2 (failed: loss not finite at step 500) is missing')])
+def test_a_run_missing_at_the_best_rate_is_named_and_no_other_rate_stands_in(tmp_path, capsys, how, text):
+    sweep = tmp_path / 'sweep'
+    rates(sweep, 'a', {})
+    rates(sweep, 'b', BETTER, without={(3e-3, 2)})
+    if how:
+        simulated.write(sweep / 'b-2', {**BETTER, 'optimizer.peak': 3e-3}, 3.0, 2, **how)
+    family = tokens(sweep)
+    assert family.scores['position=Alibi'].rate == 3e-3
+    assert family.compared[0].verdict == 'undecided'
+    assert f'{text} at the rate 0.003, which could be the best; finish it' in show.notes(family)[0]
+    assert report(sweep, '--expect', 'baseline < alibi') == 1
+    capsys.readouterr()
+
+
+def test_a_run_missing_at_a_bad_rate_and_one_too_many_change_nothing(tmp_path):
+    rates(tmp_path / 'whole', 'a', {})
+    rates(tmp_path / 'whole', 'b', BETTER, 2.9)
+    rates(tmp_path / 'other', 'a', {})
+    rates(tmp_path / 'other', 'b', BETTER, 2.9, without={(1e-3, 2)})
+    simulated.write(tmp_path / 'other' / 'b-extra', {**BETTER, 'optimizer.peak': 1e-2}, 3.0, 9)
+    for before, after in zip(tokens(tmp_path / 'whole').compared, tokens(tmp_path / 'other').compared, strict=True):
+        assert (after.verdict, after.difference) == ('better', before.difference)
+
+
+def test_a_run_not_begun_is_missing_like_others(tmp_path):
+    sweep = tmp_path / 'sweep'
+    rates(sweep, 'a', {})
+    rates(sweep, 'b', BETTER, 2.9, without={(3e-3, 4), (1e-3, 4), (1e-2, 4)})
+    key, alibi = 'model.layer.attention.position', BETTER['model.layer.attention.position']
+    listed = {path.name: {'optimizer.peak': float(path.name[2:-2]), 'seed': int(path.name[-1]),
+                          'data.seed': int(path.name[-1]), **({key: alibi} if path.name[0] == 'b' else {})}
+              for path in [*sweep.iterdir(), *(sweep / f'b-{rate}-4' for rate in RATES)]}
+    (sweep / 'sweep.json').write_text(json.dumps({'experiment': 'experiments/x.py', 'config': simulated.CONFIG,
+                                                  'given': [], 'rule': None, 'trials': listed}))
+    result = study.read([sweep])
+    family = result.families['tokens']
+    assert family.compared[0].verdict == 'undecided'
+    assert 'b-0.003-4 (unfinished: not begun) is missing at the rate 0.003' in ' '.join(show.notes(family))
+    assert ('b-0.003-4', 'unfinished: not begun') in result.left_out
+
+
+def test_an_outlier_at_the_best_rate_is_named_and_no_other_rate_stands_in(tmp_path):
+    rates(tmp_path, 'a', {})
+    rates(tmp_path, 'b', BETTER, without={(3e-3, 4)})
+    simulated.write(tmp_path / 'far', {**BETTER, 'optimizer.peak': 3e-3}, 30.0, 4)
+    family = tokens(tmp_path)
+    assert family.scores['position=Alibi'].rate != 3e-3
+    assert family.compared[0].verdict == 'undecided'
+    assert 'far ended at 30, far from the other seeds of its rate' in ' '.join(show.notes(family))
+
+
+def test_an_outlier_is_noted_and_widens_no_margin(tmp_path):
+    simulated.sweep(tmp_path, {'a': ({}, 3.0), 'b': (simulated.SAME, 3.0)})
+    before = study.read([tmp_path])
+    path = tmp_path / 'a-4' / 'metrics.jsonl'
+    simulated.write(tmp_path / 'new', {}, 30.0, 4)
+    path.write_text((tmp_path / 'new' / 'metrics.jsonl').read_text())
+    for file in (tmp_path / 'new').iterdir():
+        file.unlink()
+    (tmp_path / 'new').rmdir()
+    result = study.read([tmp_path], study.Options(baseline='a-0'))
+    family = result.families['tokens']
+    assert 'baseline: a-4 ended at 30, far from the 3.006 of the other seeds: an outlier' in show.notes(family)[0]
+    assert family.scores['baseline'].outliers == {(4, 4): 'a-4'}
+    assert 0.5 * before.margin < result.margin < 2 * before.margin
+
+
+def test_a_variant_noisier_than_the_baseline_is_said(tmp_path):
+    simulated.sweep(tmp_path, {'a': ({}, 3.0)}, seeds=6)
+    simulated.sweep(tmp_path, {'b': (simulated.SAME, 3.0)}, seeds=6, spread=0.1)
+    notes = ' '.join(show.notes(tokens(tmp_path)))
+    assert 'weight_decay=0.2: its losses vary 1' in notes and 'times as much over seeds' in notes
+
+
+def test_a_variant_more_skewed_than_the_baseline_is_said():
+    even, odd = (Score(dict(enumerate(losses)))
+                 for losses in ((1, 2, 3, 4, 5, 6, 7), (1, 1.1, 1.2, 1.3, 1.4, 1.5, 9)))
+    assert 'skewed over seeds (skewness +2.0, of the baseline +0.0)' in comparisons.compare('b', odd, even).notes[-1]
+    assert comparisons.compare('b', even, odd).notes == ()
+
+
+@pytest.mark.parametrize('size', [0.0141, 0.0149, 0.015, 0.0996, 0.994, 3.21, 12.2, 123.0, 1e-7, 0.05])
+def test_a_margin_is_printed_no_smaller_than_it_is(size):
+    text = comparisons.rounded_up(size)
+    assert size <= float(text) < 1.1 * size
+    c = comparisons.compare('a', *(Score(dict.fromkeys(range(3), loss)) for loss in (1.0, 1.0)))
+    assert comparisons.judge([c], size)[0].verdict == f'no difference larger than {text}'
+
+
+@pytest.mark.parametrize('text, message', [
+    ('alibi < baseline by -1', 'by 0.01'), ('alibi < baseline by 1e999', 'by 0.01'),
+    ('alibi = baseline within 1e999', 'within 0.01'), ('alibi = baseline within 0', 'within 0.01'),
+    ('alibi = baseline within -0.1', 'within 0.01'),
+    ('baseline = baseline within 0.1', 'compares baseline with itself'),
+    ('alibi < alibi', 'compares position=Alibi with itself')])
+def test_an_expectation_of_no_meaning_is_refused(swept, capsys, text, message):
+    assert report(swept, '--expect', text) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count('\n') == 1
+
+
+def test_the_effect_is_named(swept):
+    result = study.read([swept])
+    assert 'in their standard deviations (d_z)' in ' '.join(show.footnotes(result, result.families['tokens']))
+
+
+def test_a_noisy_group_has_no_outliers_and_a_wild_value_is_one():
+    generator = np.random.default_rng(0)
+    groups = [generator.normal(size=5), 8 * generator.normal(size=5), generator.normal(size=5)]
+    assert not any(marks.any() for marks in statistics.outliers(groups))
+    groups[0][2] = 60.0
+    assert [marks.tolist() for marks in statistics.outliers(groups)] == [
+        [False, False, True, False, False], [False] * 5, [False] * 5]
