@@ -58,14 +58,3 @@ def test_a_part_takes_its_share_of_rejects_of_unknown_size(tmp_path):
                 yield document if number % 4 else data.Reject('lost', str(number))
 
     assert built_of(data.Pick(Lost(2000, 20), 0.95, 1.0), tmp_path).rejected == pytest.approx(0.25, abs=0.05)
-
-
-def test_a_cache_of_an_earlier_version_has_no_rejected_share(tmp_path):
-    (tmp_path / 'a.jsonl').write_text('{"text": "good"}\nbroken\n')
-    built = built_of(data.Files(str(tmp_path / 'a.jsonl')), tmp_path)
-    report = json.loads((built.directory / 'report.json').read_text())
-    report['rejects']['broken JSON'] = {'count': 1, 'places': ['a.jsonl:2']}
-    (built.directory / 'report.json').write_text(json.dumps(report))
-    old = cache.open(built.directory)
-    assert built.rejected == 6 / 10 and old.rejected == 0
-    assert 'rejected: 1 x broken JSON' in cache.summary([old])
