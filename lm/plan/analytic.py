@@ -23,7 +23,8 @@ ROW_AXES = ('data', 'fsdp', 'expert')  # mesh axes that split the rows of a batc
 class Workload:
     """An experiment as the formulas see it: settings, model, state, and the share of pairs that attention reads.
 
-    The state's arrays are tuples of (logical axes, shape, bytes of an element).
+    The state's arrays are tuples of (logical axes, shape, bytes of an element). own: whether this codebase computes it,
+    with the MLP in chunks and weights gathered in windows; other programs do neither.
     """
 
     settings: train.Config
@@ -31,6 +32,7 @@ class Workload:
     parameters: tuple
     optimizer: tuple
     attended: float
+    own: bool = True
 
 
 def workload_of(settings):
@@ -194,30 +196,46 @@ def _hbm_bytes(layout, workload, device, chip):
     shape, size = workload.shape, workload.shape.itemsize
     state = device_bytes(workload.parameters, layout.mesh)
     residual = shape.width / layout.mesh.get('tensor', 1)
-    largest = device.tokens * size * max(residual, device.ff / _chunks(layout, shape, device),
+    largest = device.tokens * size * max(residual, device.ff / _chunks(layout, workload, device),
                                          device.routed * shape.width)
     spilled = min(1, SPILL * largest / chip.vmem) if chip.vmem else 1
-    values = spilled * size * device.layers * _moved_values(layout, shape, device) + _loss_bytes(layout, shape, device)
+    windows = _windows(layout, workload) if chip.torus and spilled > 0.5 else 0  # small products wait for whole weights
+    values = (spilled * size * device.layers * _moved_values(layout, workload, device, windows)
+              + _loss_bytes(layout, shape, device, windows))
     weights = size * (device.layers * device.layer_weights * WEIGHTS[layout.remat] + 8 * device.table)
     sums = 4 * state if layout.accumulate > 1 else 0  # zeroed; and read, added to and written
     update = 2 * (state + device_bytes(workload.optimizer, layout.mesh, workload.settings.zero)) + 2 * state
     return layout.accumulate * (device.tokens * values + weights + sums) + update
 
 
-def _chunks(layout, shape, device):
+def _windows(layout, workload):
+    """Returns in how many windows libtpu multiplies by a large weight, one for each shard that arrives; 0: whole."""
+    shards = layout.mesh.get('fsdp', 1)
+    overlapped = workload.own and not workload.shape.experts and 1 < shards <= reductions.COLLECTIVE_MATMUL
+    return shards if overlapped else 0
+
+
+def _chunks(layout, workload, device):
     """Returns in how many chunks of F a layer computes its MLP."""
-    cut = RECOMPUTED[layout.remat] == 1 and not shape.experts
+    shape = workload.shape
+    cut = workload.own and RECOMPUTED[layout.remat] == 1 and not shape.experts
     return shape.mlp_chunks(round(shape.ff / device.ff)) if cut else 1
 
 
-def _moved_values(layout, shape, device):
-    """Returns how many values of a token one layer reads and writes, forward and backward."""
-    residual = (RESIDUAL + CHUNK * (_chunks(layout, shape, device) - 1)) * shape.width / layout.mesh.get('tensor', 1)
-    return (residual + HEADS * 2 * (device.query + device.key) + ROUTED * device.routed * shape.width
+def _moved_values(layout, workload, device, windows):
+    """Returns how many values of a token one layer reads and writes, forward and backward.
+
+    Each window of a product reads and writes all of its partial sums.
+    """
+    shape = workload.shape
+    residual = (RESIDUAL + CHUNK * (_chunks(layout, workload, device) - 1)) * shape.width / layout.mesh.get('tensor', 1)
+    products = device.query + 2 * device.key + shape.up_projections * device.ff + 2 * shape.width
+    partial_sums = windows * (3 + (RECOMPUTED[layout.remat] == 1)) * products
+    return (residual + partial_sums + HEADS * 2 * (device.query + device.key) + ROUTED * device.routed * shape.width
             + HIDDEN * (1 + shape.up_projections) * device.ff)
 
 
-def _loss_bytes(layout, shape, device):
+def _loss_bytes(layout, shape, device, windows):
     """Returns the bytes that the output layer moves for a token.
 
     Whole logits are written once and read three times. A chunk of them is float32 in the forward pass (written, read),
@@ -225,7 +243,8 @@ def _loss_bytes(layout, shape, device):
     """
     if layout.vocab_chunks == 1:
         return shape.itemsize * (4 * device.vocab + 6 * shape.width)
-    return layout.vocab_chunks * (device.vocab * (8 + 3 * shape.itemsize) + shape.width * (8 + 3 * shape.itemsize))
+    per_chunk = device.vocab * (8 + 3 * shape.itemsize + 12 * windows) + shape.width * (8 + 3 * shape.itemsize)
+    return layout.vocab_chunks * per_chunk
 
 
 def _collectives(layout, workload, device):

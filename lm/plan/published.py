@@ -10,7 +10,6 @@ from lm.models import Decoder, Head, Layer
 from lm.nn import MLP, Attention, Execution, Experts, Gelu, Relu, Rope, Silu
 from lm.plan import analytic, roofline
 from lm.plan.layout import layout_of
-from lm.plan.shape import Shape
 
 ACTIVATIONS = {'swiglu': (Silu(), True), 'geglu': (Gelu(), True), 'gelu': (Gelu(), False), 'relu': (Relu(), False)}
 PRECISIONS = {'bf16': 'bfloat16', 'fp32': 'float32'}
@@ -85,13 +84,6 @@ def _settings(model, context, batch, **layout):
     return train.Config(model=model, data=corpus, optimizer=optim.AdamW(peak=1e-3), steps=1, **layout)
 
 
-class Uncut(Shape):
-    """The Shape of a model whose MLP is computed whole, as other codebases compute it."""
-
-    def mlp_chunks(self, shards):
-        return 1
-
-
 def read(path):
     """Returns ([Row], {id: reason}) of a JSON table: its rows, and why others cannot be planned."""
     try:
@@ -129,7 +121,7 @@ def cost_of(row):
     """Returns (cluster, mesh, dtype, cost) of a Row's step, as roofline.roofline takes them, in closed form."""
     settings, cluster = row.settings(), hardware.cluster(row.on)
     state, layout = _workload(settings.model), layout_of(settings, cluster.devices)
-    workload = dataclasses.replace(state, settings=settings, shape=Uncut(**vars(state.shape)),
+    workload = dataclasses.replace(state, settings=settings, own=False,
                                    attended=analytic.attended_share(settings.model, row.seq))
     cost = analytic.step_cost(layout, workload, cluster.chip)
     if row.flops_exact:
