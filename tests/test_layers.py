@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from lm import config
-from lm.nn import Gelu, LayerNorm, NoNorm, Relu, Relu2, RMSNorm, Silu, memory, weights
+from lm.nn import MLP, Execution, Gelu, LayerNorm, NoNorm, Relu, Relu2, RMSNorm, Silu, memory, weights
 from lm.nn.dropout import dropout
 from lm.nn.embedding import look_up
 from lm.nn.weights import Scope, Weight
@@ -106,15 +106,40 @@ def test_what_is_recomputed_late_stores_only_its_arguments():
         return jnp.sin(x * x) @ w
     args = jnp.ones((7, 4)), jnp.full((4, 5), 0.5)
 
-    def stored(function):
-        back = jax.eval_shape(lambda *args: jax.vjp(function, *args)[1], *args)
-        return sorted(x.shape for x in jax.tree.leaves(back))
     late = memory.checkpoint_late(product)
-    assert stored(product).count((7, 4)) > 1
-    assert stored(late) == [(4, 5), (7, 4)]
+    assert [x.shape for x in kept(product, *args)].count((7, 4)) > 1
+    assert [x.shape for x in kept(late, *args)] == [(4, 5), (7, 4)]
     expected, ours = (jax.grad(lambda *args, function=function: jnp.sum(function(*args) ** 2), (0, 1))(*args)
                       for function in (product, late))
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
+
+
+def kept(function, *args):
+    """Returns the arrays, by shape, that the gradient of function(*args) needs from its forward pass."""
+    back = jax.eval_shape(lambda *args: jax.vjp(function, *args)[1], *args)
+    return sorted(jax.tree.leaves(back), key=lambda x: x.shape)
+
+
+@pytest.mark.parametrize('mlp, units', [(MLP(40, Gelu()), 2), (MLP(40, Silu(), gated=True), 3)], ids=str)
+def test_without_rematerialisation_an_mlp_keeps_products_and_their_inputs(mlp, units):
+    def feed(scope, x):
+        return mlp(x, RMSNorm().bind(scope, 'norm', 16), execution=Execution('bfloat16'), init=weights.fill(0.1))[0]
+    x = jnp.ones((2, 3, 16), jnp.bfloat16)
+    params = weights.unbox(weights.declare(feed, jax.random.key(0), x))[0]
+    arrays = [x for x in kept(partial(weights.apply, feed), params, x) if x.shape[:2] == (2, 3) or x.shape[0] == 6]
+    assert all(array.dtype == jnp.bfloat16 for array in arrays)
+    assert sorted(array.shape[-1] for array in arrays) == [16] + [40] * units  # x; up, gate, hidden units
+
+
+@pytest.mark.parametrize('norm', [RMSNorm(), LayerNorm()], ids=str)
+def test_a_norm_keeps_its_input_and_no_float32(norm):
+    x = jnp.ones((5, 64), jnp.bfloat16)
+    arrays = kept(lambda x: norm.normalise(x, norm_weights(norm, 64)), x)
+    assert [array.dtype for array in arrays if array.shape == (5, 64)] == [jnp.bfloat16]
+
+
+def norm_weights(norm, size):
+    return tuple(jnp.ones(size) for _ in range(2 if isinstance(norm, LayerNorm) else 1))
 
 
 @pytest.mark.parametrize('ff, width, shards, count', [(14336, 4096, 1, 14), (14336, 4096, 2, 2), (14336, 4096, 4, 1),

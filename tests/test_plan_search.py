@@ -49,8 +49,14 @@ def test_every_layout_can_be_trained():
     settings, cluster = settings_of('llama_1b'), hardware.cluster('v5e-16')
     found = list(all_layouts(settings, cluster))
     assert len(found) == len({str(layout) for layout in found}) > 500
-    for layout in found[::37]:
+    staged = [layout for layout in found if layout.stages > 1]
+    assert {layout.stages for layout in staged} == {2, 4, 8, 16}
+    for layout in [*found[::37], *staged[::37]]:
         tried = layout.applied_to(settings)
+        if layout.stages > 1:
+            rows = tried.data.batch // tried.accumulate
+            batches = tried.model.execution.pipeline.over(layout.stages, tried.model.depth, rows)
+            assert rows // batches % np.prod([tried.mesh.get(axis, 1) for axis in analytic.ROW_AXES]) == 0
         assert np.prod(list(tried.mesh.values())) == 16
         sharding.check_rows(tried.data.batch, tried.accumulate, type('Mesh', (), {'shape': tried.mesh}))
 
@@ -84,7 +90,7 @@ def test_more_sharding_and_more_recomputation_never_take_more_memory():
     workload = analytic.workload_of(settings)
 
     def peak(sizes, remat, accumulate):
-        return sum(analytic.peak_memory(Layout(sizes, remat, accumulate, 1), workload, 'tpu').values())
+        return sum(analytic.peak_memory(Layout(sizes, remat, accumulate, 1), workload).values())
     by_remat = [peak({'fsdp': 16}, remat, 1) for remat in ('none', 'dots', 'full', 'offload')]
     assert by_remat == sorted(by_remat, reverse=True)
     assert peak({'data': 16}, 'full', 4) > peak({'data': 4, 'fsdp': 4}, 'full', 4) > peak({'fsdp': 16}, 'full', 4)
@@ -133,7 +139,7 @@ def fake_compiler(monkeypatch):
     says = {'times': 1}
 
     def compile_step(settings, cluster, file):
-        memory = analytic.peak_memory(layout_of(settings, cluster.devices), analytic.workload_of(settings), 'tpu')
+        memory = analytic.peak_memory(layout_of(settings, cluster.devices), analytic.workload_of(settings))
         return compiler.CompiledStep(TEXT, {'arguments': says['times'] * sum(memory.values())}, 0, 0, 1, True)
     monkeypatch.setattr(compiler, 'compile_step', compile_step)
     return says

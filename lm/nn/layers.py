@@ -220,7 +220,8 @@ class MLP(FeedForward):
         chunks = memory.mlp_chunks(ff, width, memory.tensor_shards(ff)) if cut else 1
         if chunks == 1:
             hidden = memory.kept_late(partial(project, precision=execution.precision), execution.remat)(x, norm, ins)
-            y = reductions.scatter_stream(einsum('BTF,FD->BTD', self.activate(*hidden), down, execution.precision))
+            hidden = memory.keep_inputs(self.activate, execution.remat)(*hidden)
+            y = reductions.scatter_stream(einsum('BTF,FD->BTD', hidden, down, execution.precision))
         else:
             x = reductions.gather_stream(x if norm is None else norm(x))
             y = memory.chunked(self.activate, execution.precision, chunks, x,

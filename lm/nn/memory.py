@@ -21,8 +21,8 @@ POLICIES = {
 
 
 def rematerialise(layer, remat, in_loop):
-    """Returns layer(*args) whose backward pass recomputes nothing ('none'), all but products with weights ('dots'), or
-    everything ('full'; 'offload' from inputs that wait in the host's memory).
+    """Returns layer(*args) whose backward pass recomputes norms and activations alone ('none', see `keep_inputs`), all
+    but products with weights ('dots'), or everything ('full'; 'offload' from inputs that wait in the host's memory).
     """
     if remat == 'none':
         return layer
@@ -51,7 +51,16 @@ def kept_late(project, remat):
     share is then kept and gathered again for the gradient (Korthikanti et al. 2022, section 4.2.2).
     """
     split = jax.sharding.get_abstract_mesh().shape.get('tensor', 1) > 1
-    return checkpoint_late(project) if split or remat in FULL_REMAT else project
+    return checkpoint_late(project) if split or remat in FULL_REMAT else keep_inputs(project, remat)
+
+
+def keep_inputs(function, remat):
+    """Returns function(*args), a norm or an activation, of which 'none' keeps the arguments and no intermediate.
+
+    JAX would keep three arrays for a GELU and two for a norm. Where layers are unrolled, as on a CPU, XLA merges the
+    recomputation with the forward pass, and it costs nothing.
+    """
+    return jax.checkpoint(function, prevent_cse=False) if remat == 'none' else function
 
 
 def mlp_chunks(ff, width, shards):

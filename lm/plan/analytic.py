@@ -8,6 +8,7 @@ import jax
 
 from lm import train
 from lm.parallel import reductions, sharding
+from lm.parallel.pipeline import Pipeline
 from lm.plan.shape import RECOMPUTED, Shape, shape_of
 
 # How often a compiled layer moves each kind of value through HBM, reads and writes together.
@@ -68,12 +69,18 @@ def _device_bytes(arrays, sizes, zero):
 class DeviceShape:
     """What one device has of a model and of one micro-batch.
 
-    tokens: of the micro-batch. query, key: N H and K H. ff: F, of a mixture that of all experts of a token. routed:
-    rows [D] in the experts' buffers, a token. layers: on this device. layer_weights: elements of one layer, gathered
-    over fsdp but not over tensor. table: elements of the output layer. vocab: rows of it in one chunk.
+    tokens: of the micro-batch, or of that of a pipeline. turns: how often the device runs its `layers` on so many, the
+    idle turns of a pipeline included: each takes the time and keeps the bytes of any other. head_tokens: that the
+    output layer sees. stream: D of the residual stream, times its share of the length under tensor parallelism. query,
+    key: N H and K H. ff: F, of a mixture that of all experts of a token. routed: rows [D] in the experts' buffers, a
+    token. layer_weights: elements of one layer, gathered over fsdp but not over tensor. table: elements of the output
+    layer. vocab: rows of it in one chunk.
     """
 
     tokens: float
+    turns: int
+    head_tokens: float
+    stream: float
     query: float
     key: float
     ff: float
@@ -82,6 +89,11 @@ class DeviceShape:
     layer_weights: float
     table: float
     vocab: float
+
+    @property
+    def layer_runs(self):
+        """How many layers the device runs in one micro-batch of a step."""
+        return self.turns * self.layers
 
 
 def device_shape(layout, workload):
@@ -96,25 +108,31 @@ def device_shape(layout, workload):
         routed = shape.experts.top_k * (1 if owners == 1 else shape.experts.capacity_factor or owners)
     gathered = {axis: size for axis, size in mesh.items() if axis in ('tensor', 'expert', 'stage')}
     matrices = tuple(array for array in workload.parameters if 'layers' in array[0] and len(array[1]) > 2)
-    layers = shape.depth / stage
+    schedule = layout.pipeline if stage > 1 else Pipeline(1)
+    batches = schedule.microbatches or stage
+    length = data.context / mesh.get('context', 1)
     return DeviceShape(
-        tokens=rows * (data.context / mesh.get('context', 1)), query=shape.heads * shape.head_dim / tensor,
-        key=shape.kv_heads * shape.head_dim / min(tensor, shape.kv_heads), ff=ff / tensor, routed=routed, layers=layers,
-        layer_weights=device_bytes(matrices, gathered) / 4 / layers, table=shape.vocab * shape.width / tensor,
+        tokens=rows * length / batches, turns=batches * schedule.repeats + stage - 1, head_tokens=rows * length / stage,
+        stream=shape.width / (1 if length % tensor else tensor), query=shape.heads * shape.head_dim / tensor,
+        key=shape.kv_heads * shape.head_dim / min(tensor, shape.kv_heads), ff=ff / tensor, routed=routed,
+        layers=shape.depth / stage / schedule.repeats,
+        layer_weights=device_bytes(matrices, gathered) / 4 / (shape.depth / stage),
+        table=shape.vocab * shape.width / tensor,
         vocab=shape.vocab / tensor / layout.vocab_chunks)
 
 
-def peak_memory(layout, workload, platform):
-    """Returns {what: bytes} of one device at the fullest moment of a step, on 'tpu' or 'cuda'."""
+def peak_memory(layout, workload):
+    """Returns {what: bytes} of one device at the fullest moment of a step."""
     settings, shape, device = workload.settings, workload.shape, device_shape(layout, workload)
     parameters = device_bytes(workload.parameters, layout.mesh)
     rows = settings.data.batch / math.prod(layout.mesh.get(axis, 1) for axis in ROW_AXES)
     return {'parameters': parameters, 'optimizer': device_bytes(workload.optimizer, layout.mesh, settings.zero),
             'batch': 4 * rows * (2 * settings.data.context + 1),
-            'gradients': parameters * (2 if layout.accumulate > 1 else 1),  # the sum, and those of one micro-batch
-            'saved': device.layers * _saved_bytes(layout.remat, shape, device) * device.tokens,
+            # the sum, and those of one micro-batch
+            'gradients': parameters * (2 if layout.accumulate > 1 or layout.stages > 1 else 1),
+            'saved': device.layer_runs * _saved_bytes(layout.remat, shape, device) * device.tokens,
             'working': max(_layer_working_bytes(layout.remat, shape, device),
-                           _loss_working_bytes(layout, shape, device, platform))}
+                           _loss_working_bytes(layout, shape, device))}
 
 
 def _saved_bytes(remat, shape, device):
@@ -122,23 +140,25 @@ def _saved_bytes(remat, shape, device):
     if remat == 'offload':
         return 0
     if remat == 'full':
-        return shape.itemsize * shape.width
-    products = shape.itemsize * (device.query + 2 * device.key + shape.up_projections * device.ff + 2 * shape.width)
+        return shape.itemsize * device.stream
+    products = device.query + 2 * device.key + shape.up_projections * device.ff + 2 * device.stream
+    products *= shape.itemsize
     if remat == 'dots':
-        return products + shape.itemsize * shape.width
-    elementwise = shape.itemsize * (2 * device.query + (1 + shape.up_projections) * device.ff)
-    return products + elementwise + 4 * 2 * shape.width + 4 * shape.heads  # norms and softmax statistics: float32
+        return products + shape.itemsize * device.stream
+    # rotated queries, attention's output, hidden units; statistics of the softmax in float32
+    return products + shape.itemsize * (2 * device.query + device.ff) + 4 * device.query / shape.head_dim
 
 
 def _layer_working_bytes(remat, shape, device):
     """Returns the bytes of one layer's backward pass: its gathered weights, their gradients, and its activations."""
     ups = shape.up_projections
     if RECOMPUTED[remat] < 1:
-        values = (1 + 2 * ups) * device.ff + 3 * device.query + 2 * device.key + shape.width
+        # gradients of hidden units, up and gate, or of queries, keys, values and attention's output; of the stream two
+        values = max((1 + ups) * device.ff, 3 * device.query + 2 * device.key) + 2 * shape.width
         return shape.itemsize * (device.layer_weights + values * device.tokens)
-    # beside the MLP: queries, keys, values, attention's output; the layer's input, the MLP's before and after its norm,
-    # and two gradients [D]
-    beside = 2 * device.query + 2 * device.key + 5 * shape.width
+    # beside the MLP: queries, keys, values, attention's output; the layer's input, the MLP's before its norm and one
+    # gradient as the stream is split; the MLP's input and another gradient whole
+    beside = 2 * device.query + 2 * device.key + 3 * device.stream + 2 * shape.width
     if shape.experts:
         # rows as dispatched, as sorted by expert, as combined, and the gradients of two of these
         values = (device.routed * (5 * shape.width + (1 + ups) * shape.experts.ff) + shape.experts.top_k * shape.width
@@ -150,28 +170,28 @@ def _layer_working_bytes(remat, shape, device):
     return shape.itemsize * (device.layer_weights - absent + values * device.tokens)
 
 
-def _loss_working_bytes(layout, shape, device, platform):
+def _loss_working_bytes(layout, shape, device):
     """Returns the bytes of the output layer: logits, their gradient, and the gathered chunk of the table.
 
-    In one chunk logits are float32 beside their gradient on TPU; fused kernels of a GPU keep both in the dtype of
-    products.
+    In one chunk both are in the dtype of products, and float32 only inside fusions (libtpu 0.0.52: 1.24 GiB of
+    temporaries where each takes 0.5).
     """
     itemsize, weights = shape.itemsize, 2 * shape.itemsize * device.table
     if layout.vocab_chunks == 1:
-        return device.tokens * device.vocab * (itemsize + (4 if platform == 'tpu' else itemsize)) + weights
-    return device.tokens * (device.vocab * (4 + itemsize) + 2 * 4 * shape.width) + weights / layout.vocab_chunks
+        return device.head_tokens * device.vocab * 2 * itemsize + weights
+    return device.head_tokens * (device.vocab * (4 + itemsize) + 2 * 4 * shape.width) + weights / layout.vocab_chunks
 
 
 def step_cost(layout, workload, chip):
     """Returns {'flops', 'attention', 'hbm_bytes', 'collectives'} as costs.measure does, in closed form."""
     shape, device = workload.shape, device_shape(layout, workload)
-    products = 2 * device.tokens * (device.layers * _passes(layout.remat, shape, device)
-                                    + device.table * (3 if layout.vocab_chunks == 1 else 4))  # chunks: logits again
+    layers = device.layer_runs * device.tokens * _passes(layout.remat, shape, device)
+    output = device.head_tokens * device.table * (3 if layout.vocab_chunks == 1 else 4)  # chunks: logits again
     # products [T H] x [H S]: 2 forward, and backward 5, or 7 in a TPU's two kernels, which compute the scores again
     product = 2 * device.tokens * workload.settings.data.context * workload.attended * device.query
     kernels = (9 if chip.torus else 7) + 2 * (RECOMPUTED[layout.remat] > 0)
-    attention = layout.accumulate * product * device.layers * kernels
-    return {'flops': layout.accumulate * products + attention, 'attention': {shape.head_dim: attention},
+    attention = layout.accumulate * product * device.layer_runs * kernels
+    return {'flops': layout.accumulate * 2 * (layers + output) + attention, 'attention': {shape.head_dim: attention},
             'hbm_bytes': _hbm_bytes(layout, workload, device, chip),
             'collectives': {key: sent for key, sent in _collectives(layout, workload, device).items() if sent}}
 
@@ -195,17 +215,16 @@ def _hbm_bytes(layout, workload, device, chip):
     """
     shape, size = workload.shape, workload.shape.itemsize
     state = device_bytes(workload.parameters, layout.mesh)
-    residual = shape.width / layout.mesh.get('tensor', 1)
-    largest = device.tokens * size * max(residual, device.ff / _chunks(layout, workload, device),
+    largest = device.tokens * size * max(device.stream, device.ff / _chunks(layout, workload, device),
                                          device.routed * shape.width)
     spilled = min(1, SPILL * largest / chip.vmem) if chip.vmem else 1
     windows = _windows(layout, workload) if chip.torus and spilled > 0.5 else 0  # small products wait for whole weights
-    values = (spilled * size * device.layers * _moved_values(layout, workload, device, windows)
-              + _loss_bytes(layout, shape, device, windows))
-    weights = size * (device.layers * device.layer_weights * WEIGHTS[layout.remat] + 8 * device.table)
+    values = device.layer_runs * device.tokens * _moved_values(layout, workload, device, windows)
+    loss = device.head_tokens * _loss_bytes(layout, shape, device, windows)
+    weights = size * (device.layer_runs * device.layer_weights * WEIGHTS[layout.remat] + 8 * device.table)
     sums = 4 * state if layout.accumulate > 1 else 0  # zeroed; and read, added to and written
     update = 2 * (state + device_bytes(workload.optimizer, layout.mesh, workload.settings.zero)) + 2 * state
-    return layout.accumulate * (device.tokens * values + weights + sums) + update
+    return layout.accumulate * (spilled * size * values + loss + weights + sums) + update
 
 
 def _windows(layout, workload):
@@ -228,7 +247,7 @@ def _moved_values(layout, workload, device, windows):
     Each window of a product reads and writes all of its partial sums.
     """
     shape = workload.shape
-    residual = (RESIDUAL + CHUNK * (_chunks(layout, workload, device) - 1)) * shape.width / layout.mesh.get('tensor', 1)
+    residual = (RESIDUAL + CHUNK * (_chunks(layout, workload, device) - 1)) * device.stream
     products = device.query + 2 * device.key + shape.up_projections * device.ff + 2 * shape.width
     partial_sums = windows * (3 + (RECOMPUTED[layout.remat] == 1)) * products
     return (residual + partial_sums + HEADS * 2 * (device.query + device.key) + ROUTED * device.routed * shape.width
@@ -252,21 +271,25 @@ def _collectives(layout, workload, device):
     shape, mesh, micro_batches = workload.shape, layout.mesh, layout.accumulate
     passes = 2 + bool(RECOMPUTED[layout.remat])  # over a layer: forward, backward, and forward again
     deferred = micro_batches > 1 and reductions.can_defer(mesh) and not workload.settings.diagnosis.noise_scale
-    weights = shape.itemsize * (device.layers * device.layer_weights + device.table * (1 if shape.tied else 2))
+    weights = shape.itemsize * (device.layer_runs * device.layer_weights + device.table * (1 if shape.tied else 2))
     reduced = (device_bytes(workload.parameters, mesh) if deferred  # in float32, once a step
                else micro_batches * weights / mesh.get('fsdp', 1))
-    residual = shape.itemsize * device.tokens * shape.width
+    residual, kept = (shape.itemsize * device.tokens * size for size in (shape.width, device.stream))
+    streams = micro_batches * device.layer_runs * residual  # a product's input or output, whole
     keys = 2 * shape.itemsize * device.tokens * device.key * (mesh.get('context', 1) - 1)
-    routed = residual * shape.experts.top_k * 2 * passes * device.layers if shape.experts else 0
+    routed = residual * shape.experts.top_k * 2 * passes * device.layer_runs if shape.experts else 0
 
     def share(axis):
         return (mesh.get(axis, 1) - 1) / mesh.get(axis, 1)
-    return {('copy', 'host'): 2 * micro_batches * device.layers * residual if layout.remat == 'offload' else 0,
+    return {('copy', 'host'): 2 * micro_batches * device.layer_runs * kept if layout.remat == 'offload' else 0,
             ('all-gather', 'fsdp'): micro_batches * 2 * weights * share('fsdp'),
             ('reduce-scatter', 'fsdp'): micro_batches * weights * share('fsdp'),
             ('all-reduce', 'data'): 2 * reduced * share('data'),
-            ('all-reduce', 'tensor'): micro_batches * 2 * passes * device.layers * 2 * residual * share('tensor'),
-            ('all-gather', 'context'): micro_batches * device.layers * keys * passes,
+            # in each pass before two products and after two; their inputs once more for the gradients of weights
+            ('all-gather', 'tensor'): 2 * (passes + 1) * streams * share('tensor'),
+            ('reduce-scatter', 'tensor'): 2 * passes * streams * share('tensor'),
+            ('collective-permute', 'stage'): 2 * micro_batches * device.turns * kept * (layout.stages > 1),
+            ('all-gather', 'context'): micro_batches * device.layer_runs * keys * passes,
             ('ragged-all-to-all', 'expert'): micro_batches * routed * share('expert')}
 
 

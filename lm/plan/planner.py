@@ -25,7 +25,7 @@ def compiled_plan(settings, cluster, file=None, price=0.0):
     """
     layout = layout_of(settings, cluster.devices)
     step = compiler.compile_step(settings, cluster, file)
-    memory = analytic.peak_memory(layout, analytic.workload_of(settings), cluster.chip.platform)
+    memory = analytic.peak_memory(layout, analytic.workload_of(settings))
     plan = {'on': cluster.name, 'chip': cluster.chip.name, 'chips': cluster.chips, 'devices': cluster.devices,
             'mesh': layout.mesh, 'compile_seconds': round(step.seconds, 1), 'cached': step.cached,
             'capacity': cluster.chip.memory, 'parameters': memory['parameters'], 'optimizer': memory['optimizer'],

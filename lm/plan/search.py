@@ -31,7 +31,7 @@ class Candidate:
 def candidate_of(layout, workload, cluster):
     """Returns the Candidate of one Layout."""
     cost = analytic.step_cost(layout, workload, cluster.chip)
-    return Candidate(layout, analytic.peak_memory(layout, workload, cluster.chip.platform),
+    return Candidate(layout, analytic.peak_memory(layout, workload),
                      roofline.roofline(cluster, layout.mesh, workload.shape.dtype, cost))
 
 
@@ -62,7 +62,7 @@ def smallest_cluster(settings, cluster, calibration=1.0, most=16):
     chip, workload, times = cluster.chip, analytic.workload_of(settings), 2
     while times <= most:
         name = _larger(cluster, times)
-        peaks = (sum(analytic.peak_memory(layout, workload, chip.platform).values())
+        peaks = (sum(analytic.peak_memory(layout, workload).values())
                  for layout in all_layouts(settings, hardware.cluster(name)))
         if any(calibration * peak <= MARGIN * chip.memory for peak in peaks):
             return name

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from lm import config
 from lm.nn import memory
 from lm.nn.experts import Experts
+from lm.parallel.pipeline import Pipeline
 
 # Rematerialisation of a model -> the share of a layer's forward pass that its backward pass computes again.
 RECOMPUTED = {'none': 0, 'dots': 0.2, 'full': 1, 'offload': 1}
@@ -25,7 +26,7 @@ class ExpertShape:
 @dataclasses.dataclass(frozen=True)
 class Shape:
     """Sizes of a decoder. ff: of its dense MLP. vocab: rows of the output layer, padding included. attentions: one a
-    layer. remat, vocab_chunks: as the experiment has them.
+    layer. remat, vocab_chunks, pipeline: as the experiment has them. period: layers of the pattern that is repeated.
     """
 
     width: int
@@ -42,6 +43,8 @@ class Shape:
     dtype: str
     remat: str
     vocab_chunks: int
+    pipeline: Pipeline
+    period: int
 
     @property
     def itemsize(self):
@@ -72,13 +75,13 @@ def shape_of(model):
                      head_dim=attention.head_size(model.width), ff=mlp.ff if experts else mlp.hidden(model.width),
                      gated=mlp.gated, experts=experts, vocab=model.padded_vocab, tied=model.head.tied,
                      attentions=tuple(layer.attention for layer in layers), dtype=execution.dtype,
-                     remat=execution.remat, vocab_chunks=execution.vocab_chunks)
+                     remat=execution.remat, vocab_chunks=execution.vocab_chunks, pipeline=execution.pipeline,
+                     period=len(model.stack.pattern))
     except AttributeError as error:
         raise config.Error(f'lm plan counts by a stack of layers, and {type(model).__name__} has no {error.name}; '
                            'give it the fields of a Decoder, or plan a Decoder of its size.') from error
 
 
-def with_execution(model, remat, vocab_chunks):
-    """Returns the model with this rematerialisation and so many chunks of the vocabulary in its loss."""
-    execution = dataclasses.replace(model.execution, remat=remat, vocab_chunks=vocab_chunks)
-    return dataclasses.replace(model, execution=execution)
+def with_execution(model, **fields):
+    """Returns the model with these fields of its Execution."""
+    return dataclasses.replace(model, execution=dataclasses.replace(model.execution, **fields))
