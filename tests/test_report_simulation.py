@@ -14,7 +14,7 @@ from drawn import Design
 from lm.report import gains, statistics
 
 NIGHTLY = bool(os.environ.get('LM_NIGHTLY'))
-SWEEPS = 3000 if NIGHTLY else 200
+SWEEPS = 3000 if NIGHTLY else 150
 SEEDS = (3, 5, 10)
 
 EQUAL = {f'{seeds} seeds, {share:.0%} {how}, {curve}': Design((curve,) * 2, seeds=seeds, missing=share, how=how)
@@ -63,8 +63,7 @@ def test_an_extra_seed_at_a_bad_rate_changes_nothing():
 
 @pytest.mark.parametrize('name', some(UNLIKE, '5 seeds, 5 rates, 0.7 shared, steep against flat',
                                       '5 seeds, 20 rates, 0.7 shared, one against flat',
-                                      '3 seeds, 10 rates, 0.0 shared, half against flat',
-                                      '10 seeds, 20 rates, 0.0 shared, steep against flat'))
+                                      '3 seeds, 10 rates, 0.0 shared, half against flat'))
 def test_a_variant_flat_in_the_rate_gains_nothing_over_a_steep_one(name):
     shares = drawn.shares(UNLIKE[name], SWEEPS, margin=1.0, edges=False)
     assert max(shares['better'], shares['worse']) < most(0.03)

@@ -79,8 +79,8 @@ class Readings(NamedTuple):
                 for trial in used(variant, score)}
 
     def cut(self, pair, budget):
-        """Returns the remark that one of a Pair is read before its end in tokens, or that another axis has another
-        budget than most, '' where there is nothing to say."""
+        """Returns the remark that one of a Pair is read before its end in tokens, or that its budget along another axis
+        is not `budget`, the baseline's; '' where there is nothing to say."""
         cut = [variant for variant in (pair.ours, pair.base) if self.end(variant) > pair.budget * (1 + 1e-3)]
         if self.axis != 'tokens':
             far = abs(pair.budget / budget - 1) > 0.01

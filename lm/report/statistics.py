@@ -158,18 +158,17 @@ def outliers(groups, level=0.01):
     freedom = sum(len(x) - 1 for x in several)
     middle = np.median([x.var(ddof=1) * (len(x) - 1) / special.chdtri(len(x) - 1, 0.5) for x in several]) \
         if len(several) > 2 else min((x.var(ddof=1) for x in several), default=0.0)
-    share = level / 2 / max(1, sum(map(len, groups)))
-    return [np.array([_far(x, i, middle, special.stdtrit(freedom - 1, 1 - share)) for i in range(len(x))], bool)
-            for x in groups]
+    limit = special.stdtrit(max(1, freedom - 1), 1 - level / 2 / max(1, sum(map(len, groups))))
+    return [np.abs(_studentised(x, middle)) > limit if len(x) > 2 else np.zeros(len(x), bool) for x in groups]
 
 
-def _far(x, index, variance, limit):
-    """Returns whether x [n] at `index` is further than `limit` standard errors from the mean of the others."""
-    others = np.delete(x, index)
-    if len(others) < 2:
-        return False
-    spread = math.sqrt(max(variance, others.var(ddof=1)) * (1 + 1 / len(others)))
-    return bool(abs(x[index] - others.mean()) > limit * spread)
+def _studentised(x, variance):
+    """Returns the distance of each value of x [n] from the mean of the others in standard errors, whose square is at
+    least `variance`."""
+    n, centred = len(x), x - x.mean()
+    others = np.maximum(((centred ** 2).sum() - centred ** 2 * n / (n - 1)) / (n - 2), 0)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return np.nan_to_num(centred * n / (n - 1) / np.sqrt(np.maximum(others, variance) * n / (n - 1)))
 
 
 def seeds_to_differ(mean, spread, alpha, power=0.8, lag=0.0):
