@@ -1,4 +1,4 @@
-"""How often `lm report` is wrong, on sweeps drawn from known truths; LM_NIGHTLY=1 draws seven times as many, of all kinds.
+"""How often `lm report` is wrong, on sweeps drawn from known truths; LM_NIGHTLY=1 draws more, of all kinds.
 
 `python tests/test_report_simulation.py 4000` prints the whole table, which docs/sweeps-and-reports.md quotes.
 """
