@@ -1,4 +1,4 @@
-"""How often `lm report` is wrong, on sweeps drawn from known truths; LM_NIGHTLY=1 draws ten times as many of all kinds.
+"""How often `lm report` is wrong, on sweeps drawn from known truths; LM_NIGHTLY=1 draws more, of all kinds.
 
 `python tests/test_report_simulation.py 4000` prints the whole table, which docs/sweeps-and-reports.md quotes.
 """
@@ -14,7 +14,7 @@ from drawn import Design
 from lm.report import gains, statistics
 
 NIGHTLY = bool(os.environ.get('LM_NIGHTLY'))
-SWEEPS = 3000 if NIGHTLY else 150
+SWEEPS = 1000 if NIGHTLY else 150
 SEEDS = (3, 5, 10)
 
 EQUAL = {f'{seeds} seeds, {share:.0%} {how}, {curve}': Design((curve,) * 2, seeds=seeds, missing=share, how=how)
