@@ -9,6 +9,7 @@ import pytest
 from lm import config, hardware
 from lm.parallel import sharding
 from lm.plan import analytic, compiler, costs, hlo, planner, topology
+from lm.plan.layout import layout_of
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.long
@@ -43,6 +44,20 @@ def test_formulas_are_near_what_the_compiler_takes(on, cluster_of):
     assert found['fits'] and abs(found['formula'] / found['peak'] - 1) < 0.1
     assert found['prediction']['floor']['mfu'] < 1
     assert planner.make_plan(config.load(ROOT / 'experiments' / 'gpt2_124m.py').config, cluster)['cached']
+
+
+@pytest.mark.parametrize('mesh, changes', [
+    ({'stage': 2, 'fsdp': 4}, {'model.execution.pipeline.microbatches': 4}),
+    ({'data': 2, 'tensor': 4}, {'model.execution.remat': 'dots'}),
+    ({'fsdp': 8}, {'model.execution.remat': 'none'}),
+    ({'fsdp': 8}, {'model.depth': 1, 'model.vocab': 65536, 'model.execution.vocab_chunks': 1}),
+], ids=['stages', 'tensor', 'none', 'logits'])
+def test_formulas_are_near_in_other_layouts(mesh, changes, cluster_of):
+    settings = dataclasses.replace(small(**{'model.depth': 4, **changes}), mesh=mesh)
+    cluster = cluster_of('v5e-8')
+    layout = layout_of(settings, cluster.devices)
+    formula = sum(analytic.peak_memory(layout, analytic.workload_of(settings)).values())
+    assert formula == pytest.approx(compiler.compile_step(settings, cluster).peak, rel=0.1)
 
 
 @pytest.mark.parametrize('mesh', [{'fsdp': 8}, {'data': 2, 'fsdp': 4}, {'fsdp': 4, 'tensor': 2}], ids=str)

@@ -128,8 +128,7 @@ def peak_memory(layout, workload):
     rows = settings.data.batch / math.prod(layout.mesh.get(axis, 1) for axis in ROW_AXES)
     return {'parameters': parameters, 'optimizer': device_bytes(workload.optimizer, layout.mesh, settings.zero),
             'batch': 4 * rows * (2 * settings.data.context + 1),
-            # the sum, and those of one micro-batch
-            'gradients': parameters * (2 if layout.accumulate > 1 or layout.stages > 1 else 1),
+            'gradients': parameters * (2 if layout.accumulate > 1 else 1),  # the sum, and those of one micro-batch
             'saved': device.layer_runs * _saved_bytes(layout.remat, shape, device) * device.tokens,
             'working': max(_layer_working_bytes(layout.remat, shape, device),
                            _loss_working_bytes(layout, shape, device))}
