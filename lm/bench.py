@@ -7,7 +7,7 @@ import time
 import jax
 import numpy as np
 
-from lm import data, hardware, train, trees
+from lm import config, data, hardware, train, trees
 from lm.data import loader
 from lm.parallel import sharding
 from lm.plan import analytic, calibration, costs, roofline
@@ -64,11 +64,15 @@ def _prediction(settings, mesh, step, seconds):
     The efficiency is kept, and `lm plan` uses it for this chip from now on.
     """
     cluster = hardware.here(mesh.devices.flat[0].device_kind, mesh.size)
-    if cluster is None or not hasattr(settings.model, 'stack'):  # lm.plan reads a model by its stack of layers
+    if cluster is None:
         return {}
+    try:
+        shape = shape_of(settings.model)
+    except config.Error as error:
+        return {'not_predicted': str(error)}
     cluster, attended = calibration.calibrated(cluster), analytic.attended_share(settings.model, settings.data.context)
     cost = costs.measure(step.as_text(), dict(mesh.shape), attended)
-    roof = roofline.roofline(cluster, dict(mesh.shape), shape_of(settings.model).dtype, cost)
+    roof = roofline.roofline(cluster, dict(mesh.shape), shape.dtype, cost)
     return {'predicted_step_seconds': round(roof.seconds, 6),
             'predicted_range_seconds': [round(bound, 6) for bound in roof.range],
             'predicted_floor_seconds': round(roof.floor, 6), 'predicted_bound': roof.bound,

@@ -66,19 +66,19 @@ class Reached:
 # A median error of 8% on 41 steps of TPUs and of 6% on 71 of GPUs, each predicted without its own model in the fit.
 REACHED = {'tpu': Reached(attention=0.21, memory=0.77, links=0.45, network=3.5),
            'cuda': Reached(attention=0.29, memory=1.06, links=0.50, network=0.63)}
-TPU, GPU = 0.89, 0.75  # efficiency of a chip without published steps: the mean of its platform
+UNPUBLISHED = {'tpu': 0.89, 'cuda': 0.75}  # efficiency of a chip without published steps: its platform's mean
 
 
-def _tpu(name, bfloat16, gib, bandwidth, **rest):
+def _tpu(name, bfloat16, gib, bandwidth, efficiency=UNPUBLISHED['tpu'], **rest):
     """Returns (name, Chip); `gib`: memory by libtpu 0.0.52. float32 products are one bfloat16 pass by default."""
     flops = {'bfloat16': bfloat16 * TERA, 'float32': bfloat16 * TERA}
-    return name, Chip(name, flops, gib * GIB, bandwidth * GIGA, **rest)
+    return name, Chip(name, flops, gib * GIB, bandwidth * GIGA, efficiency, **rest)
 
 
-def _gpu(name, bfloat16, size, bandwidth, **rest):
+def _gpu(name, bfloat16, size, bandwidth, efficiency=UNPUBLISHED['cuda'], **rest):
     """Returns (name, Chip); `size`: bytes as the driver reports. float32 products are TF32 by default, half as fast."""
     flops = {'bfloat16': bfloat16 * TERA, 'float32': bfloat16 / 2 * TERA}
-    return name, Chip(name, flops, size * GPU_SHARE, bandwidth * GIGA, **rest)
+    return name, Chip(name, flops, size * GPU_SHARE, bandwidth * GIGA, efficiency, **rest)
 
 
 # Sources, all nominal. TPUs: Google's pages of each chip (cloud.google.com/tpu/docs/v4 to /tpu7x, 2026): FLOP/s, HBM,
@@ -103,25 +103,25 @@ CHIPS = dict([
          price=4.20, named_by_core=True),
     _tpu('v6e', 918, 31.24, 1640, efficiency=0.89, link=100e9, network=12.5e9, host=32e9, vmem=128 * MIB, torus=2,
          price=2.70),
-    _tpu('v7x', 1153.5, 94.74, 3690, efficiency=TPU, link=50e9, network=6.25e9, host=16e9, vmem=64 * MIB, torus=3,
+    _tpu('v7x', 1153.5, 94.74, 3690, link=50e9, network=6.25e9, host=16e9, vmem=64 * MIB, torus=3,
          price=12.00, cores=2, named_by_core=True),
     _gpu('a100-40g', 312, 42331013120, 1555, efficiency=0.87, link=300e9, network=6.25e9, host=32e9, price=2.75),
     _gpu('a100', 312, 85100068864, 2039, efficiency=0.87, link=300e9, network=6.25e9, host=32e9, price=3.43),
     _gpu('h100', 989, 84942979072, 3350, efficiency=0.64, link=450e9, network=50e9, host=64e9, price=6.88),
     _gpu('h200', 989, 151397597184, 4800, efficiency=0.64, link=450e9, network=50e9, host=64e9, price=7.91),
-    _gpu('b200', 2250, 191514411008, 7700, efficiency=GPU, link=900e9, network=50e9, host=64e9, price=14.24),
-    _gpu('l4', 121, 24e9, 300, efficiency=GPU, link=32e9, network=1.5625e9, host=32e9),
-    _gpu('rtx4090', 165, 24e9, 1008, efficiency=GPU, link=32e9, network=1.25e9, host=32e9),
-    _gpu('rtx3090', 71, 24e9, 936, efficiency=GPU, link=32e9, network=1.25e9, host=32e9),
+    _gpu('b200', 2250, 191514411008, 7700, link=900e9, network=50e9, host=64e9, price=14.24),
+    _gpu('l4', 121, 24e9, 300, link=32e9, network=1.5625e9, host=32e9),
+    _gpu('rtx4090', 165, 24e9, 1008, link=32e9, network=1.25e9, host=32e9),
+    _gpu('rtx3090', 71, 24e9, 936, link=32e9, network=1.25e9, host=32e9),
 ])
 
-# Words in the device kind that JAX reports -> the chip. The first row whose words all occur counts, so longer names
-# stand before those they contain.
+# Patterns in the device kind that JAX reports -> the chip. The first row whose patterns all occur counts, so longer
+# names stand before those they contain.
 KINDS = {
     ('TPU', 'v7'): 'v7x', ('TPU', '7x'): 'v7x', ('TPU', 'v6'): 'v6e', ('TPU', 'v5', 'lite'): 'v5e',
     ('TPU', 'v5e'): 'v5e', ('TPU', 'v5'): 'v5p', ('TPU', 'v4'): 'v4',
     ('B200',): 'b200', ('H200',): 'h200', ('H100',): 'h100', ('A100', '80GB'): 'a100', ('A100',): 'a100-40g',
-    ('L4',): 'l4', ('4090',): 'rtx4090', ('3090',): 'rtx3090',
+    (r'\bL4\b',): 'l4', ('4090',): 'rtx4090', ('3090',): 'rtx3090',
 }
 NODE = 8  # GPUs of a node, joined by one switch
 LARGEST = {'v4': 4096, 'v5e': 256, 'v5p': 4096, 'v6e': 256, 'v7x': 8192}  # power of two of chips in one slice
@@ -148,7 +148,7 @@ class Cluster:
 def find(kind):
     """Returns the Chip that a JAX device kind such as 'NVIDIA H100 80GB HBM3' or 'TPU v5 lite' names, or None."""
     for words, name in KINDS.items():
-        if all(word.lower() in kind.lower() for word in words):
+        if all(re.search(word, kind, re.IGNORECASE) for word in words):
             return CHIPS[name]
     return None
 

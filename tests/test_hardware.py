@@ -7,13 +7,15 @@ from lm import backend, config, hardware
 @pytest.mark.parametrize('kind, name', [
     ('TPU v5 lite', 'v5e'), ('TPU v5', 'v5p'), ('TPU v6 lite', 'v6e'), ('TPU7x', 'v7x'), ('TPU v4', 'v4'),
     ('NVIDIA H100 80GB HBM3', 'h100'), ('NVIDIA A100-SXM4-80GB', 'a100'), ('NVIDIA A100-SXM4-40GB', 'a100-40g'),
+    ('NVIDIA L4', 'l4'),
 ])
 def test_a_device_kind_names_its_chip(kind, name):
     assert hardware.find(kind).name == name
 
 
-def test_a_cpu_is_no_chip():
-    assert hardware.find('cpu') is None
+@pytest.mark.parametrize('kind', ['cpu', 'NVIDIA L40S'])
+def test_other_devices_are_no_chip(kind):
+    assert hardware.find(kind) is None
 
 
 @pytest.mark.parametrize('name, shape, count, devices', [

@@ -32,7 +32,7 @@ def of_platform(steps, platform):
     return [step for step in steps if step.chip.platform == platform]
 
 
-def test_a_published_step_of_the_readmes_own_cell_is_predicted_within_a_tenth(tmp_path, capsys):
+def test_a_published_step_of_the_readmes_own_cell_is_predicted_within_15_percent(tmp_path, capsys):
     path = tmp_path / 'rows.json'
     path.write_text(json.dumps([RECIPE]))
     assert command.main(against=str(path), json=True) == 0
@@ -92,7 +92,7 @@ def test_the_constants_are_those_of_the_fit(platform, steps):
     efficiency, mean, reached = fit.fit(of_platform(steps, platform), platform)
     for name, value in efficiency.items():
         assert hardware.CHIPS[name].efficiency == pytest.approx(value, rel=0.03)
-    assert {'tpu': hardware.TPU, 'cuda': hardware.GPU}[platform] == pytest.approx(mean, rel=0.03)
+    assert hardware.UNPUBLISHED[platform] == pytest.approx(mean, rel=0.03)
     for name, value in vars(hardware.REACHED[platform]).items():
         assert value == pytest.approx(getattr(reached, name), rel=0.05)
 

@@ -156,7 +156,7 @@ class Decoder(Model):
         """
         batch, zigzag = attention.shard_sequence(batch)
         context = _context(batch['inputs'], batch.get('segments'), batch.get('positions'))
-        context = context._replace(key=key, zigzag=zigzag, weights=_relative(batch.get('weights')))
+        context = context._replace(key=key, zigzag=zigzag, token_weights=_token_weights(context.segments))
         x, outputs, _ = self.hidden(params, batch['inputs'], context)
         scores = apply(lambda scope: self.head.cross_entropy(
             x, self._output(scope), batch['targets'], vocab=self.vocab, chunks=self.execution.vocab_chunks,
@@ -192,11 +192,12 @@ def _context(tokens, segments=None, positions=None):
     return Context(jnp.arange(tokens.shape[1])[None] if positions is None else positions, segments)
 
 
-def _relative(weights):
-    """Returns weights [B T] over their mean over all shards of `data`, so that means of parts of the batch average."""
-    if weights is None:
+def _token_weights(segments):
+    """Returns Context.token_weights [B T]: over the mean over all shards of `data`, so that means of parts average."""
+    if segments is None:
         return None
-    return weights / jnp.maximum(reductions.pmean_data(jnp.mean(weights)), 1e-9)
+    present = (segments > 0).astype(jnp.float32)
+    return present / jnp.maximum(reductions.pmean_data(jnp.mean(present)), 1e-9)
 
 
 def _auxiliary(measured):

@@ -126,7 +126,9 @@ class Layer:
             across = attend(self.cross, 'cross', context._replace(cache=None, index=None, angles=None, table=None))
             key = None if context.key is None else jax.random.fold_in(context.key, 2)  # beside the two of keys
             middle, _ = add(middle, 'cross', across, middle, key)
-        feed = partial(self.mlp, weights=context.weights, **fixed)
+
+        def feed(x, norm):
+            return self.mlp(x, norm, context, **fixed)
         x, auxiliary = add(middle, 'mlp', feed, x if self.parallel else middle, keys[1])
         return sharding.constrain(tap('residual', x), 'batch', 'stream', None), (cache, auxiliary)
 

@@ -12,8 +12,8 @@ class Context(NamedTuple):
 
     segments [B T]: only equal ones see each other. memory [B S D], memory_segments [B S]: what cross attention reads.
     index [B T]: slots of the cache that x goes to. key: of dropout. rows [B]: numbers of the rows in the whole batch.
-    zigzag: the order of tokens where the mesh splits T. weights [B T]: what tokens count in measurements, 1 on average
-    over the batch; padding 0. cache, angles, table: of one attention, set layer by layer.
+    zigzag: the order of tokens where the mesh splits T. token_weights [B T]: what tokens count in measurements, 0 for
+    padding and 1 on average over the batch. cache, angles, table: of one attention, set layer by layer.
     """
 
     positions: Any
@@ -24,7 +24,7 @@ class Context(NamedTuple):
     key: Any = None
     rows: Any = None
     zigzag: Any = None
-    weights: Any = None
+    token_weights: Any = None
     cache: Any = None
     angles: Any = None
     table: Any = None

@@ -54,23 +54,25 @@ class Experts(FeedForward):
     def flops(self, width):
         return 2 * width * (self.count + (2 + self.gated) * self.ff * (self.top_k + self.shared))
 
-    def __call__(self, x, norm, *, execution, init, weights=None):
+    def __call__(self, x, norm, context, *, execution, init):
         """Returns (the experts' output for x [B T D], measurements); a Normaliser `norm` comes before, if any.
 
         Measurements: 'balance' and 'router_z', the losses before their coefficients, 'loss', their sum with them, and
-        'load' [E], the share of tokens that each expert got. Tokens count by `weights` [B T], so that padding counts in
-        none. All average over micro-batches to those of the whole batch but 'balance', and with it its part of 'loss',
-        which is a product of two means: each micro-batch, of `accumulate` or a pipeline, balances its own tokens. The
-        loads of all before the first gradient would cost one more forward pass.
+        'load' [E], the share of tokens that each expert got. Padding counts in none. All average over micro-batches to
+        those of the whole batch but 'balance', and with it its part of 'loss', which is a product of two means: each
+        micro-batch, of `accumulate` or a pipeline, balances its own tokens. The loads of all before the first gradient
+        would cost one more forward pass.
         """
         x = x if norm is None else norm(x)
-        y, measured = Scope(partial(self._mix, execution=execution, init=init), name='experts')(x, weights)
+        mix = Scope(partial(self._mix, execution=execution, init=init), name='experts')
+        y, measured = mix(x, context.token_weights)
         if self.shared:
-            y = y + MLP(self.shared * self.ff, self.activation, self.gated)(x, None, execution=execution, init=init)[0]
+            shared = MLP(self.shared * self.ff, self.activation, self.gated)
+            y = y + shared(x, None, context, execution=execution, init=init)[0]
         return y, measured
 
-    def _mix(self, scope, x, counted, *, execution, init):
-        gates, ids, measured = self._route(scope, x, counted)
+    def _mix(self, scope, x, token_weights, *, execution, init):
+        gates, ids, measured = self._route(scope, x, token_weights)
         axes = {'experts': self.count, 'embed': x.shape[-1], 'ff': self.ff}
         down_axes = {'experts': self.count, 'ff': self.ff, 'embed': x.shape[-1]}
         weights = [weight(scope, name, axes, INIT, execution.dtype) for name in ('gate', 'up')[1 - self.gated:]]
@@ -82,12 +84,12 @@ class Experts(FeedForward):
         """Returns the hidden units [m F] of what gate, if gated, and up give."""
         return self.activation(gate) if up is None else self.activation(gate) * up
 
-    def _route(self, scope, x, counted):
+    def _route(self, scope, x, token_weights):
         """Returns (weights [B T top_k] in float32, experts [B T top_k], measurements) for tokens x [B T D]."""
         def mean(values):
-            """Returns the mean over tokens of values [B T ...] by their weights `counted`."""
-            if counted is not None:
-                values = values * counted.reshape(*counted.shape, *[1] * (values.ndim - 2))
+            """Returns the mean over tokens of values [B T ...] by their weights."""
+            if token_weights is not None:
+                values = values * token_weights.reshape(*token_weights.shape, *[1] * (values.ndim - 2))
             return jnp.mean(values, (0, 1))
         table = weight(scope, 'router', {'embed': x.shape[-1], 'routes': self.count}, INIT)
         logits = einsum('BTD,DE->BTE', x.astype(jnp.float32), table)
@@ -102,8 +104,9 @@ class Experts(FeedForward):
             gates = gates / jnp.maximum(jnp.sum(gates, -1, keepdims=True), 1e-9)
         load = reductions.pmean_data(mean(jnp.mean(jax.nn.one_hot(ids, self.count), 2)))
         share = mean(scores / jnp.sum(scores, -1, keepdims=True))
-        own = 1.0 if counted is None else reductions.pmean_data(jnp.mean(counted))  # not 1 in a pipeline's micro-batch
-        balance = self.count * jnp.sum(load * share) / jnp.maximum(own, 1e-9)
+        balance = self.count * jnp.sum(load * share)
+        if token_weights is not None:  # whose mean is not 1 in a micro-batch of a pipeline
+            balance /= jnp.maximum(reductions.pmean_data(jnp.mean(token_weights)), 1e-9)
         router_z = mean(jnp.square(jax.nn.logsumexp(logits, -1)))
         return gates * self.scale, ids, {'balance': balance, 'router_z': router_z, 'load': load,
                                          'loss': self.balance * balance + self.z_loss * router_z}

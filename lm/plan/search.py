@@ -77,4 +77,5 @@ def _larger(cluster, times):
         return f'{cluster.chips * times}x{chip.name}'
     if count * math.prod(cluster.shape) > hardware.LARGEST[chip.name]:
         return f'{count}x{cluster.name.split("x", 1)[-1] if cluster.count > 1 else cluster.name}'
-    return f'{chip.name}-{cluster.chips * times * (2 if chip.named_by_core else 1)}'
+    chips = 2 ** math.ceil(math.log2(cluster.chips * times))  # slices named by a number have a power of two
+    return f'{chip.name}-{chips * (2 if chip.named_by_core else 1)}'

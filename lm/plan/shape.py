@@ -78,7 +78,7 @@ def shape_of(model):
                      remat=execution.remat, vocab_chunks=execution.vocab_chunks, pipeline=execution.pipeline,
                      period=len(model.stack.pattern))
     except AttributeError as error:
-        raise config.Error(f'lm plan counts by a stack of layers, and {type(model).__name__} has no {error.name}; '
+        raise config.Error(f'lm plan counts by a stack of layers, and {type(error.obj).__name__} has no {error.name}; '
                            'give it the fields of a Decoder, or plan a Decoder of its size.') from error
 
 
