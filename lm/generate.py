@@ -35,8 +35,8 @@ class Sampler:
                   'min_p': 0 <= self.min_p <= 1, 'repetition': self.repetition > 0}
         for name, fine in bounds.items():
             if not fine:
-                raise config.Error(f'{name}={getattr(self, name)} is out of range; the default is '
-                                   f'{name}={getattr(Sampler, name)}.')
+                raise config.Error(f'{name}={getattr(self, name)} is out of range; '
+                                   f'try {name}={getattr(Sampler, name)}.')
 
     def adjust(self, logits, seen):
         """Returns logits [B V] with unwanted tokens at -inf; `seen` [B V] marks the tokens of the text so far."""
@@ -209,11 +209,10 @@ def _settled(text, stop):
 def stream(prompt, drawn, out=None):
     """Prints a prompt and, as they grow, the texts of its Samples; returns all of it."""
     out = sys.stdout if out is None else out
-    out.write(prompt)
-    shown, text = 0, ''
+    text = ''
     for (sample,) in drawn:
-        out.write(sample.text[shown:])
+        shown, text = len(text), prompt + sample.text
+        out.write(text[shown:])
         out.flush()
-        shown, text = len(sample.text), sample.text
     out.write('\n')
-    return prompt + text
+    return text

@@ -64,7 +64,7 @@ class Reached:
 
 
 # A median error of 8% on 41 steps of TPUs and of 6% on 71 of GPUs, each predicted without its own model in the fit.
-REACHED = {'tpu': Reached(attention=0.21, memory=0.77, links=0.45, network=3.5),
+REACHED = {'tpu': Reached(attention=0.21, memory=0.78, links=0.45, network=3.5),
            'cuda': Reached(attention=0.29, memory=1.06, links=0.50, network=0.63)}
 UNPUBLISHED = {'tpu': 0.89, 'cuda': 0.75}  # efficiency of a chip without published steps: its platform's mean
 
@@ -99,7 +99,7 @@ CHIPS = dict([
          price=3.22, named_by_core=True),
     _tpu('v5e', 197, 15.75, 819, efficiency=0.96, link=50e9, network=3.125e9, host=16e9, vmem=128 * MIB, torus=2,
          price=1.20),
-    _tpu('v5p', 459, 95.73, 2765, efficiency=0.87, link=100e9, network=6.25e9, host=16e9, vmem=128 * MIB, torus=3,
+    _tpu('v5p', 459, 95.73, 2765, efficiency=0.88, link=100e9, network=6.25e9, host=16e9, vmem=128 * MIB, torus=3,
          price=4.20, named_by_core=True),
     _tpu('v6e', 918, 31.24, 1640, efficiency=0.89, link=100e9, network=12.5e9, host=32e9, vmem=128 * MIB, torus=2,
          price=2.70),

@@ -144,6 +144,18 @@ def test_the_valid_split_predicts_every_token_once(one, two, batch, encoder, pac
     assert [text.predicted + text.unpredicted for text in whole.texts] == [one, two]
 
 
+def test_documents_of_one_token_under_a_stride_are_refused():
+    whole = stream((Part('a', 0, 40, length=1),), 'valid', encoder=ENCODER)
+    with pytest.raises(config.Error, match='no token of a has another before it in its document'):
+        whole.once(3)
+
+
+def test_a_split_that_is_not_there_is_named():
+    corpus = data.Corpus(train=data.Synthetic(), valid=None, tokenizer=data.Bytes(), context=8, batch=1)
+    with pytest.raises(config.Error, match="there is no split 'test'; try train or valid"):
+        corpus.open('nowhere', 'test')
+
+
 def test_the_first_batches_of_a_pass_hold_every_source_in_proportion():
     whole = stream((Part('a', 0, 8000), Part('b', 10_000, 4000), Part('c', 20_000, 800)), 'valid', (1.0, 1.0, 1.0))
     for batches in (1, 3, 20):

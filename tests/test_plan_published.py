@@ -47,16 +47,22 @@ def test_a_published_step_of_the_readmes_own_cell_is_predicted_within_15_percent
 
 
 @pytest.mark.parametrize('change, remedy', [
-    ({'shape': {'vocab': 8}}, 'missing 4 required'), ({'precision': 'fp8'}, "'fp8' is not planned; there are bf16"),
-    ({'shape': RECIPE['shape'] | {'colour': 'red'}}, 'colour'), ({'on': 'v6z-8'}, 'no known chip'),
-    ({'mesh': {'fsdp': 100}}, '100'),
+    ({'shape': {'vocab': 8}}, "shape has no 'depth'"), ({'precision': 'fp8'}, 'precision'),
+    ({'remat_lm': 'zz'}, 'remat_lm'),
+    ({'shape': {'widht': 8}}, "'widht' is no field of shape; did you mean 'width'?"),
+    ({'on': 'v6z-8'}, 'no known chip'), ({'seq': 1.5}, 'seq'),
+    ({'mesh': {'fsdp': 100}}, '100'), ({'measured_step_s': 0}, 'measured_step_s=0 is no time'),
+    ({'shape': 5}, 'shape is 5'),
+    ({'measured_step_s': 'one'}, 'wrong type'), ({'measured_step_s': float('nan')}, 'measured_step_s=nan'),
+    ({'batch': 7}, 'batch=7 does not divide'), ({'flops_exact': {'products': 1.0}}, 'flops_exact'),
+    ({'shape': RECIPE['shape'] | {'experts': {'count': 8, 'top_k': 2}}}, "experts has no 'ff'"),
 ])
 def test_a_row_that_cannot_be_planned_is_named_and_the_others_are(change, remedy, tmp_path, capsys):
     path = tmp_path / 'rows.json'
     path.write_text(json.dumps([RECIPE, RECIPE | change | {'id': 'odd'}]))
     assert command.main(against=str(path)) == 1
     printed = capsys.readouterr().out
-    assert 'v6e-256 llama3.1-8b ' in printed and remedy in printed.partition('not planned: odd: ')[2]
+    assert 'v6e-256 llama3.1-8b ' in printed and remedy in printed.partition('not planned: row 2 (odd): ')[2]
     path.write_text(json.dumps([RECIPE | change]))
     with pytest.raises(config.Error, match='no row of'):
         command.main(against=str(path))
@@ -69,11 +75,11 @@ def test_a_table_and_an_experiment_are_not_planned_together(tmp_path):
         command.main(against=str(tmp_path / 'absent.json'))
 
 
-def test_experts_of_a_row_work_on_the_tokens_they_get():
-    fields = {name: value for name, value in RECIPE.items() if name != 'published_by'}
-    dense = published.cost_of(published.Row(**fields))[-1]
+def test_experts_of_a_row_work_on_the_tokens_they_get(tmp_path):
     mixture = RECIPE['shape'] | {'experts': {'count': 64, 'top_k': 8, 'ff': 1792}}
-    cost = published.cost_of(published.Row(**fields | {'shape': mixture}))[-1]
+    path = tmp_path / 'rows.json'
+    path.write_text(json.dumps([RECIPE, RECIPE | {'shape': mixture}]))
+    dense, cost = (published.cost_of(row)[-1] for row in published.read(path)[0])
     assert cost['flops'] == pytest.approx(dense['flops'], rel=0.1)  # 8 experts of an eighth of F
     assert cost['collectives']['all-gather', 'fsdp'] > 5 * dense['collectives']['all-gather', 'fsdp']
 

@@ -48,7 +48,10 @@ class Corpus:
         Builds the tokenizer, always fitted on 'train', and the token caches where `root` lacks them. Raises
         config.Error where the split is missing, or has a source shorter than one row.
         """
-        source = {'train': self.train, 'valid': self.valid}[split]
+        splits = {'train': self.train, 'valid': self.valid}
+        if split not in splits:
+            raise config.Error(f'there is no split {split!r}; try {" or ".join(splits)}.')
+        source = splits[split]
         if source is None:
             raise config.Error(f'the corpus has no {split} split; set data.{split} to a source.')
         encoder, caches = cache.prepare(source, self.tokenizer, root, self.train)
@@ -148,6 +151,9 @@ class Stream:
         ended = self.encoder.eos is not None
         cuts = tuple(windows.slide(loader.advise(part.tokens), part.offsets, cut.context, ended, stride) if stride
                      else cut.whole() for part, cut in zip(self.caches, self.cuts, strict=True))
+        if not any(cut.predictions for cut in cuts):
+            raise config.Error(f'no token of {", ".join(self.sources)} has another before it in its document, so none '
+                               'is predicted; score without a stride.')
         return Pass(order.Spread(np.array([cut.rows for cut in cuts], np.int64)), cuts, self.batch, self.caches,
                     self.encoder, self.fingerprint)
 

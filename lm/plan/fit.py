@@ -107,7 +107,7 @@ def main(path):
     for platform in PRIORS:
         efficiency, mean, reached = fit([step for step in steps if step.chip.platform == platform], platform)
         print(platform, {chip: round(float(value), 3) for chip, value in efficiency.items()}, 'mean', round(mean, 3))
-        print(reached)
+        print({name: round(float(value), 3) for name, value in vars(reached).items()})
         for title, group in (('model', lambda row: row.model), ('framework', framework)):
             pairs = left_out(steps, platform, group)
             print(f'  without its {title}: median error {summary(pairs)[0]:.3f}, inside {summary(pairs)[1]:.2f}')

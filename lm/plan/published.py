@@ -3,12 +3,15 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import pathlib
 import statistics
+from typing import Literal
 
 from lm import config, data, hardware, optim, train
+from lm.config import overrides
 from lm.models import Decoder, Head, Layer
-from lm.nn import MLP, Attention, Execution, Experts, Gelu, Relu, Rope, Silu
+from lm.nn import MLP, Attention, Execution, Experts, Gelu, Relu, Rope, Silu, memory
 from lm.plan import analytic, roofline
 from lm.plan.layout import layout_of
 
@@ -20,7 +23,7 @@ PRECISIONS = {'bf16': 'bfloat16', 'fp32': 'float32'}
 class Sizes:
     """The shape of a row's model, as a table writes it. kv_heads, head_dim: 0 as in Attention.
 
-    experts: fields of Experts, such as {'count': 128, 'top_k': 8, 'ff': 768}, in place of the dense MLP.
+    experts: in place of the dense MLP, of ACTIVATIONS too; a table writes {"count": 128, "top_k": 8, "ff": 768}.
     """
 
     vocab: int
@@ -30,14 +33,17 @@ class Sizes:
     ff: int
     kv_heads: int = 0
     head_dim: int = 0
-    activation: str = 'swiglu'
+    activation: Literal['swiglu', 'geglu', 'gelu', 'relu'] = 'swiglu'
     tied: bool = False
-    experts: dict = dataclasses.field(default_factory=dict)
+    experts: Experts | None = None
+
+    def __post_init__(self):
+        config.positive(self, 'vocab', 'depth', 'heads', 'width', 'ff')
 
     def model(self, execution):
         """Returns the Decoder of these sizes."""
         activation, gated = ACTIVATIONS[self.activation]
-        mlp = (Experts(**self.experts, activation=activation, gated=gated) if self.experts
+        mlp = (dataclasses.replace(self.experts, activation=activation, gated=gated) if self.experts
                else MLP(ff=self.ff, activation=activation, gated=gated))
         attention = Attention(heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim, position=Rope())
         return Decoder(vocab=self.vocab, depth=self.depth, width=self.width, layer=Layer(attention, mlp),
@@ -58,15 +64,28 @@ class Row:
     batch: int
     seq: int
     mesh: dict
-    remat_lm: str
+    remat_lm: memory.Remat
     measured_step_s: float
-    shape: dict
+    shape: Sizes
     model: str = ''
     source: str = ''
     accumulate: int = 1
     loss_parts: int = 1
-    precision: str = 'bf16'
-    flops_exact: dict = dataclasses.field(default_factory=dict)
+    precision: Literal['bf16', 'fp32'] = 'bf16'
+    flops_exact: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        config.positive(self, 'batch', 'seq', 'accumulate', 'loss_parts')
+        if not 0 < self.measured_step_s < math.inf:
+            raise config.Error(f'measured_step_s={self.measured_step_s} is no time of a step, in seconds.')
+        if self.flops_exact and self.flops_exact.keys() != {'products', 'head', 'attention'}:
+            raise config.Error(f'flops_exact has {", ".join(self.flops_exact)}; give products, head and attention.')
+        if not all(0 <= flops < math.inf for flops in self.flops_exact.values()):
+            raise config.Error('flops_exact has a number of FLOPs that is negative or not finite.')
+        shards = self.accumulate * math.prod(self.mesh.get(axis, 1) for axis in analytic.ROW_AXES)
+        if self.batch % shards:
+            raise config.Error(f'batch={self.batch} does not divide over {shards} shards and micro-batches; '
+                               f'try batch={max(1, round(self.batch / shards)) * shards}.')
 
     @property
     def chip(self):
@@ -76,7 +95,7 @@ class Row:
     def settings(self):
         """Returns the train.Config of the run."""
         execution = Execution(dtype=PRECISIONS[self.precision], remat=self.remat_lm, vocab_chunks=self.loss_parts)
-        return _settings(Sizes(**self.shape).model(execution), self.seq, self.batch, mesh=self.mesh,
+        return _settings(self.shape.model(execution), self.seq, self.batch, mesh=self.mesh,
                          accumulate=self.accumulate)
 
 
@@ -86,33 +105,52 @@ def _settings(model, context, batch, **layout):
 
 
 def read(path):
-    """Returns ([Row], {id: reason}) of a JSON table: its rows, and why others cannot be planned."""
+    """Returns ([Row], {row: reason}) of a JSON table: its rows, and why others cannot be planned."""
     try:
         table = json.loads(pathlib.Path(path).read_text())
     except (OSError, ValueError) as error:
         raise config.Error(f'{path} is no table of measured steps ({error}); see docs/planning.md.') from error
+    if not isinstance(table, list):
+        raise config.Error(f'{path} is no list of rows; see docs/planning.md.')
     rows, refused = [], {}
-    for number, fields in enumerate(table):
+    for number, fields in enumerate(table, start=1):
         try:
             rows.append(_row(fields))
-        except (config.Error, AttributeError, TypeError) as error:
-            name = fields.get('id', f'row {number}') if isinstance(fields, dict) else f'row {number}'
-            refused[name] = f'{error}'
+        except config.Error as error:
+            name = fields.get('id') if isinstance(fields, dict) else None
+            refused[f'row {number} ({name})' if name else f'row {number}'] = str(error)
     return rows, refused
 
 
 def _row(fields):
     """Returns the Row of a table's fields, whose model, hardware and mesh exist; fields of other names are remarks."""
-    known = {field.name for field in dataclasses.fields(Row)}
-    for name in fields.keys() - known:
-        if near := difflib.get_close_matches(name, known - fields.keys(), n=1, cutoff=0.8):
-            raise config.Error(f'{name!r} is no field of a row; did you mean {near[0]!r}?')
-    row = Row(**{name: value for name, value in fields.items() if name in known})
-    for value, choices in ((row.precision, PRECISIONS), (Sizes(**row.shape).activation, ACTIVATIONS)):
-        if value not in choices:
-            raise config.Error(f'{value!r} is not planned; there are {", ".join(choices)}.')
-    layout_of(row.settings(), hardware.cluster(row.on).devices)
+    row = _made(Row, 'a row', fields)
+    overrides.check(row)
+    cluster = hardware.cluster(row.on)
+    layout_of(row.settings(), cluster.devices)
     return row
+
+
+def _made(cls, name, fields):
+    """Returns the dataclass `cls` of a JSON object, `shape` and `experts` made first; errors call the object `name`."""
+    if not isinstance(fields, dict):
+        raise config.Error(f'{name} is {fields!r}, not an object of fields; see docs/planning.md.')
+    fields = dict(fields)
+    for inner, kind in ('shape', Sizes), ('experts', Experts):
+        if inner in fields:
+            fields[inner] = _made(kind, inner, fields[inner])
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    for field in fields.keys() - known.keys():
+        if near := difflib.get_close_matches(field, known.keys() - fields.keys(), n=1, cutoff=0.8):
+            raise config.Error(f'{field!r} is no field of {name}; did you mean {near[0]!r}?')
+    absent = [field.name for field in known.values() if field.name not in fields
+              and field.default is field.default_factory is dataclasses.MISSING]
+    if absent:
+        raise config.Error(f'{name} has no {absent[0]!r}; see docs/planning.md.')
+    try:
+        return cls(**{field: value for field, value in fields.items() if field in known})
+    except TypeError as error:  # a text or null where a number is compared
+        raise config.Error(f'{name} has a value of a wrong type: {error}') from error
 
 
 @functools.cache  # tracing a model takes seconds, and many rows have the same
