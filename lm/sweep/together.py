@@ -14,7 +14,7 @@ def train(sweep, chosen, cache):
 
     Raises loop.Preempted when asked to stop, after saving.
     """
-    print(f'{len(chosen)} trials as one program: {", ".join(trial.id for trial in chosen)}', flush=True)
+    print(f'{len(chosen)} trials as one program, from {chosen[0].id} on', flush=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, 'w'))))
         trials, monitors = _open(sweep, chosen, cache, stack)
