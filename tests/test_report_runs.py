@@ -145,3 +145,54 @@ def test_a_noisy_group_has_no_outliers_and_a_wild_value_is_one():
     groups[0][2] = 60.0
     assert [marks.tolist() for marks in statistics.outliers(groups)] == [
         [False, False, True, False, False], [False] * 5, [False] * 5]
+
+
+@pytest.mark.parametrize('value', ['NaN', 'Infinity', '-Infinity', '1e308', '1e400', 'null', '"3.0"', 'true', '[3.0]'])
+def test_a_run_that_ends_at_no_finite_loss_has_failed_and_no_row_before_it_is_read(swept, capsys, value):
+    path = swept / 'b-0' / 'metrics.jsonl'
+    rows = path.read_text().splitlines()
+    path.write_text('\n'.join([*rows[:-1], json.dumps({**json.loads(rows[-1]), 'valid/loss': '@'})]).replace(
+        '"@"', value) + '\n')
+    result = study.read([swept])
+    assert ('b-0', 'failed: loss not finite at step 1000') in result.left_out
+    assert result.families['tokens'].budget == 1000 * 1024
+    assert {c.name: c.verdict for c in result.families['tokens'].compared}['position=Alibi'] == 'undecided'
+    assert report(swept, '--expect', 'alibi < baseline') == 1
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 300
+
+
+def test_another_metric_that_is_not_finite_has_failed(swept):
+    path = swept / 'b-0' / 'metrics.jsonl'
+    before, _, _ = path.read_text().rpartition('"valid/bits_per_byte": ')
+    path.write_text(f'{before}"valid/bits_per_byte": Infinity}}\n')
+    result = study.read([swept], study.Options(metric='valid/bits_per_byte'))
+    assert ('b-0', 'failed: no finite valid/bits_per_byte at its last step') in result.left_out
+
+
+def test_a_large_loss_makes_no_wide_cells(swept):
+    path = swept / 'b-0' / 'metrics.jsonl'
+    before, _, after = path.read_text().rpartition('"valid/loss": ')
+    path.write_text(f'{before}"valid/loss": 1e30, {after.partition(", ")[2]}')
+    rows = show.verdict_rows(study.read([swept]).families['tokens'])
+    assert max(len(cell) for row in rows for cell in row) < 40
+    assert next(row for row in rows if row[0] == 'position=Alibi')[2] == '+2e+29'
+
+
+def test_a_run_counts_once_however_its_directory_is_spelled(swept, monkeypatch):
+    before = study.read([swept], study.Options(baseline='a-0')).families['tokens']
+    monkeypatch.chdir(swept.parent)
+    (swept.parent / 'link').symlink_to(swept)
+    for directories in ([swept, swept], [swept, swept / '..' / swept.name], [swept, swept / 'a-0'],
+                        [swept / 'a-0', swept], [swept, 'link'], [swept.name, f'./{swept.name}/']):
+        result = study.read(directories, study.Options(baseline='a-0'))
+        assert sum(len(variant.trials) for variant in result.variants) == 15
+        assert result.families['tokens'].compared == before.compared
+
+
+def test_a_sweep_given_twice_is_planned_once(swept):
+    (swept / 'sweep.json').write_text(json.dumps({
+        'experiment': 'experiments/x.py', 'config': simulated.CONFIG, 'given': [], 'rule': None,
+        'trials': {**{f'a-{seed}': {'seed': seed, 'data.seed': seed} for seed in range(5)},
+                   'a-9': {'seed': 9, 'data.seed': 9}}}))
+    assert study.read([swept, f'{swept}/../{swept.name}']).left_out == study.read([swept]).left_out == [
+        ('a-9', 'unfinished: not begun')]

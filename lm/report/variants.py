@@ -77,10 +77,11 @@ def _repeated(trials):
 
 
 def _check_distinct(trials):
-    repeated = _repeated(trials)
-    same = [str(trial.directory) for trial in trials if (_identity(trial, ''), trial.seed) in repeated]
-    if same:
-        raise Error(f'{same[0]} and {same[1]} have the same settings and seeds; leave one of them out.')
+    places = {}
+    for trial in trials:
+        first = places.setdefault((_identity(trial, ''), trial.seed), trial.directory)
+        if first != trial.directory:
+            raise Error(f'{first} and {trial.directory} have the same settings and seeds; leave one of them out.')
 
 
 def without(settings, key):
