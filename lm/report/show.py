@@ -87,7 +87,7 @@ def notes(family):
                       *((c.name, c.notes) for c in family.compared),
                       *((name, (text,)) for name, text in (*family.cuts.items(), *family.remarks))]:
         for note in own:
-            about.setdefault(note, []).append(name)
+            about.setdefault(note, {})[name] = None
     return [*(f'{", ".join(names)}: {note}' for note, names in about.items()), *([family.why] if family.why else [])]
 
 
@@ -191,8 +191,13 @@ def losses(score):
     """Returns (number of seeds, mean ± standard deviation) of a Score as text."""
     if not score.losses:
         return '0', ''
-    spread = f'± {score.spread:.4f}' if len(score.losses) > 1 else '(one)'
-    return str(len(score.losses)), f'{score.mean:.4f} {spread}'
+    spread = f'± {_decimals(score.spread)}' if len(score.losses) > 1 else '(one)'
+    return str(len(score.losses)), f'{_decimals(score.mean)} {spread}'
+
+
+def _decimals(value, sign=''):
+    """Returns a loss or a difference of losses as text of bounded width, with four decimals where they fit."""
+    return f'{value:{sign}.4f}' if abs(value) < 1e5 else f'{value:{sign}.4g}'
 
 
 def _verdict(c):
@@ -203,12 +208,12 @@ def _verdict(c):
 
 
 def _numbers(c, times):
-    return (f'{c.difference:+.4f}', _range(c.interval), f'{c.p:.3g}', times,
+    return (_decimals(c.difference, '+'), _range(c.interval), f'{c.p:.3g}', times,
             _range(c.bootstrap), f'{c.effect:+.2f}' if math.isfinite(c.effect) else '-')
 
 
 def _range(bounds):
-    return f'[{bounds[0]:+.4f}, {bounds[1]:+.4f}]' if math.isfinite(bounds[0]) else '-'
+    return f'[{_decimals(bounds[0], "+")}, {_decimals(bounds[1], "+")}]' if math.isfinite(bounds[0]) else '-'
 
 
 def rate_rows(study):
