@@ -28,9 +28,9 @@ def tokens(*directories, **options):
 
 
 @pytest.mark.parametrize('how, text', [
-    (None, 'a run of seed 2/2 is missing'),
-    ({'until': 500}, 'b-2 (unfinished: at step 500 of 1000) is missing'),
-    ({'until': 500, 'bad': True}, 'b-2 (failed: loss not finite at step 500) is missing')])
+    (None, 'a run of seed 2/2 '),
+    ({'until': 500}, 'b-2 (unfinished: at step 500 of 1000) '),
+    ({'until': 500, 'bad': True}, 'b-2 (failed: loss not finite at step 500) ')])
 def test_a_run_missing_at_the_best_rate_is_named_and_no_other_rate_stands_in(tmp_path, capsys, how, text):
     sweep = tmp_path / 'sweep'
     rates(sweep, 'a', {})
@@ -40,7 +40,7 @@ def test_a_run_missing_at_the_best_rate_is_named_and_no_other_rate_stands_in(tmp
     family = tokens(sweep)
     assert family.scores['position=Alibi'].rate == 3e-3
     assert family.compared[0].verdict == 'undecided'
-    assert f'{text} at the rate 0.003, which could be the best; finish it' in show.notes(family)[0]
+    assert f'{text}at the rate 0.003 is missing, where the best rate may lie; finish it' in show.notes(family)[0]
     assert report(sweep, '--expect', 'baseline < alibi') == 1
     capsys.readouterr()
 
@@ -68,7 +68,8 @@ def test_a_run_not_begun_is_missing_like_others(tmp_path):
     result = study.read([sweep])
     family = result.families['tokens']
     assert family.compared[0].verdict == 'undecided'
-    assert 'b-0.003-4 (unfinished: not begun) is missing at the rate 0.003' in ' '.join(show.notes(family))
+    assert ('b-0.003-4 (unfinished: not begun) at the rate 0.003 is missing, where the best rate may lie'
+            in ' '.join(show.notes(family)))
     assert ('b-0.003-4', 'unfinished: not begun') in result.left_out
 
 
@@ -196,3 +197,55 @@ def test_a_sweep_given_twice_is_planned_once(swept):
                    'a-9': {'seed': 9, 'data.seed': 9}}}))
     assert study.read([swept, f'{swept}/../{swept.name}']).left_out == study.read([swept]).left_out == [
         ('a-9', 'unfinished: not begun')]
+
+
+def test_the_runs_missing_at_several_rates_are_one_line(tmp_path):
+    rates(tmp_path, 'a', {})
+    for rate in RATES:
+        for seed in range(4):
+            simulated.write(tmp_path / f'b-{rate}-{seed}', {**BETTER, 'optimizer.peak': rate}, 2.9, seed, until=300)
+    notes = [note for note in show.notes(tokens(tmp_path)) if note.startswith('position=Alibi: no verdict')]
+    runs = ', '.join(f'b-{rate}-0 (unfinished: at step 300 of 1000) and 3 more at the rate {rate}' for rate in RATES)
+    assert notes == [f'position=Alibi: no verdict: {runs} are missing, where the best rate may lie; finish them']
+
+
+@pytest.mark.parametrize('slope, grid, added', [
+    (1, (0.0, 0.1, 0.2), ()), (-1, (0.0, 0.1), (0.2, 0.4)), (-1, (0.0, 0.1, 0.3), (0.9, 2.7)),
+    (1, (0.1, 0.2), (0.05, 0.025))])
+def test_rates_may_begin_at_0(tmp_path, slope, grid, added):
+    key = 'optimizer.weight_decay'
+    for name, change in ('a', {}), ('b', BETTER):
+        simulated.sweep(tmp_path / 'sweep', {f'{name}{value}': ({**change, key: value}, 3.0 + slope * value)
+                                             for value in grid}, seeds=3)
+    scored = tokens(tmp_path / 'sweep', rate=key).scores['baseline']
+    assert scored.rate == grid[0 if slope > 0 else -1]
+    assert scored.add == pytest.approx(added)
+    assert any('tried: add' in note for note in scored.notes) == bool(added)
+
+
+@pytest.mark.parametrize('values, named', [
+    (('Linear', 'Cosine'), 'Cosine'), ((None, 0.1, 0.2), 'None'), ((-0.1, 0.1), '-0.1'), ((0.1, True), 'True')])
+def test_a_swept_rate_that_is_no_number_is_one_line(tmp_path, capsys, values, named):
+    for name, change in ('a', {}), ('b', BETTER):
+        simulated.sweep(tmp_path / 'sweep', {f'{name}{value}': ({**change, 'optimizer.peak': value}, 3.0)
+                                             for value in values}, seeds=2)
+    assert report(tmp_path / 'sweep') == 2
+    error = capsys.readouterr().err
+    assert f'optimizer.peak={named}, which is no learning rate' in error and error.count('\n') == 1
+
+
+def test_a_variant_without_a_rate_stands_beside_a_sweep_of_it(tmp_path, capsys):
+    rates(tmp_path, 'a', {})
+    simulated.sweep(tmp_path, {'b': ({**BETTER, 'optimizer.peak': None}, 2.8)})
+    assert report(tmp_path, '--html', tmp_path / 'x.html') == 0
+    assert tokens(tmp_path).scores['position=Alibi'].rate is None
+    capsys.readouterr()
+
+
+def test_a_baseline_of_one_seed_beside_another_length_of_five_has_no_noise_floor(tmp_path, capsys):
+    simulated.write(tmp_path / 'base-0', {}, 3.0)
+    simulated.sweep(tmp_path, {'long': ({'steps': 2000}, 2.9), 'b': ({**BETTER, 'steps': 2000}, 2.8)})
+    assert report(tmp_path, '--baseline=base-0', '--html', tmp_path / 'x.html') == 0
+    text = capsys.readouterr().out
+    assert 'no noise floor: give --margin to test "no difference"' in text
+    assert 'position=Alibi, steps=2000  better' in text

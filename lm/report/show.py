@@ -71,7 +71,8 @@ def heading(study, family):
     if family.compared:
         count = len(family.compared)
         parts += [f'p by Holm over {count} comparison{"s" * (count > 1)}',
-                  f'"no difference" is within {comparisons.rounded_up(study.margin)}']
+                  f'"no difference" is within {comparisons.rounded_up(study.margin)}' if math.isfinite(study.margin)
+                  else 'without seeds of the baseline no noise floor: give --margin to test "no difference"']
     return '; '.join(parts)
 
 
@@ -226,5 +227,5 @@ def rate_rows(study):
             missing = collections.Counter(t.state for t in trials if t.state != 'finished')
             marks = ['best'] * (rate == score.rate and bool(there.losses))
             marks += [f'{count} {state}' for state, count in missing.items()]
-            rows.append((variant.name, f'{rate:.4g}', *losses(there), ', '.join(marks)))
+            rows.append((variant.name, '' if rate is None else f'{rate:.4g}', *losses(there), ', '.join(marks)))
     return rows
