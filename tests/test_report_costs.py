@@ -3,6 +3,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 import simulated
 from simulated import BETTER, report
@@ -103,6 +104,22 @@ def test_a_gain_beyond_the_lengths_is_a_bound(tmp_path):
     assert family.gains['weight_decay=0.2'] == (0.5, '<', (0.0, 0.5))
     rows = {row[0]: row for row in show.verdict_rows(family)}
     assert rows['position=Alibi'][5] == '>2.00x [2.00, -]'
+
+
+@pytest.mark.parametrize('losses', [{500: 3.0, 1000: 3.1, 2000: 3.2}, {500: 3.2, 1000: 3.0, 2000: 3.1},
+                                    {500: 3.0, 1000: 3.05, 2000: 2.99}])
+def test_losses_that_rise_with_length_make_no_gain(tmp_path, losses):
+    generator = np.random.default_rng(0)
+    for steps, loss in losses.items():
+        for seed in range(4):
+            simulated.write(tmp_path / f'a{steps}-{seed}', {'steps': steps}, loss + 1e-3 * generator.normal(), seed)
+    for seed in range(4):
+        simulated.write(tmp_path / f'b{seed}', BETTER, 2.95 + 1e-3 * generator.normal(), seed)
+    result = study.read([tmp_path], study.Options(baseline='a1000-0'))
+    family = result.families['tokens']
+    assert family.compared[0].verdict == 'better' and family.gains == {}
+    assert show.verdict_rows(family)[1][5] == ''
+    assert "The baseline's final losses rise with its length" in ' '.join(show.footnotes(result, family))
 
 
 def test_from_one_length_only_the_direction_of_a_gain_is_known(swept):

@@ -32,8 +32,8 @@ def _family(family):
              for name, score in family.scores.items()}
     compared = [{JSON.get(name, name): value for name, value in asdict(c).items()} for c in family.compared]
     return {'budget': family.budget, 'why': family.why, 'scores': drawn, 'compared': compared,
-            'gains': {name: gain._asdict() for name, gain in family.gains.items()}, 'cuts': dict(family.cuts),
-            'remarks': family.remarks}
+            'gains': {name: gain._asdict() for name, gain in family.gains.items()}, 'rises': family.rises,
+            'cuts': dict(family.cuts), 'remarks': family.remarks}
 
 
 def as_text(study, outcomes):
@@ -114,6 +114,9 @@ def _gain_note(study, family):
                 f'lengths.{bend}']
     if family.axis != 'tokens':
         return []
+    if family.rises:
+        return ["gain: none. The baseline's final losses rise with its length, so that no longer training reaches a "
+                'lower loss.']
     if study.table.lengths:
         return ['gain: not measured, because runs or rates are missing at the lengths of the baseline (see above).']
     steps = study.variants[0].settings['steps']
@@ -177,7 +180,7 @@ def verdict_rows(family):
 def _times(family, c):
     """Returns the gain of a Comparison as text; from one length of the baseline the direction, '' if undecided."""
     if c.name not in family.gains:
-        whole = family.axis == 'tokens' and c.name not in family.cuts and not family.gains
+        whole = family.axis == 'tokens' and c.name not in family.cuts and not family.gains and not family.rises
         return {comparisons.BETTER: '>1x', comparisons.WORSE: '<1x'}.get(c.verdict, '') if whole else ''
     times, bound, (low, high) = family.gains[c.name]
     return f'{bound}{times:.2f}x [{f"{low:.2f}" if low else "-"}, {f"{high:.2f}" if math.isfinite(high) else "-"}]'
