@@ -249,3 +249,27 @@ def test_a_baseline_of_one_seed_beside_another_length_of_five_has_no_noise_floor
     text = capsys.readouterr().out
     assert 'no noise floor: give --margin to test "no difference"' in text
     assert 'position=Alibi, steps=2000  better' in text
+
+
+@pytest.mark.parametrize('file, content, message', [
+    ('b-0/config.json', b'\xff\xfe', 'is no record of a run'), ('b-0/config.json', b'[]', 'is no record of a run'),
+    ('b-0/config.json', {'command': None}, 'is no record of a run'),
+    ('b-0/config.json', {'command': []}, None), ('b-0/config.json', {'steps': '9'}, "steps='9', which is no positive"),
+    ('b-0/config.json', {'steps': 0}, 'steps=0, which is no positive'),
+    ('sweep.json', b'\xff', 'is no record of a sweep'), ('sweep.json', b'[]', 'is no record of a sweep'),
+    ('sweep.json', {'trials': []}, 'is no record of a sweep'), ('sweep.json', {'trials': None}, 'no record of a sweep'),
+    ('sweep.json', {'trials': {'a-9': None}}, 'is no record of a sweep'),
+    ('b-0/failed.json', b'', None), ('b-0/failed.json', b'{}', None)])
+def test_a_damaged_record_is_one_line_or_a_failed_run(swept, capsys, file, content, message):
+    path = swept / file
+    if isinstance(content, dict):
+        about = json.loads(path.read_text()) if path.exists() else {
+            'experiment': 'experiments/x.py', 'config': simulated.CONFIG, 'given': [], 'rule': None, 'trials': {}}
+        about = {**about, **{key: value for key, value in content.items() if key != 'steps'}}
+        about['config'] = {**about['config'], **{key: value for key, value in content.items() if key == 'steps'}}
+        content = json.dumps(about).encode()
+    path.write_bytes(content)
+    assert report(swept) == (2 if message else 0)
+    said = capsys.readouterr()
+    assert message in said.err and said.err.count('\n') == 1 if message else not said.err
+    assert ('its failed.json cannot be read' in said.out) == file.endswith('failed.json')

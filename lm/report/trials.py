@@ -155,9 +155,10 @@ def sweep(directory):
 def _listing(path, modified):  # read once for all trials of a sweep, and again when it was written to
     try:
         about = json.loads(path.read_text())
-        return {'config': legacy.upgraded(about['config']),
-                **{name: about[name] for name in ('experiment', 'given', 'rule', 'trials')}}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        trials = {name: dict(overrides) for name, overrides in about['trials'].items()}
+        return {'config': legacy.upgraded(about['config']), 'trials': trials,
+                **{name: about[name] for name in ('experiment', 'given', 'rule')}}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Error(f'{path} is no record of a sweep ({error}); give the directories of its trials.') from error
 
 
@@ -166,11 +167,16 @@ def _open(directory, root):
         about = json.loads((directory / 'config.json').read_text())
         flat = flatten(legacy.upgraded(about['config']))
         missing = [key for key in ('steps', 'data.batch', 'data.context') if key not in flat]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        wrong = [key for key in ('steps', 'data.batch', 'data.context') if key in flat and not _count(flat[key])]
+        about['command'] = list(map(str, about['command']))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Error(f'{directory}/config.json is no record of a run ({error}); repair it, or leave the run '
                     'out.') from error
     if missing:
         raise Error(f'{directory}/config.json lacks {", ".join(missing)}; it is no training run.')
+    if wrong:
+        raise Error(f'{directory}/config.json has {wrong[0]}={flat[wrong[0]]!r}, which is no positive number; repair '
+                    'it, or leave the run out.')
     recorded = [{name: _measurable(value) for name, value in record.items()} for record in records.read(directory)]
     seed = tuple(map(flat.get, records.SEEDS))
     failure = directory / 'failed.json'
@@ -178,8 +184,20 @@ def _open(directory, root):
     if state[0] == 'unfinished' and (sweep(directory.parent) or {'rule': None})['rule']:
         state = 'stopped', f"{state[1]}, by its sweep's rule or not yet done"
     if failure.exists():
-        state = 'failed', json.loads(failure.read_text())['error']
+        state = 'failed', _reason(failure)
     return Trial(directory, root, about, variant(flat), seed, recorded, *state)
+
+
+def _count(value):
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _reason(failure):
+    """Returns the error in a failed.json, which a full disk may have cut short."""
+    try:
+        return str(json.loads(failure.read_text())['error'])
+    except (ValueError, KeyError, TypeError):
+        return 'its failed.json cannot be read'
 
 
 def variant(flat):
