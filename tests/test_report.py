@@ -39,7 +39,7 @@ def test_another_baseline_turns_the_verdict_round(swept):
 
 def test_settings_that_only_say_how_to_run_make_no_variant(tmp_path):
     simulated.sweep(tmp_path, {'a': ({}, 3.0), 'b': ({'cadence.eval': 7, 'zero': True}, 3.0)}, seeds=2)
-    with pytest.raises(Error, match='have the same settings and seeds'):
+    with pytest.raises(Error, match='a-0 and .*b-0 have the same settings and seeds'):
         variants.gather(trials.read([tmp_path]), 'optimizer.peak')
 
 
@@ -49,8 +49,6 @@ def test_runs_alike_are_told_apart_by_their_directories(tmp_path):
     found = study.read([tmp_path / 'before', tmp_path / 'after'])
     assert list(verdicts(found).values()) == ['better']
     assert expectations.check(['after < before by 0.05'], found)[0].established
-    with pytest.raises(Error, match='same settings and seeds'):
-        study.read([tmp_path / 'after', tmp_path / 'after'])
 
 
 def test_the_baseline_of_a_sweep_is_the_trial_that_changes_nothing(swept):

@@ -3,6 +3,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 import simulated
 from simulated import BETTER, report
@@ -105,6 +106,22 @@ def test_a_gain_beyond_the_lengths_is_a_bound(tmp_path):
     assert rows['position=Alibi'][5] == '>2.00x [2.00, -]'
 
 
+@pytest.mark.parametrize('losses', [{500: 3.0, 1000: 3.1, 2000: 3.2}, {500: 3.2, 1000: 3.0, 2000: 3.1},
+                                    {500: 3.0, 1000: 3.05, 2000: 2.99}])
+def test_losses_that_rise_with_length_make_no_gain(tmp_path, losses):
+    generator = np.random.default_rng(0)
+    for steps, loss in losses.items():
+        for seed in range(4):
+            simulated.write(tmp_path / f'a{steps}-{seed}', {'steps': steps}, loss + 1e-3 * generator.normal(), seed)
+    for seed in range(4):
+        simulated.write(tmp_path / f'b{seed}', BETTER, 2.95 + 1e-3 * generator.normal(), seed)
+    result = study.read([tmp_path], study.Options(baseline='a1000-0'))
+    family = result.families['tokens']
+    assert family.compared[0].verdict == 'better' and family.gains == {}
+    assert show.verdict_rows(family)[1][5] == ''
+    assert "The baseline's final losses rise with its length" in ' '.join(show.footnotes(result, family))
+
+
 def test_from_one_length_only_the_direction_of_a_gain_is_known(swept):
     found = study.read([swept], study.Options(margin=0.05))
     family = found.families['tokens']
@@ -134,7 +151,7 @@ def test_a_stray_short_run_sets_no_budget_but_its_own(swept):
     assert family.budget == before.budget == 1000 * 1024
     assert family.budgets['depth=9, steps=100'] == 100 * 1024
     assert ('depth=9, steps=100: compared at 102,400 tokens, its end; the baseline is read there before its end at '
-            '1,024,000, while its learning rate has not decayed') in show.notes(family)
+            '1,024,000, while its learning rate has not decayed: no verdict; train both as long') in show.notes(family)
 
 
 def test_losses_on_other_validation_batches_are_another_measurement(tmp_path):
@@ -165,3 +182,29 @@ def test_how_much_text_a_token_holds_is_said_where_it_differs(tmp_path):
     found = study.read([tmp_path])
     assert 'Bytes per token: 1.00 in baseline, 2.00 in tokenizer=Chars' in ' '.join(
         show.footnotes(found, found.families['tokens']))
+
+
+@pytest.mark.parametrize('steps', [{'b': 500}, {'a': 500}])
+def test_no_verdict_rests_on_a_loss_whose_rate_has_not_decayed(tmp_path, capsys, steps):
+    for name, change, loss in ('a', {}, 3.0), ('b', BETTER, 2.5):
+        for seed in range(5):
+            change = {**change, 'steps': steps.get(name, 1000)}
+            simulated.write(tmp_path / f'{name}-{seed}', change, loss + 0.001 * seed + 1e-4 * (-1) ** seed, seed)
+    family = study.read([tmp_path], study.Options(baseline='a-0')).families['tokens']
+    assert family.compared[0].p < 1e-4 and family.compared[0].verdict == 'undecided'
+    assert show.verdict_rows(family)[1][1] == 'undecided: see below'
+    cut = [note for note in show.notes(family) if 'before its end at 1,024,000' in note]
+    assert len(cut) == 1 and cut[0].startswith('position=Alibi')
+    for text in 'b-0 < a-0', 'a-0 > b-0 by 0.1', 'a-0 < b-0', 'b-0 = a-0 within 9':
+        assert report(tmp_path, '--baseline=a-0', '--expect', text) == 1
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('NOT established'))
+        assert 'before its end at 1,024,000, while its learning rate has not decayed' in line
+
+
+def test_a_side_cut_is_named_where_neither_is_the_baseline(tmp_path, capsys):
+    for name, change, steps in ('a', {}, 1000), ('b', BETTER, 1000), ('c', simulated.SAME, 500):
+        for seed in range(3):
+            simulated.write(tmp_path / f'{name}-{seed}', {**change, 'steps': steps}, 3 + 0.001 * seed, seed)
+    assert report(tmp_path, '--baseline=a-0', '--expect', 'c-0 > b-0') == 1
+    assert 'weight_decay=0.2, steps=500 is read' not in (said := capsys.readouterr().out)
+    assert 'position=Alibi: compared at 512,000 tokens, the end of weight_decay=0.2, steps=500; it is read' in said

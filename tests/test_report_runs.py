@@ -28,9 +28,9 @@ def tokens(*directories, **options):
 
 
 @pytest.mark.parametrize('how, text', [
-    (None, 'a run of seed 2/2 is missing'),
-    ({'until': 500}, 'b-2 (unfinished: at step 500 of 1000) is missing'),
-    ({'until': 500, 'bad': True}, 'b-2 (failed: loss not finite at step 500) is missing')])
+    (None, 'a run of seed 2/2 '),
+    ({'until': 500}, 'b-2 (unfinished: at step 500 of 1000) '),
+    ({'until': 500, 'bad': True}, 'b-2 (failed: loss not finite at step 500) ')])
 def test_a_run_missing_at_the_best_rate_is_named_and_no_other_rate_stands_in(tmp_path, capsys, how, text):
     sweep = tmp_path / 'sweep'
     rates(sweep, 'a', {})
@@ -40,7 +40,7 @@ def test_a_run_missing_at_the_best_rate_is_named_and_no_other_rate_stands_in(tmp
     family = tokens(sweep)
     assert family.scores['position=Alibi'].rate == 3e-3
     assert family.compared[0].verdict == 'undecided'
-    assert f'{text} at the rate 0.003, which could be the best; finish it' in show.notes(family)[0]
+    assert f'{text}at the rate 0.003 is missing, where the best rate may lie; finish it' in show.notes(family)[0]
     assert report(sweep, '--expect', 'baseline < alibi') == 1
     capsys.readouterr()
 
@@ -68,7 +68,8 @@ def test_a_run_not_begun_is_missing_like_others(tmp_path):
     result = study.read([sweep])
     family = result.families['tokens']
     assert family.compared[0].verdict == 'undecided'
-    assert 'b-0.003-4 (unfinished: not begun) is missing at the rate 0.003' in ' '.join(show.notes(family))
+    assert ('b-0.003-4 (unfinished: not begun) at the rate 0.003 is missing, where the best rate may lie'
+            in ' '.join(show.notes(family)))
     assert ('b-0.003-4', 'unfinished: not begun') in result.left_out
 
 
@@ -145,3 +146,130 @@ def test_a_noisy_group_has_no_outliers_and_a_wild_value_is_one():
     groups[0][2] = 60.0
     assert [marks.tolist() for marks in statistics.outliers(groups)] == [
         [False, False, True, False, False], [False] * 5, [False] * 5]
+
+
+@pytest.mark.parametrize('value', ['NaN', 'Infinity', '-Infinity', '1e308', '1e400', 'null', '"3.0"', 'true', '[3.0]'])
+def test_a_run_that_ends_at_no_finite_loss_has_failed_and_no_row_before_it_is_read(swept, capsys, value):
+    path = swept / 'b-0' / 'metrics.jsonl'
+    rows = path.read_text().splitlines()
+    path.write_text('\n'.join([*rows[:-1], json.dumps({**json.loads(rows[-1]), 'valid/loss': '@'})]).replace(
+        '"@"', value) + '\n')
+    result = study.read([swept])
+    assert ('b-0', 'failed: loss not finite at step 1000') in result.left_out
+    assert result.families['tokens'].budget == 1000 * 1024
+    assert {c.name: c.verdict for c in result.families['tokens'].compared}['position=Alibi'] == 'undecided'
+    assert report(swept, '--expect', 'alibi < baseline') == 1
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 300
+
+
+def test_another_metric_that_is_not_finite_has_failed(swept):
+    path = swept / 'b-0' / 'metrics.jsonl'
+    before, _, _ = path.read_text().rpartition('"valid/bits_per_byte": ')
+    path.write_text(f'{before}"valid/bits_per_byte": Infinity}}\n')
+    result = study.read([swept], study.Options(metric='valid/bits_per_byte'))
+    assert ('b-0', 'failed: no finite valid/bits_per_byte at its last step') in result.left_out
+
+
+def test_a_large_loss_makes_no_wide_cells(swept):
+    path = swept / 'b-0' / 'metrics.jsonl'
+    before, _, after = path.read_text().rpartition('"valid/loss": ')
+    path.write_text(f'{before}"valid/loss": 1e30, {after.partition(", ")[2]}')
+    rows = show.verdict_rows(study.read([swept]).families['tokens'])
+    assert max(len(cell) for row in rows for cell in row) < 40
+    assert next(row for row in rows if row[0] == 'position=Alibi')[2] == '+2e+29'
+
+
+def test_a_run_counts_once_however_its_directory_is_spelled(swept, monkeypatch):
+    before = study.read([swept], study.Options(baseline='a-0')).families['tokens']
+    monkeypatch.chdir(swept.parent)
+    (swept.parent / 'link').symlink_to(swept)
+    for directories in ([swept, swept], [swept, swept / '..' / swept.name], [swept, swept / 'a-0'],
+                        [swept / 'a-0', swept], [swept, 'link'], [swept.name, f'./{swept.name}/']):
+        result = study.read(directories, study.Options(baseline='a-0'))
+        assert sum(len(variant.trials) for variant in result.variants) == 15
+        assert result.families['tokens'].compared == before.compared
+
+
+def test_a_sweep_given_twice_is_planned_once(swept):
+    (swept / 'sweep.json').write_text(json.dumps({
+        'experiment': 'experiments/x.py', 'config': simulated.CONFIG, 'given': [], 'rule': None,
+        'trials': {**{f'a-{seed}': {'seed': seed, 'data.seed': seed} for seed in range(5)},
+                   'a-9': {'seed': 9, 'data.seed': 9}}}))
+    assert study.read([swept, f'{swept}/../{swept.name}']).left_out == study.read([swept]).left_out == [
+        ('a-9', 'unfinished: not begun')]
+
+
+def test_the_runs_missing_at_several_rates_are_one_line(tmp_path):
+    rates(tmp_path, 'a', {})
+    for rate in RATES:
+        for seed in range(4):
+            simulated.write(tmp_path / f'b-{rate}-{seed}', {**BETTER, 'optimizer.peak': rate}, 2.9, seed, until=300)
+    notes = [note for note in show.notes(tokens(tmp_path)) if note.startswith('position=Alibi: no verdict')]
+    runs = ', '.join(f'b-{rate}-0 (unfinished: at step 300 of 1000) and 3 more at the rate {rate}' for rate in RATES)
+    assert notes == [f'position=Alibi: no verdict: {runs} are missing, where the best rate may lie; finish them']
+
+
+@pytest.mark.parametrize('slope, grid, added', [
+    (1, (0.0, 0.1, 0.2), ()), (-1, (0.0, 0.1), (0.2, 0.4)), (-1, (0.0, 0.1, 0.3), (0.9, 2.7)),
+    (1, (0.1, 0.2), (0.05, 0.025))])
+def test_rates_may_begin_at_0(tmp_path, slope, grid, added):
+    key = 'optimizer.weight_decay'
+    for name, change in ('a', {}), ('b', BETTER):
+        simulated.sweep(tmp_path / 'sweep', {f'{name}{value}': ({**change, key: value}, 3.0 + slope * value)
+                                             for value in grid}, seeds=3)
+    scored = tokens(tmp_path / 'sweep', rate=key).scores['baseline']
+    assert scored.rate == grid[0 if slope > 0 else -1]
+    assert scored.add == pytest.approx(added)
+    assert any('tried: add' in note for note in scored.notes) == bool(added)
+
+
+@pytest.mark.parametrize('values, named', [
+    (('Linear', 'Cosine'), 'Cosine'), ((None, 0.1, 0.2), 'None'), ((-0.1, 0.1), '-0.1'), ((0.1, True), 'True')])
+def test_a_swept_rate_that_is_no_number_is_one_line(tmp_path, capsys, values, named):
+    for name, change in ('a', {}), ('b', BETTER):
+        simulated.sweep(tmp_path / 'sweep', {f'{name}{value}': ({**change, 'optimizer.peak': value}, 3.0)
+                                             for value in values}, seeds=2)
+    assert report(tmp_path / 'sweep') == 2
+    error = capsys.readouterr().err
+    assert f'optimizer.peak={named}, which is no learning rate' in error and error.count('\n') == 1
+
+
+def test_a_variant_without_a_rate_stands_beside_a_sweep_of_it(tmp_path, capsys):
+    rates(tmp_path, 'a', {})
+    simulated.sweep(tmp_path, {'b': ({**BETTER, 'optimizer.peak': None}, 2.8)})
+    assert report(tmp_path, '--html', tmp_path / 'x.html') == 0
+    assert tokens(tmp_path).scores['position=Alibi'].rate is None
+    capsys.readouterr()
+
+
+def test_a_baseline_of_one_seed_beside_another_length_of_five_has_no_noise_floor(tmp_path, capsys):
+    simulated.write(tmp_path / 'base-0', {}, 3.0)
+    simulated.sweep(tmp_path, {'long': ({'steps': 2000}, 2.9), 'b': ({**BETTER, 'steps': 2000}, 2.8)})
+    assert report(tmp_path, '--baseline=base-0', '--html', tmp_path / 'x.html') == 0
+    text = capsys.readouterr().out
+    assert 'no noise floor: give --margin to test "no difference"' in text
+    assert 'position=Alibi, steps=2000  better' in text
+
+
+@pytest.mark.parametrize('file, content, message', [
+    ('b-0/config.json', b'\xff\xfe', 'is no record of a run'), ('b-0/config.json', b'[]', 'is no record of a run'),
+    ('b-0/config.json', {'command': None}, 'is no record of a run'),
+    ('b-0/config.json', {'command': []}, None), ('b-0/config.json', {'steps': '9'}, "steps='9', which is no positive"),
+    ('b-0/config.json', {'steps': 0}, 'steps=0, which is no positive'),
+    ('sweep.json', b'\xff', 'is no record of a sweep'), ('sweep.json', b'[]', 'is no record of a sweep'),
+    ('sweep.json', {'trials': []}, 'is no record of a sweep'), ('sweep.json', {'trials': None}, 'no record of a sweep'),
+    ('sweep.json', {'trials': {'a-9': None}}, 'is no record of a sweep'),
+    ('b-0/failed.json', b'', None), ('b-0/failed.json', b'{}', None)])
+def test_a_damaged_record_is_one_line_or_a_failed_run(swept, capsys, file, content, message):
+    path = swept / file
+    if isinstance(content, dict):
+        about = json.loads(path.read_text()) if path.exists() else {
+            'experiment': 'experiments/x.py', 'config': simulated.CONFIG, 'given': [], 'rule': None, 'trials': {}}
+        about = {**about, **{key: value for key, value in content.items() if key != 'steps'}}
+        about['config'] = {**about['config'], **{key: value for key, value in content.items() if key == 'steps'}}
+        content = json.dumps(about).encode()
+    path.write_bytes(content)
+    assert report(swept) == (2 if message else 0)
+    said = capsys.readouterr()
+    assert message in said.err and said.err.count('\n') == 1 if message else not said.err
+    assert ('its failed.json cannot be read' in said.out) == file.endswith('failed.json')

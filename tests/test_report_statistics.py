@@ -62,11 +62,17 @@ def test_holm_is_statsmodels_holm():
         assert statistics.holm(p) == pytest.approx(multitest.multipletests(p, method='holm')[1], rel=1e-12)
 
 
-def test_effect_is_hedges_g():
-    d = drawn(3, 6) + 1
-    c = comparisons.compare('a', scores(d), scores(np.zeros(6)))
-    correction = math.gamma(5 / 2) / math.gamma(4 / 2) / math.sqrt(5 / 2)
-    assert c.effect == pytest.approx(d.mean() / d.std(ddof=1) * correction)
+def test_the_effect_of_pairs_is_their_mean_in_standard_deviations():
+    a, b = drawn(3, 6) + 1, drawn(4, 6)
+    c = comparisons.compare('a', scores(a), scores(b))
+    assert c.effect == pytest.approx(np.mean(a - b) / np.std(a - b, ddof=1), rel=1e-12)
+
+
+def test_the_effect_without_pairs_is_hedges_g():
+    a, b = drawn(3, 6) + 1, 2 * drawn(4, 4)
+    c = comparisons.compare('a', scores(a), Score(dict(zip(range(100, 104), b, strict=True))))
+    pooled = math.sqrt((((a - a.mean()) ** 2).sum() + ((b - b.mean()) ** 2).sum()) / 8)
+    assert c.effect == pytest.approx((a.mean() - b.mean()) / pooled * math.gamma(4) / math.gamma(3.5) / 2, rel=1e-12)
 
 
 @pytest.mark.parametrize('d, alpha', [(0.5, 0.05), (1.0, 0.0125), (2.0, 0.01)])

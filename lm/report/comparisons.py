@@ -54,11 +54,10 @@ def compare(name, ours, base):
     x, y = (np.array(list(s.losses.values())) for s in (ours, base))
     if len(shared) >= max(2, smaller / 2):
         a, b = (np.array([s.losses[seed] for seed in shared]) for s in (ours, base))
-        moments, spread = statistics.moments(a - b), float(np.std(a - b, ddof=1))
+        moments, effect = statistics.moments(a - b), statistics.effect_paired(a - b)
         bootstrap = statistics.bootstrap(a - b)
     else:
-        shared, moments = [], statistics.welch(x, y)
-        spread = math.sqrt((x.var(ddof=1) + y.var(ddof=1)) / 2)
+        shared, moments, effect = [], statistics.welch(x, y), statistics.effect_unpaired(x, y)
         bootstrap = (math.nan, math.nan)
     mean, error, freedom = map(float, moments)
     below, above = corrections = correct(ours.optimism, base.optimism)
@@ -72,8 +71,7 @@ def compare(name, ours, base):
         mean=float(x.mean()), spread=float(x.std(ddof=1)), difference=mean, error=error, freedom=freedom,
         interval=tuple(map(float, statistics.interval(mean, error, freedom, corrections=corrections))),
         bootstrap=(float(bootstrap[0]) - above, float(bootstrap[1]) + below),
-        effect=statistics.effect(mean, spread, freedom),
-        p_raw=float(statistics.p_two_sided(mean, error, freedom, corrections)), corrections=corrections,
+        effect=effect, p_raw=float(statistics.p_two_sided(mean, error, freedom, corrections)), corrections=corrections,
         notes=(*notes, *_shape(*(np.array(list(s.usual.losses.values())) for s in (ours, base)))))
 
 

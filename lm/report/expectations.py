@@ -56,7 +56,7 @@ def _test(text, study):
         return None, 1.0, notes
     p = (statistics.p_equivalent(c.difference, c.error, c.freedom, size, c.corrections) if form['sign'] == '=' else
          statistics.p_below(c.difference + c.corrections[0], c.error, c.freedom, -size))
-    return c, float(p), [*notes, *c.notes]
+    return c, float(p), [*notes, *(f'{pair.ours.name}: {note}' for note in c.notes)]
 
 
 def _size(form):

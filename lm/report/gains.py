@@ -3,12 +3,13 @@
 A loss within a run is of a learning rate that has not decayed: read there, true gains of 2 came out above 4. Only final
 losses make a gain.
 """
+import itertools
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-from lm.report import statistics
+from lm.report import comparisons, statistics
 
 POINTS = 400  # lengths between the shortest and the longest at which the baseline's loss is interpolated
 POWER = 0.4  # between two lengths, which determine none: off by 2.4% a factor of 2 apart for powers of 0.2 to 0.8
@@ -24,6 +25,18 @@ class Gain(NamedTuple):
     times: float
     bound: str
     interval: tuple
+
+
+def rises(scores):
+    """Returns whether the baseline's final losses, [Score] of ascending lengths, rise with its length.
+
+    They do where the longest ends no lower than the shortest, or one ends above a shorter one by a test at
+    comparisons.ALPHA, divided by the number of pairs (Bonferroni). One length does not rise.
+    """
+    pairs = list(itertools.combinations(scores, 2))
+    tests = [comparisons.compare('', longer, shorter) for shorter, longer in pairs]
+    return bool(pairs) and (scores[-1].mean >= scores[0].mean or any(
+        c.difference > 0 and c.p_raw < comparisons.ALPHA / len(pairs) for c in tests if c))
 
 
 def gain(losses, cost, lengths, corrections=statistics.PLAIN):

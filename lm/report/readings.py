@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lm.report import comparisons, curves, scores
-from lm.report.variants import Variant
+from lm.report.variants import BASELINE, Variant
 
 UNITS = {'tokens': 'tokens', 'flops': 'FLOPs', 'seconds': 'seconds of training'}
 AGREE = 1e-6  # relative difference of budgets that are the same
@@ -59,18 +59,24 @@ class Readings(NamedTuple):
         return Pair(ours, base, budget, self.score(ours, budget), self.score(base, budget))
 
     def compared(self, pair, baseline):
-        """Returns the Comparison of a Pair, not judged yet; None with fewer than two seeds in either."""
+        """Returns the Comparison of a Pair, not judged yet; None with fewer than two seeds in either.
+
+        No verdict is given at equal tokens where one side is read before its end, nor where the two were validated on
+        different batches.
+        """
         c = comparisons.compare(pair.ours.name, pair.score, pair.base_score)
         if c is None:
             return None
+        cut = [self.cut(pair, pair.budget)] * bool(self.cut(pair, pair.budget))
         length = [f'compared with the baseline of {pair.base.name}'] * (pair.base is not baseline)
+        c = replace(c, withheld=c.withheld or bool(cut), notes=(*length, *cut, *c.notes))
         batches = [self._batches(pair.ours, pair.score, pair.budget),
                    self._batches(pair.base, pair.base_score, pair.budget)]
         if len({*batches[0], *batches[1]}) < 2:
-            return replace(c, notes=(*length, *c.notes))
+            return c
         texts = [' and '.join(str(count or 'all') for count in sorted(counts)) for counts in batches]
-        return replace(c, withheld=True, notes=(*length, *c.notes, (
-            f'read where its runs were validated on {texts[0]} batches and the baseline on {texts[1]} '
+        return replace(c, withheld=True, notes=(*c.notes, (
+            f'read where its runs were validated on {texts[0]} batches and {_name(pair.base)} on {texts[1]} '
             '(cadence.eval_batches): another measurement; set cadence.eval_batches=0')))
 
     def _batches(self, variant, score, budget):
@@ -87,9 +93,14 @@ class Readings(NamedTuple):
             return f'compared at {pair.budget:.4g} {UNITS[self.axis]}' if far else ''
         if not cut:
             return ''
-        whose, shorter = ('the baseline', 'its') if cut[0] is pair.base else ('it', "the baseline's")
-        return (f'compared at {pair.budget:,.0f} tokens, {shorter} end; {whose} is read there before its end at '
-                f'{self.end(cut[0]):,.0f}, while its learning rate has not decayed')
+        base = _name(pair.base)
+        whose, shorter = (base, 'its end') if cut[0] is pair.base else ('it', f'the end of {base}')
+        return (f'compared at {pair.budget:,.0f} tokens, {shorter}; {whose} is read there before its end at '
+                f'{self.end(cut[0]):,.0f}, while its learning rate has not decayed: no verdict; train both as long')
+
+
+def _name(variant):
+    return 'the baseline' if variant.name == BASELINE else variant.name
 
 
 def used(variant, score):

@@ -9,7 +9,7 @@ import numpy as np
 
 from lm.report import selection, statistics
 
-LISTED = 3  # runs that a note names
+DOUBLE = 2.0  # the next rate above the highest of two, of which the other is 0
 
 
 class Score(NamedTuple):
@@ -90,31 +90,37 @@ def _missing(groups, close, table):
     present = {rate: {trial.seed for trial in trials} for rate, trials in groups.items()}
     counts = collections.Counter(seed for seeds in present.values() for seed in seeds)
     usual = sorted(seed for seed, count in counts.items() if 2 * count >= len(groups))
-    notes = []
-    for rate in close:
-        lacking = [trial for trial in groups[rate] if trial.seed not in table[rate]]
-        stopped = sum(trial.state == 'stopped' for trial in lacking)
-        runs = [f'{trial.name} ({trial.state}: {trial.why})' for trial in lacking if trial.state != 'stopped']
-        runs += [f'a run of seed {"/".join(map(str, seed))}' for seed in usual if seed not in present[rate]]
-        where = '' if rate is None else f' at the rate {rate:.4g}, which could be the best'
-        if stopped:
-            notes.append(f'no verdict: {stopped} run{"s were" if stopped > 1 else " was"} stopped early{where}, so '
-                         'that the others are no fair sample of seeds')
-        if runs:
-            listed = ' and '.join([*runs[:LISTED], *[f'{len(runs) - LISTED} more'] * (len(runs) > LISTED)])
-            notes.append(f'no verdict: {listed} {"are" if len(runs) > 1 else "is"} missing{where}; finish '
-                         f'{"them" if len(runs) > 1 else "it"}')
+    lacking = {rate: [trial for trial in groups[rate] if trial.seed not in table[rate]] for rate in close}
+    stopped = {rate: sum(trial.state == 'stopped' for trial in trials) for rate, trials in lacking.items()}
+    runs = {rate: [*(f'{trial.name} ({trial.state}: {trial.why})' for trial in trials if trial.state != 'stopped'),
+                   *(f'a run of seed {"/".join(map(str, seed))}' for seed in usual if seed not in present[rate])]
+            for rate, trials in lacking.items()}
+    notes, where = [], '' if None in groups else ', where the best rate may lie'
+    if count := sum(stopped.values()):
+        listed = ', '.join(f'{some} run{"s" * (some > 1)}{_at(rate)}' for rate, some in stopped.items() if some)
+        notes.append(f'no verdict: {listed} {"were" if count > 1 else "was"} stopped early{where}, so that the others '
+                     'are no fair sample of seeds')
+    if count := sum(map(len, runs.values())):
+        listed = ', '.join(f'{some[0]}{f" and {len(some) - 1} more" * (len(some) > 1)}{_at(rate)}'
+                           for rate, some in runs.items() if some)
+        notes.append(f'no verdict: {listed} {"are" if count > 1 else "is"} missing{where}; finish '
+                     f'{"them" if count > 1 else "it"}')
     return tuple(notes)
+
+
+def _at(rate):
+    return '' if rate is None else f' at the rate {rate:.4g}'
 
 
 def _edge(rates, best):
     """Returns (notes, rates to try next) if the best rate is the lowest or the highest of several, else ((), ())."""
-    if len(rates) < 2:
+    if len(rates) < 2 or not best:
         return (), ()
-    ratio = rates[1] / rates[0] if best == rates[0] else rates[-1] / rates[-2]
-    if best == rates[0] and best > 0:
+    if best == rates[0]:
+        ratio = rates[1] / rates[0]
         side, add = 'lowest', (best / ratio, best / ratio ** 2)
     elif best == rates[-1]:
+        ratio = rates[-1] / rates[-2] if rates[-2] else DOUBLE
         side, add = 'highest', (best * ratio, best * ratio ** 2)
     else:
         return (), ()

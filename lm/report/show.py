@@ -32,8 +32,8 @@ def _family(family):
              for name, score in family.scores.items()}
     compared = [{JSON.get(name, name): value for name, value in asdict(c).items()} for c in family.compared]
     return {'budget': family.budget, 'why': family.why, 'scores': drawn, 'compared': compared,
-            'gains': {name: gain._asdict() for name, gain in family.gains.items()}, 'cuts': dict(family.cuts),
-            'remarks': family.remarks}
+            'gains': {name: gain._asdict() for name, gain in family.gains.items()}, 'rises': family.rises,
+            'cuts': dict(family.cuts), 'remarks': family.remarks}
 
 
 def as_text(study, outcomes):
@@ -71,7 +71,8 @@ def heading(study, family):
     if family.compared:
         count = len(family.compared)
         parts += [f'p by Holm over {count} comparison{"s" * (count > 1)}',
-                  f'"no difference" is within {comparisons.rounded_up(study.margin)}']
+                  f'"no difference" is within {comparisons.rounded_up(study.margin)}' if math.isfinite(study.margin)
+                  else 'without seeds of the baseline no noise floor: give --margin to test "no difference"']
     return '; '.join(parts)
 
 
@@ -87,7 +88,7 @@ def notes(family):
                       *((c.name, c.notes) for c in family.compared),
                       *((name, (text,)) for name, text in (*family.cuts.items(), *family.remarks))]:
         for note in own:
-            about.setdefault(note, []).append(name)
+            about.setdefault(note, {})[name] = None
     return [*(f'{", ".join(names)}: {note}' for note, names in about.items()), *([family.why] if family.why else [])]
 
 
@@ -113,6 +114,9 @@ def _gain_note(study, family):
                 f'lengths.{bend}']
     if family.axis != 'tokens':
         return []
+    if family.rises:
+        return ["gain: none. The baseline's final losses rise with its length, so that no longer training reaches a "
+                'lower loss.']
     if study.table.lengths:
         return ['gain: not measured, because runs or rates are missing at the lengths of the baseline (see above).']
     steps = study.variants[0].settings['steps']
@@ -176,7 +180,7 @@ def verdict_rows(family):
 def _times(family, c):
     """Returns the gain of a Comparison as text; from one length of the baseline the direction, '' if undecided."""
     if c.name not in family.gains:
-        whole = family.axis == 'tokens' and c.name not in family.cuts and not family.gains
+        whole = family.axis == 'tokens' and c.name not in family.cuts and not family.gains and not family.rises
         return {comparisons.BETTER: '>1x', comparisons.WORSE: '<1x'}.get(c.verdict, '') if whole else ''
     times, bound, (low, high) = family.gains[c.name]
     return f'{bound}{times:.2f}x [{f"{low:.2f}" if low else "-"}, {f"{high:.2f}" if math.isfinite(high) else "-"}]'
@@ -191,8 +195,13 @@ def losses(score):
     """Returns (number of seeds, mean ± standard deviation) of a Score as text."""
     if not score.losses:
         return '0', ''
-    spread = f'± {score.spread:.4f}' if len(score.losses) > 1 else '(one)'
-    return str(len(score.losses)), f'{score.mean:.4f} {spread}'
+    spread = f'± {_decimals(score.spread)}' if len(score.losses) > 1 else '(one)'
+    return str(len(score.losses)), f'{_decimals(score.mean)} {spread}'
+
+
+def _decimals(value, sign=''):
+    """Returns a loss or a difference of losses as text of bounded width, with four decimals where they fit."""
+    return f'{value:{sign}.4f}' if abs(value) < 1e5 else f'{value:{sign}.4g}'
 
 
 def _verdict(c):
@@ -203,12 +212,12 @@ def _verdict(c):
 
 
 def _numbers(c, times):
-    return (f'{c.difference:+.4f}', _range(c.interval), f'{c.p:.3g}', times,
+    return (_decimals(c.difference, '+'), _range(c.interval), f'{c.p:.3g}', times,
             _range(c.bootstrap), f'{c.effect:+.2f}' if math.isfinite(c.effect) else '-')
 
 
 def _range(bounds):
-    return f'[{bounds[0]:+.4f}, {bounds[1]:+.4f}]' if math.isfinite(bounds[0]) else '-'
+    return f'[{_decimals(bounds[0], "+")}, {_decimals(bounds[1], "+")}]' if math.isfinite(bounds[0]) else '-'
 
 
 def rate_rows(study):
@@ -221,5 +230,5 @@ def rate_rows(study):
             missing = collections.Counter(t.state for t in trials if t.state != 'finished')
             marks = ['best'] * (rate == score.rate and bool(there.losses))
             marks += [f'{count} {state}' for state, count in missing.items()]
-            rows.append((variant.name, f'{rate:.4g}', *losses(there), ', '.join(marks)))
+            rows.append((variant.name, '' if rate is None else f'{rate:.4g}', *losses(there), ', '.join(marks)))
     return rows

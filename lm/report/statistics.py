@@ -115,14 +115,18 @@ def _resamples(n):
     return counts[kept], ways[kept] / ways[kept].sum()
 
 
-def effect(mean, spread, freedom):
-    """Returns mean / spread with Hedges' small-sample correction for `freedom`; NaN without spread.
+def effect_paired(x):
+    """Returns d_z of paired differences x [n]: their mean in their standard deviations; NaN without spread."""
+    spread = x.std(ddof=1)
+    return float(x.mean() / spread) if spread > 0 else math.nan
 
-    It is d_z where the spread is that of the differences of pairs, Hedges' g where it is that within two groups.
-    """
-    shrink = np.exp(special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2)) / np.sqrt(freedom / 2) \
-        if freedom > 1 else math.nan
-    return mean / spread * shrink if spread > 0 else math.nan
+
+def effect_unpaired(x, y):
+    """Returns Hedges' g of groups x [n] and y [m] (Hedges 1981, the exact correction); NaN without spread."""
+    freedom = len(x) + len(y) - 2
+    spread = math.sqrt((x.var(ddof=1) * (len(x) - 1) + y.var(ddof=1) * (len(y) - 1)) / freedom)
+    shrink = math.exp(math.lgamma(freedom / 2) - math.lgamma((freedom - 1) / 2)) / math.sqrt(freedom / 2)
+    return float((x.mean() - y.mean()) / spread * shrink) if spread > 0 else math.nan
 
 
 def skewness(x):

@@ -58,6 +58,7 @@ class Study:
 
 def read(directories, options=Options()):
     """Returns the Study of run directories; raises config.Error where nothing in them can be compared."""
+    directories = trials.distinct(directories)
     runs = trials.read(directories)
     _check_options(options, runs)
     metric = _metric(runs, options.metric)

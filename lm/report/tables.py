@@ -19,8 +19,8 @@ class Family(NamedTuple):
 
     scores: {variant: Score} at the cost in `budgets`, {variant: cost}; `budget` is that of the baseline. compared:
     [Comparison]. gains: {variant: Gain}. why: why it cannot be judged, or ''. lengths: names of the variants that are
-    the baseline at another length. cuts: {variant: that it, or the baseline, is read before its end}. remarks:
-    [(variant, text)] on outliers.
+    the baseline at another length. rises: whether its final losses rise with its length, so that there is no gain.
+    cuts: {variant: that it, or the baseline, is read before its end}. remarks: [(variant, text)] on outliers.
     """
 
     axis: str
@@ -31,6 +31,7 @@ class Family(NamedTuple):
     why: str = ''
     budgets: Mapping = MappingProxyType({})
     lengths: tuple = ()
+    rises: bool = False
     cuts: Mapping = MappingProxyType({})
     remarks: tuple = ()
 
@@ -107,9 +108,11 @@ class Table(NamedTuple):
             outliers=scores[pair.base.name].outliers)) for pair in pairs]
         cuts = {pair.ours.name: text for pair in pairs
                 if pair.score.losses and (text := readings.cut(pair, budget))}
+        lengths = self._final(readings)
+        rises = gains.rises([score for _, score in lengths])
         return Family(axis, budget, scores, [c for pair in pairs if (c := readings.compared(pair, base))],
-                      self._gains(readings), self._why(axis, scores), budgets,
-                      tuple(length.name for length in self.lengths), cuts, tuple(remarks))
+                      {} if rises else self._gains(readings, lengths), self._why(axis, scores), budgets,
+                      tuple(length.name for length in self.lengths), rises, cuts, tuple(remarks))
 
     def _outliers(self, scores):
         """Returns {variant: Score} with the outliers in their place, and remarks on them."""
@@ -125,10 +128,13 @@ class Table(NamedTuple):
                          'other seeds: an outlier, which widens the interval') for seed, run in far.items()]
         return marked, remarks
 
-    def _gains(self, readings):
+    def _final(self, readings):
+        """Returns [(cost, Score)] of the baseline at the end of each of its lengths, the shortest first."""
+        return sorted(((cost, score) for cost, score in map(readings.final, [self.variants[0], *self.lengths])
+                       if score.losses and not score.notes and math.isfinite(cost)), key=lambda length: length[0])
+
+    def _gains(self, readings, lengths):
         """Returns {variant: Gain} over the final losses of the baseline's lengths, {} from one length."""
-        lengths = [(cost, score) for cost, score in map(readings.final, [self.variants[0], *self.lengths])
-                   if score.losses and not score.notes and math.isfinite(cost)]
         if len(lengths) < 2:
             return {}
         least, most = zip(*(score.optimism for _, score in lengths), strict=True)

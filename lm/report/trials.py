@@ -10,6 +10,8 @@ import numpy as np
 from lm import records
 from lm.config import Error, legacy
 
+LARGEST = float(np.finfo(np.float32).max)  # of a loss, which is computed in float32
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -65,15 +67,24 @@ class Trial:
 
 
 def read(directories):
-    """Returns the [Trial] of run directories, or of directories of runs such as a sweep's.
+    """Returns the [Trial] of run directories, or of directories of runs such as a sweep's, each once.
 
     Raises config.Error where there is none.
     """
-    trials = [trial for root in directories for trial in _within(Path(root))]
+    trials = {}
+    for trial in (trial for root in distinct(directories) for trial in _within(Path(root))):
+        place = trial.directory.resolve()
+        if place not in trials or trials[place].root == trials[place].directory:  # of a sweep rather than by itself
+            trials[place] = trial
     if not trials:
         raise Error(f'no run in {", ".join(map(str, directories)) or "no directory"}; '
                     'give the --workdir of an `lm train`, or the directory of a sweep.')
-    return trials
+    return list(trials.values())
+
+
+def distinct(directories):
+    """Returns directories, each once as it is first spelled."""
+    return list({Path(directory).resolve(): directory for directory in reversed(directories)}.values())[::-1]
 
 
 def _within(root):
@@ -100,7 +111,8 @@ def measured(trials, metric):
 
 def waiting(directories):
     """Returns the names of trials that sweeps list and that have not begun."""
-    return [name for directory in map(Path, directories) for name in (sweep(directory) or {'trials': ()})['trials']
+    return [name for directory in map(Path, distinct(directories))
+            for name in (sweep(directory) or {'trials': ()})['trials']
             if not (directory / name / 'config.json').exists()]
 
 
@@ -143,9 +155,10 @@ def sweep(directory):
 def _listing(path, modified):  # read once for all trials of a sweep, and again when it was written to
     try:
         about = json.loads(path.read_text())
-        return {'config': legacy.upgraded(about['config']),
-                **{name: about[name] for name in ('experiment', 'given', 'rule', 'trials')}}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        trials = {name: dict(overrides) for name, overrides in about['trials'].items()}
+        return {'config': legacy.upgraded(about['config']), 'trials': trials,
+                **{name: about[name] for name in ('experiment', 'given', 'rule')}}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Error(f'{path} is no record of a sweep ({error}); give the directories of its trials.') from error
 
 
@@ -154,26 +167,49 @@ def _open(directory, root):
         about = json.loads((directory / 'config.json').read_text())
         flat = flatten(legacy.upgraded(about['config']))
         missing = [key for key in ('steps', 'data.batch', 'data.context') if key not in flat]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        wrong = [key for key in ('steps', 'data.batch', 'data.context') if key in flat and not _count(flat[key])]
+        about['command'] = list(map(str, about['command']))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Error(f'{directory}/config.json is no record of a run ({error}); repair it, or leave the run '
                     'out.') from error
     if missing:
         raise Error(f'{directory}/config.json lacks {", ".join(missing)}; it is no training run.')
-    recorded = records.read(directory)
+    if wrong:
+        raise Error(f'{directory}/config.json has {wrong[0]}={flat[wrong[0]]!r}, which is no positive number; repair '
+                    'it, or leave the run out.')
+    recorded = [{name: _measurable(value) for name, value in record.items()} for record in records.read(directory)]
     seed = tuple(map(flat.get, records.SEEDS))
     failure = directory / 'failed.json'
     state = _state(recorded, flat['steps'])
     if state[0] == 'unfinished' and (sweep(directory.parent) or {'rule': None})['rule']:
         state = 'stopped', f"{state[1]}, by its sweep's rule or not yet done"
     if failure.exists():
-        state = 'failed', json.loads(failure.read_text())['error']
+        state = 'failed', _reason(failure)
     return Trial(directory, root, about, variant(flat), seed, recorded, *state)
+
+
+def _count(value):
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _reason(failure):
+    """Returns the error in a failed.json, which a full disk may have cut short."""
+    try:
+        return str(json.loads(failure.read_text())['error'])
+    except (ValueError, KeyError, TypeError):
+        return 'its failed.json cannot be read'
 
 
 def variant(flat):
     """Returns {dotted key: value} without seeds and without what affects no result."""
     return {key: value for key, value in flat.items()
             if key not in records.SEEDS and not records.free(key)}
+
+
+def _measurable(value):
+    """Returns a recorded value, None for one that is no finite number of a loss's precision."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
+    return value if known else None
 
 
 def _state(records, steps):

@@ -1,6 +1,7 @@
 """Trials grouped into variants: those that differ only in seeds and, where it is swept, in the learning rate."""
 import collections
 import json
+import math
 from dataclasses import dataclass, replace
 
 from lm.config import ABSENT, Error
@@ -38,7 +39,8 @@ def gather(trials, rate_key, baseline='', first=None):
 
     Several values of `rate_key` within a variant are its learning rates; where nothing else differs they are variants.
     Where runs have the same settings and seeds, their directories count as settings, so that versions of the code can
-    be compared. Raises config.Error for two such runs in one directory, and for an unknown baseline.
+    be compared. Raises config.Error for two such runs in one directory, for an unknown baseline, and for a swept
+    rate that is no number.
     """
     if _repeated(trials):
         trials = [replace(trial, settings={**trial.settings, 'directory': str(trial.root)}) for trial in trials]
@@ -47,6 +49,8 @@ def gather(trials, rate_key, baseline='', first=None):
     groups = {}
     for trial in sorted(trials, key=lambda trial: trial.name != first):
         groups.setdefault(_identity(trial, rate_key), []).append(trial)
+    for group in groups.values():
+        _check_rates(group, rate_key)
     variants = named([Variant('', without(group[0].settings, rate_key), tuple(group), rate_key)
                       for group in groups.values()])
     if not baseline:
@@ -70,6 +74,16 @@ def _swept(trials, rate_key):
     return len(rates) > 1 and max(map(len, rates.values())) > 1
 
 
+def _check_rates(trials, rate_key):
+    """Raises config.Error where the trials of a variant differ in a rate that is no number, or is below 0."""
+    rates = {repr(trial.settings.get(rate_key)): trial for trial in trials}
+    for trial in rates.values() if len(rates) > 1 else ():
+        rate = trial.settings.get(rate_key)
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < math.inf:
+            raise Error(f'{trial.directory} has {rate_key}={rate}, which is no learning rate; leave it out, or give '
+                        'the key of the learning rate as --rate.')
+
+
 def _repeated(trials):
     """Returns the {(settings, seed)} of which there are several trials."""
     counts = collections.Counter((_identity(trial, ''), trial.seed) for trial in trials)
@@ -77,10 +91,11 @@ def _repeated(trials):
 
 
 def _check_distinct(trials):
-    repeated = _repeated(trials)
-    same = [str(trial.directory) for trial in trials if (_identity(trial, ''), trial.seed) in repeated]
-    if same:
-        raise Error(f'{same[0]} and {same[1]} have the same settings and seeds; leave one of them out.')
+    places = {}
+    for trial in trials:
+        first = places.setdefault((_identity(trial, ''), trial.seed), trial.directory)
+        if first != trial.directory:
+            raise Error(f'{first} and {trial.directory} have the same settings and seeds; leave one of them out.')
 
 
 def without(settings, key):
