@@ -38,10 +38,11 @@ class Law(NamedTuple):
         return self.beta / (self.alpha + self.beta)
 
     def optimum(self, flops):
-        """Returns the compute-optimal (N, D): of least loss with FLOPS * N * D = `flops`."""
-        ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
-        product = flops / FLOPS
-        return ratio * product ** self.share, product ** (1 - self.share) / ratio
+        """Returns the compute-optimal (N, D): of least loss with FLOPS * N * D = `flops`, and neither below 1."""
+        product = np.log(flops / FLOPS)
+        ratio = np.log(self.alpha * self.A / (self.beta * self.B)) / (self.alpha + self.beta)
+        n = np.clip(ratio + product * self.share, 0, product)  # where an exponent is near 0, the least may be anywhere
+        return np.exp(n), np.exp(product - n)
 
 
 class Fit(NamedTuple):
@@ -106,7 +107,7 @@ def fit(n, d, loss, resamples=1000):
     freedom = len(target) - len(Law._fields)
     limit = max(FAR, stats.t.isf(0.0005 / len(target), freedom)) * max(DELTA, residuals.spread(residual))
     kept = np.abs(logs - fitted[point]) <= limit
-    residual = np.where(np.abs(residual) > limit, weights * residual, residual)  # an outlier errs as far as it weighs
+    residual = np.clip(residual, -limit, limit)  # an outlier is resampled as the largest error that is none
     drawn = residuals.wild(residuals.freed(residual, hats, groups, 1), axis, groups, resamples)
     own = residuals.freed(residual, hats, np.arange(len(target)), 0.5)
     delta *= np.sqrt(np.mean(drawn ** 2) / max(np.mean(own ** 2), 1e-300))  # in proportion to the errors drawn
