@@ -107,13 +107,14 @@ def fit(n, d, loss, resamples=1000):
     freedom = len(target) - len(Law._fields)
     limit = max(FAR, stats.t.isf(0.0005 / len(target), freedom)) * max(DELTA, residuals.spread(residual))
     kept = np.abs(logs - fitted[point]) <= limit
-    residual = np.clip(residual, -limit, limit)  # an outlier is resampled as the largest error that is none
+    seeds = point[kept]
+    counts = np.bincount(seeds, minlength=len(target))
+    middle = np.bincount(seeds, logs[kept], len(target)) / np.maximum(1, counts)
+    residual = np.where(counts, middle - fitted, np.clip(residual, -limit, limit))  # of outliers: the largest of none
     drawn = residuals.wild(residuals.freed(residual, hats, groups, 1), axis, groups, resamples)
     own = residuals.freed(residual, hats, np.arange(len(target)), 0.5)
     delta *= np.sqrt(np.mean(drawn ** 2) / max(np.mean(own ** 2), 1e-300))  # in proportion to the errors drawn
     resampled = _descend(np.repeat(theta, resamples, 0), sizes, fitted + drawn, delta)[0]
-    seeds = point[kept]
-    middle = np.bincount(seeds, logs[kept], len(target)) / np.maximum(1, np.bincount(seeds, minlength=len(target)))
     return Fit(Law(*(float(x[0]) for x in _law(theta, centre))), _law(resampled, centre),
                deviations=logs[kept] - middle[seeds] + own[seeds], outliers=~kept, axis=axis,
                reach=float(FLOPS * np.max(n * d)))
