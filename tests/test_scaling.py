@@ -68,14 +68,16 @@ def decoder(width):
     return Decoder(vocab=258, depth=2, width=width, layer=Layer(Attention(heads=2)))
 
 
-def sizes(directory, widths=(32, 64, 128, 256), lengths=(200, 400, 800, 1600), noise=0.003, **how):
-    """Writes runs of a law, one of them failed, and one twice at a worse rate."""
-    draw = np.random.default_rng(0)
+def sizes(directory, widths=(32, 64, 128, 256), lengths=(200, 400, 800, 1600), noise=0.003, law=SMALL, name='', seed=0,
+          **how):
+    """Writes runs of a law, one for each width and length."""
+    draw = np.random.default_rng(seed)
     for width in widths:
         n = points.count(decoder(width))
         for steps in lengths:
-            loss = SMALL.loss(n, steps * 1024) * np.exp(noise * draw.normal())
-            simulated.write(directory / f'{width}-{steps}', {'model.width': width, 'steps': steps, **TEXT}, loss, **how)
+            loss = law.loss(n, steps * 1024) * np.exp(noise * draw.normal())
+            changes = {'model.width': width, 'steps': steps, **TEXT}
+            simulated.write(directory / f'{width}-{steps}{name}', changes, loss, seed, **how)
     return directory
 
 
@@ -125,7 +127,58 @@ def test_outliers_and_what_they_change_are_named(tmp_path, capsys):
     assert 'Outliers, too far from the law to be of it: far (+' in text
     without = laws.fit(*points.read([sizes(tmp_path / 'clean')])[1:4], resamples=1).law
     assert f'Without them E is {without.E:.3g}' in text
+    assert 'runs deviate 0.1' in text
     assert 'itself errs' not in text
+
+
+def test_a_lucky_seed_does_not_beat_more_seeds(tmp_path, capsys):
+    for seed in range(3):
+        sizes(tmp_path / 'sweep', seed=seed, name=f'-{seed}')
+    for steps in (200, 400):
+        lucky = {'model.width': 32, 'steps': steps, 'optimizer.peak': 0.03, **TEXT}
+        simulated.write(tmp_path / 'sweep' / f'lucky-{steps}', lucky, 1.5, seed=7)
+    runs = points.read([tmp_path / 'sweep'])
+    assert len(runs.n) == 48 and dict(runs.left_out) == {f'lucky-{steps}': points.BETTER for steps in (200, 400)}
+    assert cli.main(['scaling', str(tmp_path / 'sweep')]) == 0
+    assert '2 runs left out are of lower loss than the settings taken' in capsys.readouterr().out
+
+
+def test_one_directory_under_two_names_counts_once(swept):
+    runs = points.read([swept, f'{swept}/../{swept.name}', swept / '256-1600'])
+    assert len(runs.n) == 16 and [name for name, _ in runs.left_out] == ['broken', 'worse']
+
+
+@pytest.mark.parametrize('value, why', [
+    ('NaN', 'valid/loss is not finite at its end'), ('Infinity', 'valid/loss is not finite at its end'),
+    ('null', 'failed: loss not finite at step 400'), ('-1.5', 'valid/loss is -1.5 at its end; the law is of the log'),
+    ('0.0', 'valid/loss is 0 at its end; the law is of the log'), ('"x"', "valid/loss is 'x' at its end, no number"),
+])
+def test_odd_losses_are_left_out_by_name(tmp_path, capsys, value, why):
+    metrics = sizes(tmp_path / 'sweep') / '128-400' / 'metrics.jsonl'
+    *rows, last = metrics.read_text().splitlines()
+    last = json.dumps(json.loads(last) | {'valid/loss': '@'}).replace('"@"', value)
+    metrics.write_text('\n'.join([*rows, last, '']))
+    assert cli.main(['scaling', str(tmp_path / 'sweep'), '--json']) == 0
+    ((name, reason),) = json.loads(capsys.readouterr().out)['left']
+    assert name == '128-400' and reason.startswith(why)
+
+
+def test_losses_that_rise_with_size_have_no_best(tmp_path, capsys):
+    folder, rising = tmp_path / 'sweep', laws.Law(6, -40, 0.35, -300, 0.4)
+    assert cli.main(['scaling', str(sizes(folder, law=rising)), '--budget=1e16', f'--html={tmp_path}/x.html']) == 0
+    text = capsys.readouterr().out
+    assert text.count('1e+16 FLOPs have no compute-optimal N and D by this law') == 1
+
+
+@pytest.mark.parametrize('asked, noted', [
+    ('N=100,D=100', ['The smallest N of the runs is 330 times', 'The smallest D of the runs is 2.05e+03 times']),
+    ('N=1e9,D=1e3', ['610 times the largest N of the runs', 'The smallest D of the runs is 205 times']),
+    ('N=2e5,D=1e6', []),
+])
+def test_what_no_run_is_near_is_noted(swept, capsys, asked, noted):
+    assert cli.main(['scaling', str(swept), f'--at={asked}', '--json']) == 0
+    notes = [note for note in json.loads(capsys.readouterr().out)['notes'] if 'no run tells of the law there' in note]
+    assert len(notes) == len(noted) and all(map(str.startswith, notes, noted))
 
 
 def test_seeds_do_not_make_up_for_sizes(tmp_path):
@@ -166,6 +219,11 @@ def test_runs_that_do_not_compare_are_refused(swept, tmp_path):
     ('--at=N=1e9', 'is no size and length; write it as N=1e9,D=2e10'),
     ('--at=N=1e9,D=-1', 'is no size and length'),
     ('--predict=model.width', 'is no list of overrides'),
+    ("--predict=model.width='512", 'is no list of overrides'),
+    ('--at=N=1e200,D=1e200', 'is no size and length'),
+    ('--at=N=1e-300,D=1e9', 'is no size and length'),
+    ('--at=N=1e9,N=1e8,D=1e9', 'is no size and length'),
+    ('--budget=1', 'is no number of FLOPs'),
     ('--predict=model.widht=3', "did you mean 'model.width'"),
     ('--budget=-1', 'is no number of FLOPs'),
     ('--html=/nowhere/x.html', 'cannot write /nowhere/x.html: No such file or directory; give another --html'),

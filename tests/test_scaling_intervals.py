@@ -27,6 +27,37 @@ def test_intervals_hold_coefficients_with_seeds_and_uneven_noise():
     assert shares.min() > 0.8 and shares.mean() < 0.99
 
 
+@pytest.mark.parametrize('name', ['floor', 'outlier'])
+def test_intervals_hold_coefficients_near_the_floor_and_beside_an_outlier(name):
+    shares = coverage(published.designs()[name], 1, 20, 100)
+    assert shares.min() >= 0.8  # 20 draws of 93% are fewer than 16 once in 100; the lowest of others once bounded E
+
+
+@pytest.mark.parametrize('seeds', [1, 3])
+def test_an_outlier_widens_nothing(seeds):
+    design = published.designs()['outlier']
+    clean, off = (laws.fit(*published.drawn((*design[:4], error), seeds, np.random.default_rng(0)), resamples=200)
+                  for error in (1e-9, np.log(3)))
+    assert off.outliers.sum() == 1 and not clean.outliers.any()
+    assert off.noise == pytest.approx(clean.noise, rel=0.1)
+    for value in ('E', 'alpha', 'beta'):
+        widths = [np.ptp(fit.interval(getattr(fit.resampled, value))) for fit in (clean, off)]
+        assert widths[1] == pytest.approx(widths[0], rel=0.35)
+    widths = [np.ptp(fit.predict(1e10, 1e11)[1]) for fit in (clean, off)]
+    assert widths[1] == pytest.approx(widths[0], rel=0.2)
+
+
+def test_no_resample_bounds_another():
+    n, d = published.grid(5, 5)
+    target = np.log(published.BESIROGLU.loss(n, d))
+    sizes = np.log(n / 8e8), np.log(d / 2e10)
+    start = laws._starts(target)[:1]
+    alone = laws._descend(start, sizes, target[None], laws.DELTA)[0]
+    beside = laws._descend(start.repeat(2, 0), sizes, np.stack([target, target - 9]), laws.DELTA)[0]
+    np.testing.assert_allclose(beside[0], alone[0], atol=1e-5)
+    np.testing.assert_allclose(beside[1] + [9, 9, 9, 0, 0], alone[0], atol=1e-5)
+
+
 @pytest.mark.skipif(not NIGHTLY, reason='minutes: LM_NIGHTLY=1')
 @pytest.mark.parametrize('seeds', [1, 3])
 @pytest.mark.parametrize('name', published.designs())

@@ -38,16 +38,17 @@ class Law(NamedTuple):
         return self.beta / (self.alpha + self.beta)
 
     def optimum(self, flops):
-        """Returns the compute-optimal (N, D): of least loss with FLOPS * N * D = `flops`."""
-        ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
-        product = flops / FLOPS
-        return ratio * product ** self.share, product ** (1 - self.share) / ratio
+        """Returns the compute-optimal (N, D): of least loss with FLOPS * N * D = `flops`, and neither below 1."""
+        product = np.log(flops / FLOPS)
+        ratio = np.log(self.alpha * self.A / (self.beta * self.B)) / (self.alpha + self.beta)
+        n = np.clip(ratio + product * self.share, 0, product)  # where an exponent is near 0, the least may be anywhere
+        return np.exp(n), np.exp(product - n)
 
 
 class Fit(NamedTuple):
     """A fitted law, the laws [R] of its bootstrap resamples, and how runs deviate from it.
 
-    deviations: of the log loss of each run [P]. outliers: which runs [P] are too far from the law to be of it. axis: of
+    outliers: which runs [P] are too far from the law to be of it. deviations: of the log loss of the others. axis: of
     what residuals agree, 'size' or 'length', or 'point'. reach: FLOPs of the most costly run. drift: standard deviation
     of the error of the law itself, in log loss per e-fold of FLOPs beyond reach.
     """
@@ -103,14 +104,19 @@ def fit(n, d, loss, resamples=1000):
     weights = delta / np.maximum(delta, np.abs(residual))
     hats = residuals.hat(_slopes(shares[None], sizes)[0], weights)
     axis, groups = residuals.agreeing(*points, residual)
+    freedom = len(target) - len(Law._fields)
+    limit = max(FAR, stats.t.isf(0.0005 / len(target), freedom)) * max(DELTA, residuals.spread(residual))
+    kept = np.abs(logs - fitted[point]) <= limit
+    seeds = point[kept]
+    counts = np.bincount(seeds, minlength=len(target))
+    middle = np.bincount(seeds, logs[kept], len(target)) / np.maximum(1, counts)
+    residual = np.where(counts, middle - fitted, np.clip(residual, -limit, limit))  # of outliers: the largest of none
     drawn = residuals.wild(residuals.freed(residual, hats, groups, 1), axis, groups, resamples)
     own = residuals.freed(residual, hats, np.arange(len(target)), 0.5)
     delta *= np.sqrt(np.mean(drawn ** 2) / max(np.mean(own ** 2), 1e-300))  # in proportion to the errors drawn
     resampled = _descend(np.repeat(theta, resamples, 0), sizes, fitted + drawn, delta)[0]
-    freedom = len(target) - len(Law._fields)
-    limit = max(FAR, stats.t.isf(0.0005 / len(target), freedom)) * max(DELTA, residuals.spread(residual))
     return Fit(Law(*(float(x[0]) for x in _law(theta, centre))), _law(resampled, centre),
-               deviations=logs - target[point] + own[point], outliers=np.abs(logs - fitted[point]) > limit, axis=axis,
+               deviations=logs[kept] - middle[seeds] + own[seeds], outliers=~kept, axis=axis,
                reach=float(FLOPS * np.max(n * d)))
 
 
@@ -159,8 +165,10 @@ def _descend(theta, sizes, target, delta, most=100):
     Levenberg-Marquardt on iteratively reweighted least squares. scipy has no batched solver: the 1,193 minimisations of
     a Fit take 0.25 s here, 21 s by its L-BFGS-B and 58 s by its least_squares, to the same loss within 3e-8.
     """
-    lowest = np.r_[np.full(3, target.min() - 12), np.full(2, EXPONENTS[0])]
-    highest = np.r_[target.min(), np.full(2, target.max() + 5), np.full(2, EXPONENTS[1])]
+    low, high = target.min(1, keepdims=True), target.max(1, keepdims=True)  # of each row: no row bounds another
+    lowest = np.hstack([np.repeat(low - 12, 3, 1), np.full((len(theta), 2), EXPONENTS[0])])
+    highest = np.hstack([np.repeat(high, 3, 1), np.full((len(theta), 2), EXPONENTS[1])])  # no term is above all losses
+    theta = np.clip(theta, lowest, highest)
     damping = np.full(len(theta), 1e-3)
     value, shares = _parts(theta, sizes)
     cost = _huber(np.abs(value - target) / delta)

@@ -1,7 +1,8 @@
-"""Finished runs as points (N, D, loss): for each N and D the settings of lowest mean loss, with all their seeds."""
+"""Finished runs as points (N, D, loss): for each N and D, of the settings of most seeds those of lowest mean loss."""
 import json
 import math
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from lm import config
 from lm.report import costs, trials
 from lm.scaling import laws
+
+BETTER = 'of lower loss than the settings taken of the same N and D, but of fewer seeds'
 
 
 class Points(NamedTuple):
@@ -34,13 +37,14 @@ class Points(NamedTuple):
 
 def read(directories, metric='valid/loss', non_embedding=False):
     """Returns the Points of run directories; raises config.Error where a law cannot be fitted to them."""
-    runs = trials.read(directories)
+    directories = list(dict.fromkeys(Path(directory).resolve() for directory in directories))
+    runs = list({trial.directory: trial for trial in trials.read(directories)}.values())
     left_out = [(trial.name, f'{trial.state}: {trial.why}') for trial in runs if trial.state != 'finished']
     left_out += [(name, 'not begun') for name in trials.waiting(directories)]
     done = [trial for trial in runs if trial.state == 'finished']
     _check_comparable(done, metric)
-    left_out += [(trial.name, f'{metric} is not finite at its end') for trial in done if not trial.final.get(metric)]
-    done = [trial for trial in done if trial.final.get(metric)]
+    left_out += [(trial.name, _flaw(trial, metric)) for trial in done if _flaw(trial, metric)]
+    done = [trial for trial in done if not _flaw(trial, metric)]
     sizes = _sizes(done, non_embedding)
     left_out += [(trial.name, 'its model cannot be built any more') for trial in done if not sizes[_key(trial)]]
     groups = {}
@@ -50,10 +54,9 @@ def read(directories, metric='valid/loss', non_embedding=False):
             groups.setdefault(size, {}).setdefault(json.dumps(trial.settings, sort_keys=True), []).append(trial)
     rows = []
     for size, variants in sorted(groups.items()):
-        best, *others = sorted(variants.values(), key=lambda group: np.mean([t.final[metric] for t in group]))
+        best, others = _best(variants.values(), metric)
         rows += [(trial, *size, trial.final[metric]) for trial in best]
-        left_out += [(trial.name, 'other settings of the same N and D did better')
-                     for group in others for trial in group]
+        left_out += others
     chosen, n, d, loss = zip(*rows, strict=True) if rows else ((),) * 4
     n, d = np.array(n, float), np.array(d, float)
     _check_enough(n, d, left_out)
@@ -73,6 +76,30 @@ def count(model, non_embedding=False):
     return sum(math.prod(model.vocab if name == 'vocab' else size for name, size in zip(names, leaf.shape, strict=True))
                for names, leaf in zip(axes, shapes, strict=True)
                if not (non_embedding and {'vocab', 'position'} & {*names}))
+
+
+def _flaw(trial, metric):
+    """Returns why the final value of a metric is no loss of a law, '' where it is one."""
+    if metric not in trial.final:
+        return f'{metric} is not recorded at its end'
+    value = trial.final[metric]
+    if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+        return f'{metric} is {value!r} at its end, no number'
+    if value is None or not math.isfinite(value):
+        return f'{metric} is not finite at its end'
+    return '' if value > 0 else f'{metric} is {value:g} at its end; the law is of the logarithm of positive losses'
+
+
+def _best(variants, metric):
+    """Returns ([Trial] of the settings of least mean loss among those of most seeds, [(run, why)] of the others).
+
+    Among single seeds the least loss is also the luckiest: one run does not beat the mean of several.
+    """
+    mean = lambda group: np.mean([trial.final[metric] for trial in group])
+    seeds = lambda group: len({trial.seed for trial in group})
+    best, *others = sorted(variants, key=lambda group: (-seeds(group), mean(group)))
+    worse = 'other settings of the same N and D did better'
+    return best, [(trial.name, BETTER if mean(group) < mean(best) else worse) for group in others for trial in group]
 
 
 def _key(trial):

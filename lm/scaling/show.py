@@ -9,7 +9,7 @@ import numpy as np
 from lm import config, records
 from lm.config.values import Text
 from lm.pages.text import columns, short
-from lm.scaling import laws, points
+from lm.scaling import backtests, laws, points
 
 WARNED = 3  # times the FLOPs of the largest run
 
@@ -54,17 +54,22 @@ class Findings(NamedTuple):
 def size_of(text):
     """Returns (text, N, D) of a text such as N=1e9,D=2e10."""
     try:
-        sizes = {name.strip(): float(value) for name, value in (part.split('=') for part in text.split(','))}
+        pairs = sorted((name.strip(), float(value)) for name, value in (part.split('=') for part in text.split(',')))
     except ValueError:
-        sizes = {}
-    if sizes.keys() != {'N', 'D'} or not all(0 < value < math.inf for value in sizes.values()):
+        pairs = []
+    if [name for name, _ in pairs] != ['D', 'N'] or not all(value >= 1 for _, value in pairs) \
+            or not laws.FLOPS * pairs[0][1] * pairs[1][1] < math.inf:
         raise config.Error(f'--at {text} is no size and length; write it as N=1e9,D=2e10.')
-    return text, sizes['N'], sizes['D']
+    (_, d), (_, n) = pairs
+    return text, n, d
 
 
 def overridden(text, runs):
     """Returns (text, N, D) of the run of most FLOPs of some Points with the overrides of a text."""
-    changes = dict(word.partition('=')[::2] for word in shlex.split(text))
+    try:
+        changes = dict(word.partition('=')[::2] for word in shlex.split(text))
+    except ValueError:  # of a quote that is not closed
+        changes = {}
     if not changes or not all(changes.values()):
         raise config.Error(f"--predict {text!r} is no list of overrides; write it as 'model.width=512 steps=2000'.")
     largest = runs.trials[int(np.argmax(runs.n * runs.d))]
@@ -76,7 +81,7 @@ def overridden(text, runs):
 
 def advise(fit, flops):
     """Returns the Advice of a Fit for a budget of FLOPs."""
-    if not 0 < flops < math.inf:
+    if not laws.FLOPS <= flops < math.inf:
         raise config.Error(f'--budget={flops} is no number of FLOPs; try --budget=1e21.')
     (n, d), resampled = fit.law.optimum(flops), fit.resampled.optimum(flops)
     loss, interval = fit.predict(n, d)
@@ -97,7 +102,10 @@ def notes(findings):
              f'add runs of more different {letter}.'
              for name, letter in (('alpha', 'N'), ('beta', 'D'))
              if not 1.01 * laws.EXPONENTS[0] < getattr(fit.law, name) < 0.99 * laws.EXPONENTS[1]]
-    texts += _doubts(findings)
+    better = sum(why == points.BETTER for _, why in runs.left_out)
+    if better:
+        texts.append(f'{better} runs left out are {points.BETTER}: give those settings as many seeds.')
+    texts += _doubts(findings) + _outside(findings)
     if fit.axis != 'point':
         texts.append(f'Runs of one {fit.axis} deviate from the law together; the intervals allow for it.')
     if runs.flops:
@@ -120,8 +128,29 @@ def _doubts(findings):
         names = [f'{trial.name} ({math.expm1(error):+.0%})' for trial, error
                  in zip(np.array(runs.trials, object)[fit.outliers], off, strict=True)]
         law = laws.fit(*runs.only(~fit.outliers), resamples=1).law
+        kept = backtests.widened(fit._replace(drift=laws.DRIFT), backtests.backtest(*runs.only(~fit.outliers)))
+        drift = f', and the law errs by {kept.drift * np.log(10):.1%} at 10 times the FLOPs'
         texts.append(f'Outliers, too far from the law to be of it: {", ".join(names)}. Without them '
-                     + ', '.join(f'{name} is {short(getattr(law, name))}' for name in law._fields) + '.')
+                     + ', '.join(f'{name} is {short(getattr(law, name))}' for name in law._fields)
+                     + (drift if kept.drift != fit.drift else '') + '. They are no part of the noise.')
+    return texts
+
+
+def _outside(findings):
+    """Returns what no run and no backtest is near, [text]: predictions of far fewer or more N or D, ends of budgets."""
+    runs, texts = findings.points, []
+    for letter, of_runs in (('N', runs.n), ('D', runs.d)):
+        values = [getattr(row, letter.lower()) for row in findings.predictions + findings.advices]
+        less, more = of_runs.min() / min(values, default=np.inf), max(values, default=0) / of_runs.max()
+        if less > WARNED:
+            texts.append(f'The smallest {letter} of the runs is {less:.3g} times what is asked: no run tells of the '
+                         'law there, and its error is not in the intervals.')
+        if more > WARNED and all(row.times <= WARNED for row in findings.predictions + findings.advices):
+            texts.append(f'{more:.3g} times the largest {letter} of the runs: no run tells of the law there, and its '
+                         'error is not in the intervals.')
+    flat = min(findings.fit.law.alpha, findings.fit.law.beta) < 1.01 * laws.EXPONENTS[0]
+    texts += [f'{advice.flops:.3g} FLOPs have no compute-optimal N and D by this law: losses do not fall with size or '
+              'data as a law needs.' for advice in findings.advices if flat or min(advice.n, advice.d) < 1.01]
     return texts
 
 
