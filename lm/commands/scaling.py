@@ -12,7 +12,8 @@ def main(*directories: str, at: tuple = (), predict: tuple = (), budget: tuple[f
     """Fits L(N, D) = E + A/N^alpha + B/D^beta to the finished runs of a sweep of sizes, and predicts larger ones.
 
     Args:
-        directories: directories of sweeps or of runs; for each N and D the settings of lowest loss are taken
+        directories: directories of sweeps or of runs; for each N and D the settings of lowest loss are taken, of
+            those with most seeds
         at: predict a run of so many parameters and tokens, e.g. N=1e9,D=2e10
         predict: predict the largest run with other settings, e.g. 'model.width=512 steps=20000'
         budget: recommend N and D for so many FLOPs of training, e.g. 1e21
