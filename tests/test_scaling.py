@@ -149,9 +149,9 @@ def test_one_directory_under_two_names_counts_once(swept):
 
 
 @pytest.mark.parametrize('value, why', [
-    ('NaN', 'valid/loss is not finite at its end'), ('Infinity', 'valid/loss is not finite at its end'),
-    ('null', 'failed: loss not finite at step 400'), ('-1.5', 'valid/loss is -1.5 at its end; the law is of the log'),
-    ('0.0', 'valid/loss is 0 at its end; the law is of the log'), ('"x"', "valid/loss is 'x' at its end, no number"),
+    *((value, 'failed: loss not finite at step 400') for value in ('NaN', 'Infinity', 'null', '"x"')),
+    ('-1.5', 'valid/loss is -1.5 at its end; the law is of the log'),
+    ('0.0', 'valid/loss is 0 at its end; the law is of the log'),
 ])
 def test_odd_losses_are_left_out_by_name(tmp_path, capsys, value, why):
     metrics = sizes(tmp_path / 'sweep') / '128-400' / 'metrics.jsonl'

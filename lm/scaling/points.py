@@ -83,9 +83,7 @@ def _flaw(trial, metric):
     if metric not in trial.final:
         return f'{metric} is not recorded at its end'
     value = trial.final[metric]
-    if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
-        return f'{metric} is {value!r} at its end, no number'
-    if value is None or not math.isfinite(value):
+    if value is None:
         return f'{metric} is not finite at its end'
     return '' if value > 0 else f'{metric} is {value:g} at its end; the law is of the logarithm of positive losses'
 
