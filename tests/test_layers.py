@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from lm import config
-from lm.nn import MLP, Execution, Gelu, LayerNorm, NoNorm, Relu, Relu2, RMSNorm, Silu, memory, weights
+from lm.nn import MLP, Context, Execution, Gelu, LayerNorm, NoNorm, Relu, Relu2, RMSNorm, Silu, memory, weights
 from lm.nn.dropout import dropout
 from lm.nn.embedding import look_up
 from lm.nn.weights import Scope, Weight
@@ -123,7 +123,8 @@ def kept(function, *args):
 @pytest.mark.parametrize('mlp, units', [(MLP(40, Gelu()), 2), (MLP(40, Silu(), gated=True), 3)], ids=str)
 def test_without_rematerialisation_an_mlp_keeps_products_and_their_inputs(mlp, units):
     def feed(scope, x):
-        return mlp(x, RMSNorm().bind(scope, 'norm', 16), execution=Execution('bfloat16'), init=weights.fill(0.1))[0]
+        return mlp(x, RMSNorm().bind(scope, 'norm', 16), Context(None), execution=Execution('bfloat16'),
+                   init=weights.fill(0.1))[0]
     x = jnp.ones((2, 3, 16), jnp.bfloat16)
     params = weights.unbox(weights.declare(feed, jax.random.key(0), x))[0]
     arrays = [x for x in kept(partial(weights.apply, feed), params, x) if x.shape[:2] == (2, 3) or x.shape[0] == 6]
