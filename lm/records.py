@@ -7,6 +7,7 @@ from pathlib import Path
 from lm.config import files
 
 RECORD = 'metrics.jsonl'
+COMPARED = 'valid/compared'  # after the last step: the loss on the batches that the validations before it read
 # Dotted keys of an experiment that affect no result, with all inside them: a resumed run may change them. The last line
 # is as older runs have it on record.
 FREE = ('mesh', 'zero', 'cadence', 'diagnosis', 'objective.sample', 'objective.baselines', 'data.max_rejected',

@@ -86,7 +86,7 @@ def test_experts_of_a_row_work_on_the_tokens_they_get(tmp_path):
 
 def test_published_steps_are_predicted(steps):
     """Every constant of hardware.py at once, on the steps that they were fitted to."""
-    pairs = [(step, step.seconds(step.chip.efficiency, hardware.REACHED[step.chip.platform])) for step in steps]
+    pairs = [(step, step.roofline(step.chip.efficiency, hardware.REACHED[step.chip.platform])) for step in steps]
     for platform in fit.PRIORS:
         error, inside = fit.summary([pair for pair in pairs if pair[0].chip.platform == platform])
         assert error <= 0.08 and inside >= 0.9
@@ -116,7 +116,7 @@ def test_a_fit_finds_the_constants_that_made_the_steps(steps):
     """Steps computed with known constants, on the shapes and meshes of the published ones."""
     known = hardware.Reached(attention=0.3, memory=0.9, links=0.3, network=3.0)
     made = [dataclasses.replace(step, row=dataclasses.replace(
-        step.row, measured_step_s=step.seconds(0.7, known))) for step in of_platform(steps, 'tpu')]
+        step.row, measured_step_s=step.roofline(0.7, known).seconds)) for step in of_platform(steps, 'tpu')]
     efficiency, _, reached = fit.fit(made, 'tpu')
     assert list(efficiency.values()) == pytest.approx([0.7] * 4, rel=0.05)
     assert vars(reached) == pytest.approx(vars(known), rel=0.25)

@@ -2,41 +2,41 @@
 import os
 
 import numpy as np
-import published
 import pytest
+import scaling_designs
 
 from lm.scaling import backtests, laws
 
 NIGHTLY = bool(os.environ.get('LM_NIGHTLY'))
-TRUTH = (*published.BESIROGLU, published.BESIROGLU.share)
+TRUTH = (*scaling_designs.BESIROGLU, scaling_designs.BESIROGLU.share)
 
 
 def coverage(design, seeds, count, resamples):
     """Returns how often the intervals of the coefficients, and of the best N's exponent, hold the truth."""
     draw, hits = np.random.default_rng(5), []
     for _ in range(count):
-        fit = laws.fit(*published.drawn(design, seeds, draw), resamples=resamples)
+        fit = laws.fit(*scaling_designs.drawn(design, seeds, draw), resamples=resamples)
         bounds = [fit.interval(getattr(fit.resampled, name)) for name in (*laws.Law._fields, 'share')]
         hits.append([low <= truth <= high for (low, high), truth in zip(bounds, TRUTH, strict=True)])
     return np.mean(hits, 0)
 
 
 def test_intervals_hold_coefficients_with_seeds_and_uneven_noise():
-    designs = published.designs()
+    designs = scaling_designs.designs()
     shares = np.mean([coverage(designs[name], 3, 15, 100) for name in ('small', 'uneven')], 0)
     assert shares.min() > 0.8 and shares.mean() < 0.99
 
 
 @pytest.mark.parametrize('name', ['floor', 'outlier'])
 def test_intervals_hold_coefficients_near_the_floor_and_beside_an_outlier(name):
-    shares = coverage(published.designs()[name], 1, 20, 100)
+    shares = coverage(scaling_designs.designs()[name], 1, 20, 100)
     assert shares.min() >= 0.8  # 20 draws of 93% are fewer than 16 once in 100; the lowest of others once bounded E
 
 
 @pytest.mark.parametrize('seeds', [1, 3])
 def test_an_outlier_widens_nothing(seeds):
-    design = published.designs()['outlier']
-    clean, off = (laws.fit(*published.drawn((*design[:4], error), seeds, np.random.default_rng(0)), resamples=200)
+    design = scaling_designs.designs()['outlier']
+    clean, off = (laws.fit(*scaling_designs.drawn((*design[:4], error), seeds, np.random.default_rng(0)), resamples=200)
                   for error in (1e-9, np.log(3)))
     assert off.outliers.sum() == 1 and not clean.outliers.any()
     assert off.noise == pytest.approx(clean.noise, rel=0.1)
@@ -48,8 +48,8 @@ def test_an_outlier_widens_nothing(seeds):
 
 
 def test_no_resample_bounds_another():
-    n, d = published.grid(5, 5)
-    target = np.log(published.BESIROGLU.loss(n, d))
+    n, d = scaling_designs.grid(5, 5)
+    target = np.log(scaling_designs.BESIROGLU.loss(n, d))
     sizes = np.log(n / 8e8), np.log(d / 2e10)
     start = laws._starts(target)[:1]
     alone = laws._descend(start, sizes, target[None], laws.DELTA)[0]
@@ -60,15 +60,15 @@ def test_no_resample_bounds_another():
 
 @pytest.mark.skipif(not NIGHTLY, reason='minutes: LM_NIGHTLY=1')
 @pytest.mark.parametrize('seeds', [1, 3])
-@pytest.mark.parametrize('name', published.designs())
+@pytest.mark.parametrize('name', scaling_designs.designs())
 def test_intervals_hold_coefficients_in_all_designs(name, seeds):
-    shares = coverage(published.designs()[name], seeds, 200, 200)
+    shares = coverage(scaling_designs.designs()[name], seeds, 200, 200)
     assert 0.88 < shares.mean() < 0.99 and shares.min() > 0.83  # 200 draws know a share of 93% to within 1.8%
 
 
 def inside(name, cuts):
     """Returns [held, of how many] runs by intervals from cheaper ones, up to 3 times their FLOPs and up to 10 times."""
-    n, d, loss = published.chinchilla() if name == 'chinchilla' else published.table(name)
+    n, d, loss = scaling_designs.chinchilla() if name == 'chinchilla' else scaling_designs.table(name)
     flops, hits = n * d, [[], []]
     for most in np.geomspace(np.sort(flops)[14], flops.max() / 1.5, cuts):
         kept = flops <= most
@@ -92,12 +92,12 @@ def test_intervals_hold_published_runs_of_up_to_ten_times_the_flops(name):
 
 
 def test_the_published_law_of_chinchilla_and_its_outliers():
-    fit = laws.fit(*published.chinchilla(), resamples=200)
+    fit = laws.fit(*scaling_designs.chinchilla(), resamples=200)
     assert fit.law.alpha == pytest.approx(0.350, abs=0.002) and fit.law.beta == pytest.approx(0.375, abs=0.002)
     for name in ('alpha', 'beta'):
         low, high = fit.interval(getattr(fit.resampled, name))
-        assert low < getattr(published.BESIROGLU, name) < high
-    n, d, loss = published.table('chinchilla')
+        assert low < getattr(scaling_designs.BESIROGLU, name) < high
+    n, d, loss = scaling_designs.table('chinchilla')
     kept = laws.fit(n, d, loss, resamples=1)
     assert kept.law.beta == pytest.approx(0.471, abs=0.003)
     assert set(loss[kept.outliers]) >= {*loss[-4:]} and kept.outliers.sum() <= 6
@@ -106,7 +106,7 @@ def test_the_published_law_of_chinchilla_and_its_outliers():
 
 
 def test_seeds_are_one_point():
-    n, d, loss = published.drawn(published.designs()['grid'], 1, np.random.default_rng(0))
+    n, d, loss = scaling_designs.drawn(scaling_designs.designs()['grid'], 1, np.random.default_rng(0))
     alone = laws.fit(n, d, loss, resamples=50)
     thrice = laws.fit(np.repeat(n, 3), np.repeat(d, 3), np.repeat(loss, 3), resamples=50)
     np.testing.assert_allclose(thrice.law, alone.law, rtol=1e-9)
@@ -114,20 +114,20 @@ def test_seeds_are_one_point():
 
 
 def test_residuals_that_agree_by_size_are_kept_together():
-    designs = published.designs()
-    assert laws.fit(*published.drawn(designs['sizes'], 1, np.random.default_rng(0)), resamples=1).axis == 'size'
-    n, d = published.grid(4, 8)
+    designs = scaling_designs.designs()
+    assert laws.fit(*scaling_designs.drawn(designs['sizes'], 1, np.random.default_rng(0)), resamples=1).axis == 'size'
+    n, d = scaling_designs.grid(4, 8)
     shared = 0.006 * np.random.default_rng(0).normal(size=8)[np.unique(d, return_inverse=True)[1]]
     noise = 0.004 * np.random.default_rng(1).normal(size=len(n))
-    assert laws.fit(n, d, published.BESIROGLU.loss(n, d) * np.exp(shared + noise), resamples=1).axis == 'length'
-    axes = [laws.fit(*published.drawn(designs['grid'], 1, np.random.default_rng(seed)), resamples=1).axis
+    assert laws.fit(n, d, scaling_designs.BESIROGLU.loss(n, d) * np.exp(shared + noise), resamples=1).axis == 'length'
+    axes = [laws.fit(*scaling_designs.drawn(designs['grid'], 1, np.random.default_rng(seed)), resamples=1).axis
             for seed in range(5)]
     assert axes.count('point') >= 4
 
 
 def test_backtests_find_the_error_of_another_law():
-    n, d = published.grid(6, 6)
-    true = published.BESIROGLU.loss(n, d)
+    n, d = scaling_designs.grid(6, 6)
+    true = scaling_designs.BESIROGLU.loss(n, d)
     noise = np.exp(0.001 * np.random.default_rng(0).normal(size=len(n)))
     assert max(test.drift for test in backtests.backtest(n, d, true * noise)) < 0.005
     bent = true * noise * np.maximum(1, 6 * n * d / 1e21) ** 0.03  # a law that ends at 1e21 FLOPs

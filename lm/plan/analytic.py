@@ -12,8 +12,9 @@ from lm.parallel.pipeline import Pipeline
 from lm.plan.shape import RECOMPUTED, Shape, shape_of
 
 # How often a compiled layer moves each kind of value through HBM, reads and writes together: fitted to nine programs
-# of dense models and experts for v5e, v5p and v6e (libtpu 0.0.52), whose bytes this counts within 13%.
+# of dense models and experts for v5e, v5p and v6e (libtpu 0.0.52), whose bytes this counts within 14%.
 RESIDUAL, HEADS, HIDDEN = 95, 6, 8.7  # values [D], [2 (N + K) H], and [F] of each of the MLP's matrices, of a token
+NORMS = 15  # of RESIDUAL: what other programs keep of norms in float32 where they recompute nothing
 ROUTED = 70  # values [D] of a row in the experts' buffers: gathered, exchanged, sorted, scattered, and their gradients
 SPILL = 1.1  # share of a layer's values that go through HBM where the largest is as large as the on-chip memory
 CHUNK = 9  # values [D], once more for each further chunk of the MLP
@@ -247,11 +248,12 @@ def _moved_values(layout, workload, device, windows):
     Each window of a product reads and writes all of its partial sums.
     """
     shape = workload.shape
-    residual = (RESIDUAL + CHUNK * (_chunks(layout, workload, device) - 1)) * device.stream
+    passes = RESIDUAL + CHUNK * (_chunks(layout, workload, device) - 1)
+    passes -= NORMS * (workload.own and layout.remat == 'none')
     products = device.query + 2 * device.key + shape.up_projections * device.ff + 2 * shape.width
     partial_sums = windows * (3 + (RECOMPUTED[layout.remat] == 1)) * products
-    return (residual + partial_sums + HEADS * 2 * (device.query + device.key) + ROUTED * device.routed * shape.width
-            + HIDDEN * (1 + shape.up_projections) * device.ff)
+    return (passes * device.stream + partial_sums + HEADS * 2 * (device.query + device.key)
+            + ROUTED * device.routed * shape.width + HIDDEN * (1 + shape.up_projections) * device.ff)
 
 
 def _loss_bytes(layout, shape, device, windows):

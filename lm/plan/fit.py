@@ -8,7 +8,6 @@ and each constant has a wide prior with a physical centre, so that chips with fe
 """
 import dataclasses
 import math
-import statistics
 import sys
 
 import numpy as np
@@ -34,10 +33,10 @@ class Step:
     nominal: dict
     attention: dict
 
-    def seconds(self, efficiency, reached):
-        """Returns the predicted seconds under other constants."""
+    def roofline(self, efficiency, reached):
+        """Returns the Roofline under other constants."""
         chip = dataclasses.replace(self.chip, efficiency=efficiency)
-        return max(sum(roofline.added(chip, self.nominal, self.attention, reached).values()), self.nominal['host'])
+        return roofline.Roofline(self.nominal, roofline.added(chip, self.nominal, self.attention, reached))
 
 
 def steps_of(rows):
@@ -67,7 +66,7 @@ def fit(steps, platform):
 
     def residuals(x):
         efficiency, _, reached = unpack(x)
-        errors = [math.log(step.seconds(efficiency[generation(step.chip)], reached) / step.row.measured_step_s)
+        errors = [math.log(step.roofline(efficiency[generation(step.chip)], reached).seconds / step.row.measured_step_s)
                   for step in steps]
         robust = np.sqrt(np.log1p((np.array(errors) / SCALE) ** 2))
         centres = [EFFICIENCY, *((math.exp(x[0]), SPREAD) for _ in chips), *priors.values()]
@@ -79,21 +78,20 @@ def fit(steps, platform):
 
 
 def left_out(steps, platform, group):
-    """Returns [(Step, predicted seconds)] of one platform, each from a fit without the Steps of the same group(row)."""
+    """Returns [(Step, Roofline)] of one platform, each from a fit without the Steps of the same group(row)."""
     steps = [step for step in steps if step.chip.platform == platform]
     pairs = []
     for name in sorted({group(step.row) for step in steps}):
         efficiency, mean, reached = fit([step for step in steps if group(step.row) != name], platform)
-        pairs += [(step, step.seconds(efficiency.get(generation(step.chip), mean), reached)) for step in steps
+        pairs += [(step, step.roofline(efficiency.get(generation(step.chip), mean), reached)) for step in steps
                   if group(step.row) == name]
     return pairs
 
 
 def summary(pairs):
-    """Returns (median relative error, share inside the range) of (Step, predicted seconds)."""
-    ratios = [seconds / step.row.measured_step_s for step, seconds in pairs]
-    return (statistics.median(abs(ratio - 1) for ratio in ratios),
-            statistics.mean(float(roofline.LOW * ratio <= 1 <= roofline.HIGH * ratio) for ratio in ratios))
+    """Returns (median relative error, share inside the range) of (Step, Roofline)."""
+    errors = published.summary([(roof, step.row.measured_step_s) for step, roof in pairs])
+    return errors['median_error'], errors['inside']
 
 
 def framework(row):

@@ -174,28 +174,31 @@ def cost_of(row):
 
 def compare(path):
     """Returns {'rows', 'chips', 'refused'} of a JSON table: each row's predicted_step_s and measured_step_s, the errors
-    by chip, and {id: reason} of rows that cannot be planned.
+    by chip, and {row: reason} of rows that cannot be planned.
     """
-    compared = []
     rows, refused = read(path)
     if not rows:
         raise config.Error(f'no row of {path} can be planned: {next(iter(refused.values()), "it has none")}')
-    for row in rows:
-        roof = roofline.roofline(*cost_of(row))
-        low, high = roof.range
-        compared.append({'id': row.id, 'chip': row.chip, 'measured_step_s': row.measured_step_s,
-                         'predicted_step_s': roof.seconds, 'low_s': low, 'high_s': high, 'floor_s': roof.floor,
-                         'inside': low <= row.measured_step_s <= high})
-    chips = sorted({row['chip'] for row in compared})
-    by_chip = {chip: summary([row for row in compared if row['chip'] == chip]) for chip in chips}
-    return {'rows': compared, 'chips': by_chip | {'all': summary(compared)}, 'refused': refused}
+    roofs = [roofline.roofline(*cost_of(row)) for row in rows]
+    pairs = [(roof, row.measured_step_s) for row, roof in zip(rows, roofs, strict=True)]
+    chips = {chip: [pair for row, pair in zip(rows, pairs, strict=True) if row.chip == chip]
+             for chip in sorted({row.chip for row in rows})} | {'all': pairs}
+    return {'rows': [_compared(*pair) for pair in zip(rows, roofs, strict=True)],
+            'chips': {chip: summary(steps) for chip, steps in chips.items()}, 'refused': refused}
 
 
-def summary(compared):
-    """Returns the number of compared rows, the median of their relative errors, and the share inside the range."""
-    errors = [abs(row['predicted_step_s'] / row['measured_step_s'] - 1) for row in compared]
-    return {'rows': len(errors), 'median_error': statistics.median(errors),
-            'inside': statistics.mean(row['inside'] for row in compared)}
+def _compared(row, roof):
+    low, high = roof.range
+    return {'id': row.id, 'chip': row.chip, 'measured_step_s': row.measured_step_s, 'predicted_step_s': roof.seconds,
+            'low_s': low, 'high_s': high, 'floor_s': roof.floor, 'inside': roof.holds(row.measured_step_s)}
+
+
+def summary(pairs):
+    """Returns the number of (Roofline, measured seconds), their median relative error, and the share inside the range.
+    """
+    return {'rows': len(pairs),
+            'median_error': statistics.median(abs(roof.seconds / measured - 1) for roof, measured in pairs),
+            'inside': statistics.mean(roof.holds(measured) for roof, measured in pairs)}
 
 
 def as_text(comparison):

@@ -40,6 +40,11 @@ class Roofline:
         """(low, high) seconds around the prediction."""
         return LOW * self.seconds, HIGH * self.seconds
 
+    def holds(self, measured):
+        """Returns whether measured seconds lie inside the range."""
+        low, high = self.range
+        return low <= measured <= high
+
 
 def roofline(cluster, mesh, dtype, cost):
     """Returns the Roofline of a step on a mesh {axis: size} of a cluster; `cost` is what costs.measure returns."""

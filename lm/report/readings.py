@@ -67,7 +67,7 @@ class Readings(NamedTuple):
         c = comparisons.compare(pair.ours.name, pair.score, pair.base_score)
         if c is None:
             return None
-        cut = [self.cut(pair, pair.budget)] * bool(self.cut(pair, pair.budget))
+        cut = [text for text in [self.cut(pair, pair.budget)] if text]
         length = [f'compared with the baseline of {pair.base.name}'] * (pair.base is not baseline)
         c = replace(c, withheld=c.withheld or bool(cut), notes=(*length, *cut, *c.notes))
         batches = [self._batches(pair.ours, pair.score, pair.budget),

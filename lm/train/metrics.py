@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lm.config import Error
 from lm.pages.text import clock, short
-from lm.records import RECORD, finite
+from lm.records import COMPARED, RECORD, finite
 
 # What a training line shows first, in this order, and how each value is written.
 FIELDS = {
@@ -18,7 +18,7 @@ FIELDS = {
 }
 KEPT_FIRST = ('step', 'loss', 'skipped', 'eta', 'tokens_per_second', 'rate', 'grad_norm', 'elapsed')  # on few columns
 # On record only; `bad` and `offset` have words of their own.
-HIDDEN = ('bad', 'offset', 'weight', 'valid/tokens', 'valid/compared')
+HIDDEN = ('bad', 'offset', 'weight', 'valid/tokens', COMPARED)
 BAR = 24  # columns of the progress bar at most; a quarter of that at least
 
 

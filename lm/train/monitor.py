@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 
+from lm import records
 from lm.parallel import processes
 from lm.train import noise_scale, runs, spikes
 
@@ -87,7 +88,7 @@ class Monitor:
         """Records validation scores, and keeps the best checkpoint by the loss of those `compared`, which are of the
         text that all validations read; speed is measured anew from here on.
         """
-        loss = {} if compared is scores else {runs.COMPARED: compared['loss']}
+        loss = {} if compared is scores else {records.COMPARED: compared['loss']}
         self.run.writer.write(step, {**{f'valid/{name}': value for name, value in scores.items()}, **loss})
         self.run.store.score(step, compared['loss'])
         self.last_logged = step, time.monotonic()

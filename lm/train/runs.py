@@ -18,7 +18,6 @@ from lm.config import files
 from lm.parallel import processes, sharding
 from lm.train import checkpoint, metrics, step
 
-COMPARED = 'valid/compared'  # after the last step: the loss on the batches that the validations before it read
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sentencepiece')
 
 
@@ -54,7 +53,7 @@ class Run:
         records.rewind(self.directory, step)
         for record in records.read(self.directory):
             if 'valid/loss' in record:
-                self.store.score(record['step'], record.get(COMPARED, record['valid/loss']))
+                self.store.score(record['step'], record.get(records.COMPARED, record['valid/loss']))
         self.writer = metrics.Writer(self.directory, self.steps, step)
 
     def note_offset(self, step, offset):

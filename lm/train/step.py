@@ -164,8 +164,12 @@ def placed(settings, mesh):
 
     Raises config.Error where a size of the model does not divide over the mesh.
     """
+    return _placed(settings, parts(settings).init, mesh)
+
+
+def _placed(settings, init, mesh):
     axes, params = settings.model.axes(), settings.start.shapes(settings.model)
-    shapes = jax.eval_shape(parts(settings).init, params)
+    shapes = jax.eval_shape(init, params)
     sharding.check(params, axes, mesh)
     places = sharding.mirror(shapes, axes, mesh)
     if settings.zero:
@@ -180,7 +184,8 @@ def program(settings, mesh=None):
     """
     mesh = sharding.make_mesh(settings.mesh) if mesh is None else mesh
     sharding.check_rows(settings.data.batch, settings.accumulate, mesh)
-    built, abstract = parts(settings), placed(settings, mesh)
+    built = parts(settings)
+    abstract = _placed(settings, built.init, mesh)
     places = jax.tree.map(lambda x: x.sharding, abstract)
     begin = jax.jit(built.init, donate_argnums=0, out_shardings=places)
 
