@@ -10,7 +10,7 @@ import numpy as np
 from lm import config, data, hardware, train, trees
 from lm.data import loader
 from lm.parallel import sharding
-from lm.plan import analytic, calibration, costs, roofline
+from lm.plan import calibration, costs, roofline
 from lm.plan.shape import shape_of
 
 
@@ -70,8 +70,8 @@ def _prediction(settings, mesh, step, seconds):
         shape = shape_of(settings.model)
     except config.Error as error:
         return {'not_predicted': str(error)}
-    cluster, attended = calibration.calibrated(cluster), analytic.attended_share(settings.model, settings.data.context)
-    cost = costs.measure(step.as_text(), dict(mesh.shape), attended)
+    cluster = calibration.calibrated(cluster)
+    cost = costs.measure(step.as_text(), dict(mesh.shape), shape.attended(settings.data.context))
     roof = roofline.roofline(cluster, dict(mesh.shape), shape.dtype, cost)
     return {'predicted_step_seconds': round(roof.seconds, 6),
             'predicted_range_seconds': [round(bound, 6) for bound in roof.range],

@@ -24,7 +24,7 @@ ROW_AXES = ('data', 'fsdp', 'expert')  # mesh axes that split the rows of a batc
 
 @dataclass(frozen=True)
 class Workload:
-    """An experiment as the formulas see it: settings, model, state, and the share of pairs that attention reads.
+    """An experiment as the formulas see it: settings, model and state.
 
     The state's arrays are tuples of (logical axes, shape, bytes of an element). own: whether this codebase computes it,
     with the MLP in chunks and weights gathered in windows; other programs do neither.
@@ -34,7 +34,6 @@ class Workload:
     shape: Shape
     parameters: tuple
     optimizer: tuple
-    attended: float
     own: bool = True
 
 
@@ -47,8 +46,7 @@ def workload_of(settings):
     def arrays(tree):
         return tuple((names(path, x), x.shape, x.dtype.itemsize)
                      for path, x in jax.tree_util.tree_leaves_with_path(tree))
-    return Workload(settings, shape_of(settings.model), arrays(params), arrays(optimizer),
-                    attended_share(settings.model, settings.data.context))
+    return Workload(settings, shape_of(settings.model), arrays(params), arrays(optimizer))
 
 
 def device_bytes(arrays, mesh, zero=False):
@@ -189,7 +187,8 @@ def step_cost(layout, workload, chip):
     layers = device.layer_runs * device.tokens * _passes(layout.remat, shape, device)
     output = device.head_tokens * device.table * (3 if layout.vocab_chunks == 1 else 4)  # chunks: logits again
     # products [T H] x [H S]: 2 forward, and backward 5, or 7 in a TPU's two kernels, which compute the scores again
-    product = 2 * device.tokens * workload.settings.data.context * workload.attended * device.query
+    context = workload.settings.data.context
+    product = 2 * device.tokens * context * shape.attended(context) * device.query
     kernels = (9 if chip.torus else 7) + 2 * (RECOMPUTED[layout.remat] > 0)
     attention = layout.accumulate * product * device.layer_runs * kernels
     return {'flops': layout.accumulate * 2 * (layers + output) + attention, 'attention': {shape.head_dim: attention},
@@ -293,9 +292,3 @@ def _collectives(layout, workload, device):
             ('collective-permute', 'stage'): 2 * micro_batches * device.turns * kept * (layout.stages > 1),
             ('all-gather', 'context'): micro_batches * device.layer_runs * keys * passes,
             ('ragged-all-to-all', 'expert'): micro_batches * routed * share('expert')}
-
-
-def attended_share(model, context):
-    """Returns the share of all pairs of positions of a row that a model's attention reads, mean over layers."""
-    attentions = shape_of(model).attentions
-    return sum(attention.seen(context) for attention in attentions) / len(attentions) / context

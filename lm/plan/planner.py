@@ -32,7 +32,7 @@ def compiled_plan(settings, cluster, file=None, price=0.0):
             'formula': sum(memory.values()), **step.memory, 'peak': step.peak,
             'fits': step.peak <= cluster.chip.memory and not step.needed, 'involuntary': step.warnings}
     if step.text:
-        attended = analytic.attended_share(settings.model, settings.data.context)
+        attended = shape_of(settings.model).attended(settings.data.context)
         cost = costs.measure(step.text, layout.mesh, attended)
         plan |= {'flops': cost['flops'], 'memory_bytes': cost['hbm_bytes'],
                  'collectives': {f'{kind} {axes}': sent for (kind, axes), sent in cost['collectives'].items()},

@@ -163,8 +163,7 @@ def cost_of(row):
     """Returns (cluster, mesh, dtype, cost) of a Row's step, as roofline.roofline takes them, in closed form."""
     settings, cluster = row.settings(), hardware.cluster(row.on)
     state, layout = _workload(settings.model), layout_of(settings, cluster.devices)
-    workload = dataclasses.replace(state, settings=settings, own=False,
-                                   attended=analytic.attended_share(settings.model, row.seq))
+    workload = dataclasses.replace(state, settings=settings, own=False)
     cost = analytic.step_cost(layout, workload, cluster.chip)
     if row.flops_exact:
         cost |= {'flops': sum(row.flops_exact.values()),

@@ -60,6 +60,10 @@ class Shape:
         """Returns how many chunks of F the MLP is computed in under full rematerialisation, for F cut in `shards`."""
         return memory.mlp_chunks(self.ff, self.width, shards)
 
+    def attended(self, context):
+        """Returns the share of all pairs of `context` positions that attention reads, mean over layers."""
+        return sum(attention.seen(context) for attention in self.attentions) / len(self.attentions) / context
+
 
 def shape_of(model):
     """Returns the Shape of a model; raises config.Error where it lacks a field that the formulas need.
