@@ -120,7 +120,7 @@ def test_a_checkpoint_that_differs_is_told_and_not_begun_from(trained, tmp_path,
     shutil.rmtree(other / 'checkpoints' / '6')
     mesh = sharding.make_mesh({'data': 1}, jax.devices()[:1])
     store = checkpoint.Store(other / 'checkpoints', 9)
-    state, meta = checkpoint.Store(trained / 'checkpoints', 9).restore(train.program(SETTINGS, mesh).abstract, 4)
+    state, meta = checkpoint.restore(trained / 'checkpoints', train.program(SETTINGS, mesh).abstract, 4)
     state.params['blocks']['attention']['query'] *= 1.5
     store.save(4, state, meta)
     store.close()

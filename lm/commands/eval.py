@@ -7,7 +7,8 @@ from lm.train import runs
 PROCESSES = True  # several processes may run it as one
 
 
-def main(run: str, *, split: str = 'valid', step: int = 0, stride: int = 0, cache: str = ''):
+def main(run: str, *, split: str = 'valid', step: int = 0, stride: int = 0, cache: str = '',
+         trust: bool = False):
     """Scores a trained run on held-out text: loss, perplexity, and bits per byte or why there are none.
 
     Args:
@@ -17,8 +18,9 @@ def main(run: str, *, split: str = 'valid', step: int = 0, stride: int = 0, cach
         stride: slide the window by this many tokens, so that each token is predicted from at least context - stride
             tokens of its document; 0 cuts the text into windows once
         cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
+        trust: execute the run's own code, where its model or another part is defined in its experiment
     """
-    trained = runs.load(run, step)
+    trained = runs.load(run, step, trust=trust)
     data = trained.settings.data
     stream = data.open(root(cache), split).once(stride)
     settings = trained.settings

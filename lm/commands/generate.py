@@ -9,7 +9,7 @@ PROCESSES = True  # several processes may run it as one
 
 def main(run: str, *prompts: str, length: int | None = None, temperature: float = 0.8, top_k: int = 0,
          top_p: float = 1.0, min_p: float = 0.0, repetition: float = 1.0, stop: str = '', seed: int = 0, step: int = 0,
-         logprobs: bool = False):
+         logprobs: bool = False, trust: bool = False):
     """Continues prompts with a trained model, streamed as it is drawn.
 
     Args:
@@ -25,9 +25,10 @@ def main(run: str, *prompts: str, length: int | None = None, temperature: float 
         seed: the same seed draws the same text
         step: the checkpoint to use, 0 for the newest
         logprobs: print each token with its log-probability
+        trust: execute the run's own code, where its model or another part is defined in its experiment
     """
     sampler = generate.Sampler(temperature, top_k, top_p, min_p, repetition)
-    trained = runs.load(run, step, jax.local_devices()[:1])
+    trained = runs.load(run, step, jax.local_devices()[:1], trust=trust)
     prefix = trained.settings.data.prefix(trained.encoder)
     prompts = prompts or (generate.opening(prefix),)
     drawn = generate.generate(trained.settings.model, trained.params, trained.encoder, prompts, prefix=prefix,

@@ -8,7 +8,7 @@ from lm.train import runs, spikes
 PROCESSES = True  # several processes may run it as one
 
 
-def main(run: str, *overrides: str, step: int = 0, cache: str = ''):
+def main(run: str, *overrides: str, step: int = 0, cache: str = '', trust: bool = False):
     """Computes a step of a run again and compares it with the record; exits with 1 where they differ.
 
     Writes spikes/STEP.json in the run's directory: the documents of the batch, and for each layer the norms of
@@ -19,8 +19,9 @@ def main(run: str, *overrides: str, step: int = 0, cache: str = ''):
         overrides: values to set that affect no result, e.g. mesh.data=1 on a machine with fewer devices
         step: the step to compute, from the nearest checkpoint before it; 0 for the last loss spike on record
         cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
+        trust: execute the run's own code, where its model or another part is defined in its experiment
     """
-    known = runs.read(run)
+    known = runs.read(run, runs.trusted(run, trust))
     settings = config.override(known, {key: Text(value) for key, _, value in (o.partition('=') for o in overrides)})
     changed = runs.differences(known, settings)
     if changed:

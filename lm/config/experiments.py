@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import pathlib
@@ -12,6 +13,7 @@ import sys
 import traceback
 import types
 
+from lm.config import beside
 from lm.config.annotations import Error, close, is_component
 from lm.config.overrides import branches, check, children, flatten, join, override
 from lm.config.snapshots import EXPERIMENT, restore
@@ -58,15 +60,15 @@ def sweep(path):
 
 
 def build(dumped, file=None):
-    """Returns the configuration that `dump` made `dumped` of.
+    """Returns the configuration that `dump` made `dumped` of: of types of lm alone, unless a `file` is trusted.
 
-    `file` is the experiment file that it came from, read only where it defines types of its own.
+    `file` is the experiment file that it came from, executed where the configuration has types of its own.
     """
     if file is None:
         return restore(dumped)
-    experiment = open_file(file) if f'{EXPERIMENT}:' in str(dumped) else None
     with _importing_beside(file):
-        return restore(dumped, experiment)
+        experiment = functools.cache(lambda: open_file(file))
+        return restore(dumped, lambda name: experiment() if name == EXPERIMENT else importlib.import_module(name))
 
 
 def open_file(path):
@@ -125,15 +127,22 @@ def _reporting(path):
 
 @contextlib.contextmanager
 def _importing_beside(path):
-    """Puts the parent of the `experiments` folder that holds `path`, else the file's own folder, first in sys.path."""
-    folder = pathlib.Path(path).resolve().parent
-    root = next((up.parent for up in (folder, *folder.parents) if up.name == 'experiments'), folder)
-    _make_siblings_importable(root / 'experiments')
-    sys.path.insert(0, str(root))
+    """Puts the folder of the modules beside an experiment first in sys.path.
+
+    Modules of a kept copy are not seen by what is imported elsewhere: another run may have others by their names.
+    """
+    folder = beside.root_of(path)
+    own = {file.stem for file in folder.iterdir()} if folder.name == beside.IMPORTS else ()
+    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition('.')[0] in own}
+    _make_siblings_importable(folder / 'experiments')
+    sys.path.insert(0, str(folder))
     try:
         yield
     finally:
-        sys.path.remove(str(root))
+        sys.path.remove(str(folder))
+        for name in [name for name in sys.modules if name.partition('.')[0] in own]:
+            del sys.modules[name]
+        sys.modules.update(hidden)
 
 
 def _make_siblings_importable(folder):

@@ -15,6 +15,7 @@ from lm.config.annotations import Error, close, is_component
 from lm.config.legacy import upgraded
 
 EXPERIMENT = 'experiment'
+TRUST = 'add --trust where you trust who wrote it'
 
 
 def dump(value):
@@ -48,33 +49,45 @@ def dump(value):
                 'write it as a number, a text, a tuple or a dataclass.')
 
 
-def restore(dumped, experiment=None):
-    """Returns the value that was dumped; `experiment` is the loaded module of the experiment file that defines types.
+def shipped(name):
+    """Returns a module of lm by its name, and raises `Error` for any other: importing one is executing it."""
+    if name.partition('.')[0] != 'lm':
+        raise Error(f'{name} is code beside lm, which a record alone does not execute; {TRUST}.')
+    return importlib.import_module(name)
 
-    Records of older versions are upgraded first. Raises `Error` where a type or a field no longer exists.
+
+def restore(dumped, module=shipped):
+    """Returns the value that was dumped; `module(name)` returns the modules that its types are from.
+
+    Only types of lm are known by default, of them components (frozen dataclasses) and members of enums: a record that
+    somebody else wrote executes nothing. Records of older versions are upgraded first. Raises `Error` where a type or a
+    field no longer exists.
     """
-    return _restored(upgraded(dumped), experiment)
+    return _restored(upgraded(dumped), module)
 
 
-def _restored(dumped, experiment):
+def _restored(dumped, module):
     if isinstance(dumped, list):
-        return [_restored(item, experiment) for item in dumped]
+        return [_restored(item, module) for item in dumped]
     if not isinstance(dumped, dict):
         return dumped
     if 'type' not in dumped:
-        return {name: _restored(item, experiment) for name, item in dumped.items()}
+        return {name: _restored(item, module) for name, item in dumped.items()}
     match dumped['type'], dumped.get('value'):
         case ('tuple' | 'set' | 'frozenset') as name, items:
-            return {'tuple': tuple, 'set': set, 'frozenset': frozenset}[name](_restored(i, experiment) for i in items)
+            return {'tuple': tuple, 'set': set, 'frozenset': frozenset}[name](_restored(i, module) for i in items)
         case 'dict', items:
-            return {_restored(name, experiment): _restored(item, experiment) for name, item in items}
+            return {_restored(name, module): _restored(item, module) for name, item in items}
         case 'float', text:
             return float(text)
         case 'path', text:
             return pathlib.Path(text)
         case 'object', name:
-            return _named(name, experiment)
-    return _restore_component(dumped, experiment)
+            named = _named(name, module)
+            if module is shipped and not isinstance(named, enum.Enum):
+                raise Error(f'{name} is a function or class, which a record alone does not choose; {TRUST}.')
+            return named
+    return _restore_component(dumped, module)
 
 
 def fingerprint(value):
@@ -108,11 +121,13 @@ def _dump_dict(value):
     return {'type': 'dict', 'value': [[dump(name), dump(item)] for name, item in value.items()]}
 
 
-def _restore_component(dumped, experiment):
-    cls = _named(dumped['type'], experiment)
+def _restore_component(dumped, module):
+    cls = _named(dumped['type'], module)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise Error(f'{dumped["type"]} is not a dataclass; the record was written by another version.')
-    fields = {name: _restored(item, experiment) for name, item in dumped.items() if name != 'type'}
+    if module is shipped and not cls.__dataclass_params__.frozen:
+        raise Error(f'{dumped["type"]} is no component of an experiment; the record was not written by lm.')
+    fields = {name: _restored(item, module) for name, item in dumped.items() if name != 'type'}
     known = [f.name for f in dataclasses.fields(cls) if f.init]
     for name in fields:
         if name not in known:
@@ -125,14 +140,14 @@ def _restore_component(dumped, experiment):
     return cls(**fields)
 
 
-def _named(name, experiment):
-    module, _, path = name.partition(':')
-    if module == EXPERIMENT and experiment is None:
-        raise Error(f'{name} is defined in an experiment file; pass that file too.')
+def _named(name, module):
+    where, _, path = name.partition(':')
     try:
-        named = experiment if module == EXPERIMENT else importlib.import_module(module)
+        named = module(where)
         for part in path.split('.'):
             named = getattr(named, part)
+    except Error:
+        raise
     except (ImportError, AttributeError, ValueError) as error:
         raise Error(f'{name} does not exist here ({error}); use the version that wrote the record.') from error
     return named

@@ -6,7 +6,7 @@ from lm import config, records, trees
 from lm.debug import layers, replay
 from lm.debug.sides import divergence
 from lm.parallel import sharding
-from lm.train import spikes
+from lm.train import checkpoint, spikes
 
 checksums = jax.jit(trees.checksums)
 
@@ -43,7 +43,7 @@ def checkpoint_difference(pair):
 
 def common_checkpoints(pair):
     """Returns the steps, ascending, of which both runs have a checkpoint."""
-    return sorted(set(pair[0].store.steps()) & set(pair[1].store.steps()))
+    return sorted(set.intersection(*(set(checkpoint.steps(run.checkpoints)) for run in pair)))
 
 
 def differing(a, b):

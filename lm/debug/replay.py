@@ -30,7 +30,7 @@ class Trajectory:
         self.directory, self.settings, self.cache = Path(directory), settings, cache
         self.records = records.read(directory)
         self.program = train.program(settings, mesh)
-        self.store = checkpoint.Store(self.directory / 'checkpoints', settings.cadence.keep)
+        self.checkpoints = self.directory / 'checkpoints'
 
     @cached_property
     def stream(self):
@@ -42,23 +42,20 @@ class Trajectory:
 
         Checkpoints written before a rollback that skipped batches are not on the recorded trajectory.
         """
-        def on_trajectory(saved):
-            meta = self.store.meta(saved)
-            return meta is not None and meta['offset'] == records.offset(self.records, saved - 1)
-        return [saved for saved in self.store.steps()[::-1] if saved <= step and on_trajectory(saved)] + [0]
+        return [saved for saved, meta in checkpoint.metas(self.checkpoints).items()
+                if saved <= step and meta['offset'] == records.offset(self.records, saved - 1)] + [0]
 
     def restore(self, step):
         """Returns the State at one of `starts`."""
         if step:
-            return self.store.restore(self.program.abstract, step)[0]
+            return checkpoint.restore(self.checkpoints, self.program.abstract, step)[0]
         with jax.set_mesh(self.program.mesh):
             return self.program.init()
 
     def check(self):
         """Raises config.Error where the data is no longer what the newest checkpoint was trained on."""
-        metas = [meta for step in self.store.steps()[::-1] if (meta := self.store.meta(step))]
-        if metas:
-            runs.check_data(metas[0], {'data': dict(self.stream.fingerprint)})
+        if metas := checkpoint.metas(self.checkpoints):
+            runs.check_data(next(iter(metas.values())), {'data': dict(self.stream.fingerprint)})
 
     def before_rollback(self, offset):
         """Takes the trajectory of the run when its data was ahead by `offset`, from which it was rolled back since."""

@@ -12,8 +12,9 @@ MADE = ('commit', 'device', 'devices')
 class Side:
     """One of the two runs: its name, directory, settings, record, and what config.json says it was made by."""
 
-    def __init__(self, name, directory):
-        self.name, self.directory, self.settings = name, Path(directory), runs.read(directory)
+    def __init__(self, name, directory, trust=False):
+        self.name, self.directory = name, Path(directory)
+        self.settings = runs.read(directory, runs.trusted(directory, trust))
         self.about = json.loads((self.directory / 'config.json').read_text())
         self.records = losses(directory)
         if not self.records:

@@ -1,26 +1,170 @@
-"""Saves and restores pytrees of arrays by step: asynchronous, atomic, onto any mesh. The only file that knows orbax."""
+"""Saves and restores pytrees of arrays by step: asynchronous, atomic, onto any mesh. The only file that knows orbax.
+
+Arrays are saved with their checksums, which are the same on every mesh and which every restore compares: the files of
+orbax have none of values.
+"""
+import contextlib
 import gc
+import logging
 import shutil
+import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
+from absl import logging as absl_logging
 
-from lm import config
+from lm import config, trees
 from lm.parallel import processes
 
 STATE, META = 'state', 'meta'
 # Seconds for the reads that a failed restore leaves in flight to end, before their buffers are freed: tensorstore was
 # seen to deadlock where the garbage collector freed them in the middle of the next restore.
 SETTLE = 2.0
+PATTERN = frozenset('*?[]')  # orbax lists a checkpoint's parts by a glob of its path, and then does not see them
+checksum = jax.jit(trees.checksums)  # of one array at a time: one program for all arrays of a shape
+
+
+class Fault(NamedTuple):
+    """Why a checkpoint cannot be read. damage: whether its files are wrong, rather than out of reach for the moment."""
+
+    text: str
+    damage: bool
+
+
+ABSENT = Fault('it is not there', False)
+
+
+def check_name(directory):
+    """Raises config.Error where checkpoints in a directory could be saved and not read."""
+    name = str(Path(directory).absolute())
+    if PATTERN & set(name):
+        raise config.Error(f'{name!r} has one of {" ".join(sorted(PATTERN))} in its name, and checkpoints saved there '
+                           'cannot be read; give another --workdir.')
+
+
+def steps(directory):
+    """Returns the steps saved in a directory, oldest first."""
+    names = [path.name for path in Path(directory).iterdir() if path.is_dir()] if Path(directory).is_dir() else []
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def restore(directory, abstract, step=None):
+    """Returns (state, meta) of a saved step, by default the newest; None where nothing was saved. Changes nothing.
+
+    `abstract` is the state's tree of ShapeDtypeStructs with shardings, or a part of it; its mesh need not be the one
+    saved from. Raises config.Error where that checkpoint cannot be read: only a run itself goes back to an older one.
+    """
+    while (saved := processes.decide(lambda: steps(directory))) or step is not None:
+        chosen = saved[-1] if step is None else step
+        restored, fault = _restore(directory, chosen, abstract) if chosen in saved else (None, ABSENT)
+        if fault is None:
+            return restored
+        newest = processes.decide(lambda: steps(directory))
+        if step is None and newest and newest[-1] > chosen:
+            continue  # its run has saved the next one meanwhile, and deleted this
+        others = [other for other in newest if other != chosen]
+        raise config.Error(f'checkpoint {chosen} in {directory} cannot be read: {fault.text}; the steps there are '
+                           f'{newest}{f", try {others[-1]}" if others else ""}.')
+    return None
+
+
+def metas(directory):
+    """Returns {step: meta} of the saved steps whose meta can be read, newest first."""
+    known = {}
+    for step in steps(directory)[::-1]:
+        with contextlib.suppress(Exception):  # orbax raises many kinds for a file that is broken
+            known[step], _ = _meta(Path(directory).absolute() / str(step))
+    return known
+
+
+def _restore(directory, step, abstract):
+    """Returns ((state, meta), None), or (None, the Fault of the first host that has one)."""
+    folder = Path(directory).absolute() / str(step)
+    (state, meta, saved), fault = _read(folder, abstract)
+    faults = processes.gather(fault)
+    for host, other in enumerate(faults):
+        if other:
+            return None, Fault(f'host {host}: {other[0]}' if len(faults) > 1 else other[0], other[1])
+    wrong = [name for name, value in _checksums(state).items() if saved.get(name, value) != value]
+    if wrong:
+        return None, Fault(f'{wrong[0]} is not what was saved, by its checksum', True)
+    return (state, meta), None
+
+
+def _read(folder, abstract):
+    """Returns ((state, meta, checksums), None) of a checkpoint's folder, or (Nones, Fault); not a collective."""
+    try:
+        meta, saved = _meta(folder)
+        placeholders = [leaf is ocp.PLACEHOLDER for leaf in jax.tree.leaves(abstract)]
+        places = jax.tree.map(lambda leaf: ocp.RestoreArgs() if leaf is ocp.PLACEHOLDER
+                              else ocp.checkpoint_utils.construct_restore_args(leaf), abstract)
+        with _quiet():
+            return (ocp.PyTreeCheckpointHandler().restore(folder / STATE, args=ocp.args.PyTreeRestore(
+                item=abstract, restore_args=places, partial_restore=not any(placeholders))), meta, saved), None
+    except Exception as error:  # orbax and tensorstore raise many kinds for a file that is broken
+        text = config.first_line(error).partition('. See full')[0]
+        fault = Fault(text[:300], not isinstance(error, (MemoryError, jax.errors.JaxRuntimeError)))
+    with _quiet():
+        time.sleep(SETTLE)
+        gc.collect()
+    return (None, None, None), _unreadable(folder) or fault
+
+
+def _meta(folder):
+    """Returns (meta, {name: checksum} of the arrays) of a checkpoint's folder; {} for one of an older version."""
+    meta = dict(ocp.JsonCheckpointHandler().restore(folder / META, args=ocp.args.JsonRestore()))
+    known = meta.pop('checksum', None)
+    if known is not None and known != config.fingerprint(meta):
+        raise ValueError('its meta is not what was saved, by its checksum')
+    return meta, meta.pop('checksums', {})
+
+
+def _checksums(tree):
+    """Returns {name: checksum} of the arrays in a tree."""
+    arrays = {name: leaf for name, leaf in trees.flatten(tree).items() if leaf is not ocp.PLACEHOLDER}
+    return {name: int(value) for name, value in jax.device_get({n: checksum(x) for n, x in arrays.items()}).items()}
+
+
+def _unreadable(folder):
+    """Returns the Fault of the first file in a folder that the system does not let this process read, or None."""
+    try:
+        for path in sorted(folder.rglob('*')):
+            if path.is_file():
+                with path.open('rb') as file:
+                    while file.read(2 ** 24):
+                        pass
+    except OSError as error:
+        return Fault(f'{error.filename}: {error.strerror}', False)
+    return None
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps orbax, asyncio and tensorstore's threads from printing what is raised besides."""
+    loggers = [absl_logging.get_absl_logger(), logging.getLogger('asyncio')]
+    levels, hooks = [logger.level for logger in loggers], (sys.excepthook, sys.unraisablehook)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    sys.excepthook = sys.unraisablehook = lambda *fault: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        sys.excepthook, sys.unraisablehook = hooks
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @dataclass
 class Store:
-    """Checkpoints under a directory, of which the last `keep` are kept, and the one with the lowest score.
+    """Checkpoints under a directory as the run that writes them sees them, of which the last `keep` are kept, and the
+    one with the lowest score.
 
     Every method is collective: all processes call it, each writes and reads its shards, process 0 decides what is
     deleted.
@@ -31,7 +175,8 @@ class Store:
 
     def __post_init__(self):
         self.directory = Path(self.directory).absolute()
-        self.scores = {}
+        check_name(self.directory)
+        self.scores, self.first, self.proved = {}, None, False  # (step, abstract state) of the first save; if read back
         options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=True, max_to_keep=None)
         try:
             self.manager = ocp.CheckpointManager(self.directory, options=options)
@@ -47,26 +192,41 @@ class Store:
         """Starts to write state and the JSON-able meta as `step`, asynchronously and atomically.
 
         Older checkpoints are deleted once it is complete. Raises config.Error when the save before this one failed,
-        e.g. on a full disk.
+        e.g. on a full disk, or checkpoints are gone that this run has saved.
         """
         self.wait()
+        self.check()
         self.prune()
-        if step not in self.steps():
-            self._guard(lambda: self.manager.save(step, args=ocp.args.Composite(
-                **{STATE: ocp.args.PyTreeSave(state), META: ocp.args.JsonSave(meta)})))
+        if step in self.steps():
+            return
+        meta = {**meta, 'checksums': _checksums(state)}
+        meta['checksum'] = config.fingerprint(meta)
+        self._guard(lambda: self.manager.save(step, args=ocp.args.Composite(
+            **{STATE: ocp.args.PyTreeSave(state), META: ocp.args.JsonSave(meta)})))
+        if self.first is None:
+            self.first = step, jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
 
     def wait(self):
         """Returns when the save in flight is complete on disk."""
         self._guard(self.manager.wait_until_finished)
 
+    def check(self):
+        """Raises config.Error where a checkpoint is no longer on disk that this run has saved or found there."""
+        gone = processes.decide(lambda: sorted(set(self.steps()) - set(steps(self.directory))))
+        if gone:
+            raise config.Error(f'checkpoint {gone[0]} was removed from {self.directory} while the run trained; '
+                               'run the same command again, which goes on from what is there.')
+
     def _guard(self, write):
         """Calls write(), and raises config.Error where the disk is at fault."""
         try:
-            write()
+            with _quiet():
+                write()
         except jax.errors.JaxRuntimeError:
             raise  # a fault of the devices or of another host, not of the disk
         except (OSError, ValueError, RuntimeError) as error:
-            kept = self.steps()[-1] if self.steps() else 'none'
+            kept = (steps(self.directory) or ['none'])[-1]
             raise config.Error(f'saving to {self.directory} failed: {config.first_line(error)[:300]}; the last good '
                                f'checkpoint is {kept}; free some space and run the same command again.') from error
 
@@ -80,59 +240,48 @@ class Store:
         return min(scored, key=self.scores.get, default=None)
 
     def prune(self):
-        """Deletes all but the last `keep` checkpoints and the best."""
+        """Deletes all but the last `keep` checkpoints and the best, once the first that was saved can be read back."""
         def superfluous():
-            steps = self.steps()
-            return sorted(set(steps) - set(steps[-self.keep:]) - {self.best()})
-        for step in processes.decide(superfluous):
+            saved = self.steps()
+            return sorted(set(saved) - set(saved[-self.keep:]) - {self.best()})
+        old = processes.decide(superfluous)
+        if old and self.first and not self.proved:
+            self._read_back(*self.first)
+        for step in old:
             self.manager.delete(step)
 
-    def restore(self, abstract, step=None):
-        """Returns (state, meta) of `step`, or of the newest that can be read; None where nothing was saved.
+    def _read_back(self, step, abstract):
+        """Raises config.Error unless a checkpoint can be read; one array at a time, for the memory."""
+        leaves, tree = jax.tree.flatten(abstract)
+        for number in range(len(leaves)):
+            one = tree.unflatten([leaf if i == number else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)])
+            _, fault = _restore(self.directory, step, one)
+            if fault:
+                raise config.Error(f'checkpoint {step} in {self.directory}, just saved, cannot be read: {fault.text}; '
+                                   'nothing older was deleted; try another --workdir.')
+        self.proved = True
 
-        `abstract` is the state's tree of ShapeDtypeStructs with shardings, or a part of it; its mesh need not be the
-        one saved from. An unreadable checkpoint is moved to `unreadable`, with a warning, for the one before it.
+    def restore(self, abstract):
+        """Returns (state, meta) of the newest checkpoint that can be read; None where nothing was saved.
+
+        `abstract` is the state's tree of ShapeDtypeStructs with shardings; its mesh need not be the one saved from. A
+        damaged checkpoint is moved to `unreadable`, with a warning, for the one before it. Raises config.Error where
+        none is left, or one is not proved damaged: a file may not be read, or memory is short.
         """
         self.wait()
-        steps = processes.decide(self.steps)
-        for candidate in steps[::-1] if step is None else [step]:
-            restored, fault = self._try(candidate, abstract)
-            faults = [f'host {i}: {other}' if restored else other
-                      for i, other in enumerate(processes.gather(fault)) if other]
-            if not faults:
+        saved = processes.decide(self.steps)
+        for candidate in saved[::-1]:
+            restored, fault = _restore(self.directory, candidate, abstract)
+            if fault is None:
                 return restored
-            if step is not None or candidate == steps[0]:
-                raise config.Error(f'checkpoint {candidate} in {self.directory} cannot be read: {faults[0]}; '
-                                   f'the steps there are {steps}.')
-            logging.warning('checkpoint %d in %s cannot be read (%s); taking the one before it.', candidate,
-                            self.directory, faults[0])
+            if candidate == saved[0] or not fault.damage:
+                raise config.Error(f'checkpoint {candidate} in {self.directory} cannot be read: {fault.text}; '
+                                   f'the steps there are {saved}.')
+            absl_logging.warning('checkpoint %d in %s cannot be read (%s); taking the one before it.', candidate,
+                                 self.directory, fault.text)
             processes.decide(lambda step=candidate: self._put_aside(step))
             self.manager.reload()
         return None
-
-    def meta(self, step):
-        """Returns the meta of a saved step, or None where it cannot be read."""
-        try:
-            return ocp.JsonCheckpointHandler().restore(self._folder(step) / META, args=ocp.args.JsonRestore())
-        except Exception:  # orbax raises many kinds for a file that is broken
-            return None
-
-    def _folder(self, step):
-        return self.manager.directory / str(step)
-
-    def _try(self, step, abstract):
-        """Returns ((state, meta), None), or (None, why they cannot be read); not a collective."""
-        folder = self._folder(step)
-        placed = ocp.checkpoint_utils.construct_restore_args(abstract)
-        args = ocp.args.PyTreeRestore(item=abstract, restore_args=placed, partial_restore=True)
-        try:
-            state = ocp.PyTreeCheckpointHandler().restore(folder / STATE, args=args)
-            return (state, ocp.JsonCheckpointHandler().restore(folder / META, args=ocp.args.JsonRestore())), None
-        except Exception as error:  # orbax and tensorstore raise many kinds for a file that is broken
-            fault = config.first_line(error)[:300]
-        time.sleep(SETTLE)
-        gc.collect()
-        return None, fault
 
     def _put_aside(self, step):
         aside = self.directory.parent / 'unreadable' / str(step)

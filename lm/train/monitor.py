@@ -52,6 +52,7 @@ class Monitor:
 
     def save(self, step, state):
         """Starts to save a State with what a resumed run goes on from."""
+        self.run.check_files()
         self.run.store.save(step, state, {'offset': self.offset, 'losses': list(self.detector.losses),
                                           'noise': self.noise.sums, 'data': dict(self.stream.fingerprint)})
 

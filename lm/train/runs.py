@@ -1,8 +1,10 @@
 """The directory of a run: what it was made from, its checkpoints and its record."""
+import contextlib
 import fcntl
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -14,10 +16,11 @@ from typing import Any, NamedTuple
 import jax
 
 from lm import config, records
-from lm.config import files
+from lm.config import beside, files
 from lm.parallel import processes, sharding
 from lm.train import checkpoint, metrics, step
 
+MARK = re.compile(r'(\S* \d+ [\d.]+)?')  # what this file writes to a run's lock: host, process, time
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sentencepiece')
 
 
@@ -50,16 +53,27 @@ class Run:
             return
         if self.writer:
             self.writer.close()
-        records.rewind(self.directory, step)
+        with _writing(self.directory):
+            records.rewind(self.directory, step)
+            self.writer = metrics.Writer(self.directory, self.steps, step)
         for record in records.read(self.directory):
             if 'valid/loss' in record:
                 self.store.score(record['step'], record.get(records.COMPARED, record['valid/loss']))
-        self.writer = metrics.Writer(self.directory, self.steps, step)
 
     def note_offset(self, step, offset):
         """Records the offset of the data after `step`, the batches that a rollback skipped, where it has changed."""
         if processes.first() and records.offset(records.read(self.directory), step) != offset:
             self.writer.write(step, {'offset': offset})
+
+    def check_files(self):
+        """Raises config.Error where a file of the run was removed or replaced while it trains."""
+        def gone():
+            opened = {'lock': self.locks[0], records.RECORD: self.writer.file}
+            return [name for name, file in opened.items() if not _is_open(self.directory / name, file)] + [
+                name for name in ('config.json', 'experiment.py') if not (self.directory / name).exists()]
+        if names := processes.decide(gone):
+            raise config.Error(f'{self.directory / names[0]} was removed or replaced while the run trained; what comes '
+                               'after the last checkpoint is not saved; run the same command again.')
 
     def close(self):
         """Waits for the save in flight, closes the record, and restores signal handlers."""
@@ -70,16 +84,29 @@ class Run:
             lock.close()
 
 
+@contextlib.contextmanager
+def _writing(directory):
+    """Turns a disk that is full or not writable into a config.Error."""
+    try:
+        yield
+    except OSError as error:
+        raise config.Error(f'cannot write to {directory}: {error.strerror or config.first_line(error)}; '
+                           'free some space, or give another --workdir.') from error
+
+
 def _claim(directory, locks):
     """Locks a run's directory, adds the open lock file to `locks`, and returns the mark that it wrote there.
 
-    Raises config.Error if it cannot be written, Busy if another process has it.
+    Raises config.Error if it cannot be written or holds files of another kind, Busy if another process has it.
     """
-    try:
+    if re.match(r'[a-z][a-z0-9]+:/', str(directory)):
+        raise config.Error(f'{directory} is not in a file system, which a run needs for its lock and its record; '
+                           'mount the bucket (gcsfuse) and give a --workdir there.')
+    checkpoint.check_name(directory)
+    with _writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / 'lock', 'w')
-    except OSError as error:
-        raise config.Error(f'cannot write to {directory}: {error.strerror}; give another --workdir.') from error
+        _check_own(directory)
+        lock = open(directory / 'lock', 'a')
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -87,9 +114,29 @@ def _claim(directory, locks):
         raise Busy(f'another process is training in {directory}; wait for it, or give another --workdir.') from error
     locks.append(lock)
     mark = f'{socket.gethostname()} {os.getpid()} {time.time()}'
-    lock.write(mark)
-    lock.flush()
+    with _writing(directory):
+        lock.truncate(0)
+        lock.write(mark)
+        lock.flush()
     return mark
+
+
+def _check_own(directory):
+    """Raises config.Error where a directory holds files and is not that of a run, or has anything else for a lock."""
+    names = sorted(path.name for path in directory.iterdir() if not path.name.startswith('.config.json.'))
+    lock = directory / 'lock'
+    if 'lock' in names and (lock.is_file() and MARK.fullmatch(lock.read_bytes()[:300].decode(errors='replace'))):
+        names.remove('lock')
+    if 'config.json' in names and 'lock' not in names:
+        _about(directory)
+    elif names:
+        raise config.Error(f'{directory} holds {", ".join(names[:5])}{", ..." * (len(names) > 5)} and is not the '
+                           'directory of a run; give an empty --workdir, or a new one.')
+
+
+def _is_open(path, file):
+    """Returns whether a path leads to the open file."""
+    return path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
 
 
 def _check_shared(directory, mark, patience=20):
@@ -108,18 +155,21 @@ def _record(directory, experiment, devices):
 
     A run that has taken no step on record yet, such as one whose data was missing, holds no directory for itself.
     """
-    path, checkpoints = directory / 'config.json', directory / 'checkpoints'
-    begun = bool(records.read(directory)) or (checkpoints.is_dir() and any(checkpoints.iterdir()))
-    if begun and path.exists() and (changed := differences(read(directory), experiment.config)):
-        raise config.Error(f'{directory} belongs to another experiment: {changed}; '
-                           'give another --workdir, or the values it was begun with.')
-    if path.exists() and (checkpoints / str(experiment.config.steps)).is_dir():
+    path, saved = directory / 'config.json', checkpoint.steps(directory / 'checkpoints')
+    begun = path.exists() and (saved or records.read(directory))
+    if begun and (changed := differences(read(directory, experiment.file), experiment.config)):
+        longer = changed.startswith('steps (') and changed.count('(') == 1
+        remedy = (f"to train on from its parameters add \"start=From('{directory}')\"" if saved and longer else
+                  'or the values it was begun with')
+        raise config.Error(f'{directory} belongs to another experiment: {changed}; give another --workdir, {remedy}.')
+    if begun and experiment.config.steps in saved:
         return  # finished: its record of how it was made stays
-    shutil.copyfile(experiment.file, directory / 'experiment.py')
     about = {'config': config.dump(experiment.config), 'file': str(experiment.file), 'command': sys.argv,
              'device': devices[0].device_kind, 'devices': len(devices),
              'commit': _commit(), 'versions': {'python': sys.version.split()[0], **_versions()}}
-    files.replace(path, json.dumps(about, indent=1) + '\n')
+    with _writing(directory):
+        files.replace(path, json.dumps(about, indent=1) + '\n')
+        beside.keep(experiment.file, directory)
 
 
 def check_data(was, now):
@@ -159,13 +209,21 @@ def _versions():
     return versions
 
 
-def read(directory):
-    """Returns the configuration that the run in a directory was begun with."""
+def _about(directory):
+    """Returns what config.json says of the run in a directory."""
+    return files.read_json(Path(directory) / 'config.json', {'config': dict}, 'repair it, or leave the run out.')
+
+
+def read(directory, file=None):
+    """Returns the configuration that the run in a directory was begun with.
+
+    `file` is an experiment file to execute where the configuration has types of its own; by default none is.
+    """
     path = Path(directory) / 'config.json'
     if not path.exists():
         raise config.Error(f'{directory} holds no run; give the --workdir of an `lm train`.')
     try:
-        return config.build(json.loads(path.read_text(encoding='utf-8'))['config'], Path(directory) / 'experiment.py')
+        return config.build(_about(directory)['config'], file)
     except config.Error:
         raise
     except (ValueError, LookupError, TypeError, AttributeError) as error:  # a damaged file can be wrong anywhere
@@ -173,10 +231,16 @@ def read(directory):
                            'out.') from error
 
 
+def trusted(directory, trust):
+    """Returns the experiment file of a run where its code is trusted, else None."""
+    return Path(directory) / 'experiment.py' if trust else None
+
+
 def keep_tokenizer(directory, source):
     """Copies a fitted tokenizer's directory, if there is one, into a run's, which can then be used without its data."""
     if Path(source).is_dir():
-        shutil.copytree(source, Path(directory) / 'tokenizer', dirs_exist_ok=True)
+        with _writing(directory):
+            shutil.copytree(source, Path(directory) / 'tokenizer', dirs_exist_ok=True)
 
 
 class Trained(NamedTuple):
@@ -189,9 +253,12 @@ class Trained(NamedTuple):
     mesh: jax.sharding.Mesh
 
 
-def load(directory, number=0, devices=None):
-    """Returns the Trained of a run at a saved step (0: the newest), spread over all devices or those given."""
-    settings = read(directory)
+def load(directory, number=0, devices=None, *, trust=False):
+    """Returns the Trained of a run at a saved step (0: the newest), spread over all devices or those given.
+
+    trust: whether the run's own code may be executed, its experiment.py and what that imports.
+    """
+    settings = read(directory, trusted(directory, trust))
     mesh = sharding.make_mesh({'data': -1}, jax.devices() if devices is None else devices)
     params, reached = saved(settings, directory, number, mesh)
     encoder = settings.data.tokenizer.fit((), Path(directory) / 'tokenizer').exact()
@@ -206,11 +273,7 @@ def saved(settings, directory, number, mesh):
     wanted = step.placed(settings, mesh)._asdict()
     if settings.optimizer.averaged(wanted['optimizer'], wanted['params']) is wanted['params']:
         wanted = {'params': wanted['params'], 'step': wanted['step']}
-    store = checkpoint.Store(Path(directory) / 'checkpoints')
-    try:
-        restored = store.restore(wanted, number or None)
-    finally:
-        store.close()
+    restored = checkpoint.restore(Path(directory) / 'checkpoints', wanted, number or None)
     if restored is None:
         raise config.Error(f'{directory} holds no checkpoint yet; wait until the run has saved one.')
     state, _ = restored

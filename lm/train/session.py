@@ -11,8 +11,12 @@ from lm.train.monitor import Monitor
 
 
 def train(settings, run, cache, mesh=None):
-    """Trains to the end, on `mesh` or the settings' own, and prints how the run ended or had ended before."""
-    if processes.decide(lambda: settings.steps in run.store.steps() and _scored(settings, run.directory)):
+    """Trains to the end, on `mesh` or the settings' own, and prints how the run ended or had ended before.
+
+    Raises config.Error where its last loss is not finite.
+    """
+    if processes.decide(lambda: settings.steps in run.store.steps() and bool(_last(settings, run.directory))):
+        _check_finite(settings, run)
         print(f'{run.directory} is finished: {settings.steps} steps.')
         return
     run.stop.install()
@@ -30,12 +34,23 @@ def train(settings, run, cache, mesh=None):
         print('\n'.join(settings.objective.summary(scores, settings.data)))
     show(program, [monitor], state)
     print(f'run: {run.directory}')
+    _check_finite(settings, run)
 
 
-def _scored(settings, directory):
-    """Returns whether the last validation is on record, before which a run may have been killed."""
-    return not settings.data.valid or any('valid/loss' in record for record in records.read(directory)
-                                          if record['step'] == settings.steps)
+def _last(settings, directory):
+    """Returns [loss] after the last step, None for one that is not finite; [] before it is on record.
+
+    It is the validation loss, without held-out text that of the step. A run may have been killed before it.
+    """
+    name = 'valid/loss' if settings.data.valid else 'loss'
+    return [record[name] for record in records.read(directory) if record['step'] == settings.steps and name in record]
+
+
+def _check_finite(settings, run):
+    if processes.decide(lambda: _last(settings, run.directory)[-1:]) == [None]:
+        raise config.Error(f'the last loss of {run.directory} is not finite; it is saved, and of no use: look for the '
+                           f'first step that is not in {records.RECORD}, and try a smaller optimizer.peak than '
+                           f'{settings.optimizer.peak:g}.')
 
 
 def open_data(settings, run, cache, stream=None):

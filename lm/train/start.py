@@ -39,12 +39,14 @@ class From(Start):
     """The parameters of another run's checkpoint, averaged ones where its optimizer keeps an average.
 
     run: its directory. where: regex of the parameters that are taken, '' for all; the others are fresh. step: of the
-    checkpoint, 0 for the last step of that run, so that what is read does not depend on when.
+    checkpoint, 0 for the last step of that run, so that what is read does not depend on when. trust: whether that run's
+    own code may be executed, where its model is not one of lm.
     """
 
     run: str
     where: str = ''
     step: int = 0
+    trust: bool = False
 
     def __post_init__(self):
         trees.pattern(self.where)
@@ -53,7 +55,7 @@ class From(Start):
 
     def params(self, model, key, mesh=None):
         from lm.train import runs  # here, as it imports orbax, which takes a second
-        settings = runs.read(self.run)
+        settings = runs.read(self.run, runs.trusted(self.run, self.trust))
         chosen = trees.mask(self.shapes(model), self.where)
         self._check(trees.flatten(trees.select(self.shapes(model), chosen)),
                     trees.flatten(settings.start.shapes(settings.model)))

@@ -1,0 +1,59 @@
+"""The Python files beside an experiment that it imports: found in the source, and kept with a run. Executes nothing."""
+import ast
+import pathlib
+
+from lm.config import files
+
+IMPORTS = 'experiment.imports'  # beside a kept experiment.py
+
+
+def root_of(file):
+    """Returns the folder from which an experiment imports: the parent of the `experiments` folder that holds it, else
+    its own; of a kept copy IMPORTS, if there is one.
+    """
+    folder = pathlib.Path(file).resolve().parent
+    if (folder / IMPORTS).is_dir():
+        return folder / IMPORTS
+    return next((up.parent for up in (folder, *folder.parents) if up.name == 'experiments'), folder)
+
+
+def keep(file, directory):
+    """Writes an experiment as experiment.py into a directory, and what it imports from beside it into IMPORTS there."""
+    copies = {f'{IMPORTS}/{relative}': path for relative, path in imported(file).items()}
+    for name, path in {'experiment.py': file, **copies}.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        files.replace(directory / name, path.read_bytes())
+
+
+def imported(file):
+    """Returns {path under `root_of(file)`: Path} of what an experiment imports from there, directly or through others.
+
+    Modules of lm are left out.
+    """
+    root = root_of(file)
+    known, queue = {}, [pathlib.Path(file).resolve()]
+    while queue:
+        for name in _modules(queue.pop(), root):
+            stem = root.joinpath(*name.split('.'))
+            for path in (stem.with_suffix('.py'), stem / '__init__.py'):
+                relative = str(path.relative_to(root))
+                if name.partition('.')[0] != 'lm' and path.is_file() and relative not in known:
+                    known[relative] = path
+                    queue.append(path)
+    return known
+
+
+def _modules(path, root):
+    """Yields the dotted names of the modules and packages that a file may import, and of what they hold."""
+    package = path.parent.relative_to(root).parts if path.is_relative_to(root) else ()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [*package[:len(package) - node.level + 1]] if node.level else []
+            base += node.module.split('.') if node.module else []
+            names = ['.'.join([*base, alias.name]) for alias in node.names]
+        for name in names:
+            parts = name.split('.')
+            yield from ('.'.join(parts[:length]) for length in range(1, len(parts) + 1))

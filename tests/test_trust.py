@@ -1,0 +1,102 @@
+"""What a run's directory may make this process execute: nothing, unless it is trusted."""
+import json
+import sys
+
+import pytest
+
+from lm import config, train
+from lm.train import runs
+
+MODELS = '''
+import dataclasses
+from lm.models import Decoder
+from sizes import DEPTH
+
+@dataclasses.dataclass(frozen=True)
+class Mine(Decoder):
+    """A model of one experiment."""
+    depth: int = DEPTH
+'''
+TINY = '''
+from lm import data, optim, train
+{imports}
+
+def config():
+    text = data.Synthetic(count=20, length=400)
+    return train.Config(model={model}(vocab=258, width=24), optimizer=optim.AdamW(peak=1e-3), steps=2,
+                        data=data.Corpus(train=text, valid=None, tokenizer=data.Bytes(), context=16, batch=8))
+'''
+
+
+def begin(folder, directory, **parts):
+    """Returns the settings of a run begun by an experiment in a folder, in a directory."""
+    folder.mkdir(exist_ok=True)
+    (folder / 'tiny.py').write_text(TINY.format(**parts))
+    loaded = config.load(folder / 'tiny.py')
+    runs.Run(directory, loaded).close()
+    return loaded.config
+
+
+def test_a_class_beside_the_experiment_is_kept_with_the_run(tmp_path):
+    for depth in (1, 2):
+        folder, directory = tmp_path / f'lab{depth}', tmp_path / f'run{depth}'
+        folder.mkdir()
+        (folder / 'mymodels.py').write_text(MODELS)
+        (folder / 'sizes.py').write_text(f'DEPTH = {depth}')
+        begin(folder, directory, imports='from mymodels import Mine', model='Mine')
+        for name in ('mymodels', 'sizes'):
+            del sys.modules[name]
+        with pytest.raises(config.Error, match='mymodels is code beside lm, .* add --trust where you trust'):
+            runs.read(directory)
+        for file in folder.glob('*.py'):
+            file.unlink()
+    assert [runs.read(tmp_path / f'run{depth}', runs.trusted(tmp_path / f'run{depth}', True)).model.depth
+            for depth in (1, 2)] == [1, 2]
+    assert 'mymodels' not in sys.modules
+
+
+def test_a_class_in_the_experiment_is_read_where_it_is_trusted(tmp_path):
+    settings = begin(tmp_path / 'lab', tmp_path / 'run', model='Mine',
+                     imports=MODELS.replace('from sizes import DEPTH', 'DEPTH = 3'))
+    with pytest.raises(config.Error, match='experiment is code beside lm'):
+        runs.read(tmp_path / 'run')
+    read = runs.read(tmp_path / 'run', runs.trusted(tmp_path / 'run', True))
+    assert config.flatten(read) == config.flatten(settings) and read.model.depth == 3
+    runs.Run(tmp_path / 'run', config.load(tmp_path / 'lab' / 'tiny.py')).close()  # its own experiment is trusted
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A run of shipped types whose folder has code under many names, each of which leaves a mark."""
+    begin(tmp_path / 'lab', tmp_path / 'run', imports='from lm.models import Decoder', model='Decoder')
+    mark = f'import pathlib\npathlib.Path({str(tmp_path / "executed")!r}).write_text(__name__)\n'
+    for name in ('experiment', 'evil', 'json', 'numpy', 'tokenizers', 'sentencepiece', 'rich'):
+        (tmp_path / 'run' / f'{name}.py').write_text(mark)
+    return tmp_path / 'run'
+
+
+@pytest.mark.parametrize('key, value, message', [
+    ('optimizer', {'type': 'evil:AdamW'}, 'evil is code beside lm'),
+    ('optimizer', {'type': 'experiment:AdamW'}, 'experiment is code beside lm'),
+    ('optimizer', {'type': 'object', 'value': 'os:system'}, 'os is code beside lm'),
+    ('optimizer', {'type': 'object', 'value': 'lm.config:open_file'}, 'is a function or class'),
+    ('optimizer', {'type': 'lm.train.checkpoint:Store', 'directory': 'written'}, 'is no component of an experiment'),
+    ('optimizer', {'type': 'lm.cli:sys.exit'}, 'is not a dataclass'),
+    ('optimizer', {'type': 'lm.no:Such'}, 'does not exist here'),
+    ('optimizer', {'type': ':'}, 'is code beside lm'),
+])
+def test_a_hostile_record_executes_nothing(hostile, monkeypatch, key, value, message):
+    monkeypatch.chdir(hostile)
+    about = json.loads((hostile / 'config.json').read_text())
+    about['config'][key] = value
+    (hostile / 'config.json').write_text(json.dumps(about))
+    before = sorted(hostile.rglob('*'))
+    with pytest.raises(config.Error, match=message):
+        runs.read(hostile)
+    assert sorted(hostile.rglob('*')) == before and not (hostile.parent / 'executed').exists()
+
+
+def test_reading_a_run_imports_nothing_from_its_folder(hostile, monkeypatch):
+    monkeypatch.chdir(hostile)
+    assert isinstance(runs.read(hostile), train.Config)
+    assert str(hostile) not in sys.path and not (hostile.parent / 'executed').exists()
