@@ -148,7 +148,7 @@ def test_it_trains_and_resumes_as_it_went_on(tmp_path):
     assert command(resumed) == 0
     assert measured(resumed) == whole
     dumped = json.loads((resumed / 'config.json').read_text())['config']
-    assert dumped['model']['type'] == 'test_bert:Bert' and config.build(dumped) == settings()
+    assert dumped['model']['type'] == 'test_bert:Bert' and config.build(dumped, __file__) == settings()
 
 
 def batch(seed=0):

@@ -114,6 +114,24 @@ def test_disk_full_while_saving_keeps_the_last_good_checkpoint(place, straight):
     assert losses(workdir) == straight
 
 
+@pytest.mark.parametrize('size', ['16k', '120k', '700k'])
+def test_a_disk_that_is_full_is_one_line_and_the_run_goes_on_once_there_is_room(place, straight, tmp_path, size):
+    """A file system of its own, too small for the record, for the first save, for those after it."""
+    mount = ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', tmp_path]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip('mounting a file system is not permitted here')
+    try:
+        _, err = finish(start(place, tmp_path / 'run'), code=2)
+        told = [line for line in err.split('\n') if line and not line.startswith('attention: ')]
+        assert len(told) == 1 and 'No space left on device; ' in told[0], err
+        assert len(told[0]) < 400
+        subprocess.run(['mount', '-o', 'remount,size=20m', tmp_path], check=True)
+        finish(start(place, tmp_path / 'run'))
+        assert losses(tmp_path / 'run') == straight
+    finally:
+        subprocess.run(['umount', '-l', tmp_path], check=True)
+
+
 # Compiled programs are read and not written, where the limit would cut them short for other tests.
 UNWRITTEN = {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1e9'}
 LIMITED = """

@@ -46,7 +46,7 @@ def test_a_class_beside_the_experiment_is_kept_with_the_run(tmp_path):
         begin(folder, directory, imports='from mymodels import Mine', model='Mine')
         for name in ('mymodels', 'sizes'):
             del sys.modules[name]
-        with pytest.raises(config.Error, match='mymodels is code beside lm, .* add --trust where you trust'):
+        with pytest.raises(config.Error, match='mymodels:Mine is code beside lm, .* add --trust where you trust'):
             runs.read(directory)
         for file in folder.glob('*.py'):
             file.unlink()
@@ -58,7 +58,7 @@ def test_a_class_beside_the_experiment_is_kept_with_the_run(tmp_path):
 def test_a_class_in_the_experiment_is_read_where_it_is_trusted(tmp_path):
     settings = begin(tmp_path / 'lab', tmp_path / 'run', model='Mine',
                      imports=MODELS.replace('from sizes import DEPTH', 'DEPTH = 3'))
-    with pytest.raises(config.Error, match='experiment is code beside lm'):
+    with pytest.raises(config.Error, match='experiment:Mine is code beside lm'):
         runs.read(tmp_path / 'run')
     read = runs.read(tmp_path / 'run', runs.trusted(tmp_path / 'run', True))
     assert config.flatten(read) == config.flatten(settings) and read.model.depth == 3
@@ -76,9 +76,9 @@ def hostile(tmp_path):
 
 
 @pytest.mark.parametrize('key, value, message', [
-    ('optimizer', {'type': 'evil:AdamW'}, 'evil is code beside lm'),
-    ('optimizer', {'type': 'experiment:AdamW'}, 'experiment is code beside lm'),
-    ('optimizer', {'type': 'object', 'value': 'os:system'}, 'os is code beside lm'),
+    ('optimizer', {'type': 'evil:AdamW'}, 'evil:AdamW is code beside lm'),
+    ('optimizer', {'type': 'experiment:AdamW'}, 'experiment:AdamW is code beside lm'),
+    ('optimizer', {'type': 'object', 'value': 'os:system'}, 'os:system is code beside lm'),
     ('optimizer', {'type': 'object', 'value': 'lm.config:open_file'}, 'is a function or class'),
     ('optimizer', {'type': 'lm.train.checkpoint:Store', 'directory': 'written'}, 'is no component of an experiment'),
     ('optimizer', {'type': 'lm.cli:sys.exit'}, 'is not a dataclass'),

@@ -49,17 +49,10 @@ def dump(value):
                 'write it as a number, a text, a tuple or a dataclass.')
 
 
-def shipped(name):
-    """Returns a module of lm by its name, and raises `Error` for any other: importing one is executing it."""
-    if name.partition('.')[0] != 'lm':
-        raise Error(f'{name} is code beside lm, which a record alone does not execute; {TRUST}.')
-    return importlib.import_module(name)
+def restore(dumped, module=None):
+    """Returns the value that was dumped; `module(name)` returns a module that its types are from.
 
-
-def restore(dumped, module=shipped):
-    """Returns the value that was dumped; `module(name)` returns the modules that its types are from.
-
-    Only types of lm are known by default, of them components (frozen dataclasses) and members of enums: a record that
+    Without it only types of lm are known, of them components (frozen dataclasses) and members of enums: a record that
     somebody else wrote executes nothing. Records of older versions are upgraded first. Raises `Error` where a type or a
     field no longer exists.
     """
@@ -84,7 +77,7 @@ def _restored(dumped, module):
             return pathlib.Path(text)
         case 'object', name:
             named = _named(name, module)
-            if module is shipped and not isinstance(named, enum.Enum):
+            if module is None and not isinstance(named, enum.Enum):
                 raise Error(f'{name} is a function or class, which a record alone does not choose; {TRUST}.')
             return named
     return _restore_component(dumped, module)
@@ -125,7 +118,7 @@ def _restore_component(dumped, module):
     cls = _named(dumped['type'], module)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise Error(f'{dumped["type"]} is not a dataclass; the record was written by another version.')
-    if module is shipped and not cls.__dataclass_params__.frozen:
+    if module is None and not cls.__dataclass_params__.frozen:
         raise Error(f'{dumped["type"]} is no component of an experiment; the record was not written by lm.')
     fields = {name: _restored(item, module) for name, item in dumped.items() if name != 'type'}
     known = [f.name for f in dataclasses.fields(cls) if f.init]
@@ -142,8 +135,10 @@ def _restore_component(dumped, module):
 
 def _named(name, module):
     where, _, path = name.partition(':')
+    if module is None and where.partition('.')[0] != 'lm':
+        raise Error(f'{name} is code beside lm, which a record alone does not execute; {TRUST}.')
     try:
-        named = module(where)
+        named = (module or importlib.import_module)(where)
         for part in path.split('.'):
             named = getattr(named, part)
     except Error:

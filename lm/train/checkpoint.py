@@ -4,8 +4,10 @@ Arrays are saved with their checksums, which are the same on every mesh and whic
 orbax have none of values.
 """
 import contextlib
+import errno
 import gc
 import logging
+import os
 import shutil
 import sys
 import time
@@ -27,6 +29,11 @@ STATE, META = 'state', 'meta'
 SETTLE = 2.0
 PATTERN = frozenset('*?[]')  # orbax lists a checkpoint's parts by a glob of its path, and then does not see them
 checksum = jax.jit(trees.checksums)  # of one array at a time: one program for all arrays of a shape
+
+
+# A save that fails is told by `wait`; of its other writes, whose faults nobody asks for, asyncio would print each.
+logging.getLogger('asyncio').addFilter(lambda record: 'never retrieved' not in record.getMessage())
+FULL = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
 class Fault(NamedTuple):
@@ -146,10 +153,9 @@ def _unreadable(folder):
 @contextlib.contextmanager
 def _quiet():
     """Keeps orbax, asyncio and tensorstore's threads from printing what is raised besides."""
-    loggers = [absl_logging.get_absl_logger(), logging.getLogger('asyncio')]
-    levels, hooks = [logger.level for logger in loggers], (sys.excepthook, sys.unraisablehook)
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    logger, hooks = absl_logging.get_absl_logger(), (sys.excepthook, sys.unraisablehook)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     sys.excepthook = sys.unraisablehook = lambda *fault: None
     try:
         with warnings.catch_warnings():
@@ -157,8 +163,7 @@ def _quiet():
             yield
     finally:
         sys.excepthook, sys.unraisablehook = hooks
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logger.setLevel(level)
 
 
 @dataclass
@@ -227,8 +232,9 @@ class Store:
             raise  # a fault of the devices or of another host, not of the disk
         except (OSError, ValueError, RuntimeError) as error:
             kept = (steps(self.directory) or ['none'])[-1]
-            raise config.Error(f'saving to {self.directory} failed: {config.first_line(error)[:300]}; the last good '
-                               f'checkpoint is {kept}; free some space and run the same command again.') from error
+            fault = next((words for words in FULL if words in str(error)), config.first_line(error)[:300])
+            raise config.Error(f'saving to {self.directory} failed: {fault}; the last good checkpoint is {kept}; '
+                               'free some space and run the same command again.') from error
 
     def score(self, step, value):
         """Sets the validation loss of a saved step; the lowest is kept."""
