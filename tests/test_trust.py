@@ -55,6 +55,17 @@ def test_a_class_beside_the_experiment_is_kept_with_the_run(tmp_path):
     assert 'mymodels' not in sys.modules
 
 
+def test_a_class_from_elsewhere_is_refused_at_the_start(tmp_path):
+    elsewhere = tmp_path / 'elsewhere'
+    elsewhere.mkdir()
+    (elsewhere / 'faraway.py').write_text(MODELS.replace('from sizes import DEPTH', 'DEPTH = 3'))
+    path = f'import sys\nsys.path.append({str(elsewhere)!r})\n'
+    with pytest.raises(config.Error, match='model is a Mine of .*faraway.py, which would not be kept with the run; '
+                                           'put that file beside tiny.py, or install it'):
+        begin(tmp_path / 'lab', tmp_path / 'run', imports=f'{path}from faraway import Mine', model='Mine')
+    sys.path.remove(str(elsewhere))
+
+
 def test_a_class_in_the_experiment_is_read_where_it_is_trusted(tmp_path):
     settings = begin(tmp_path / 'lab', tmp_path / 'run', model='Mine',
                      imports=MODELS.replace('from sizes import DEPTH', 'DEPTH = 3'))

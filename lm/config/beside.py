@@ -1,8 +1,12 @@
 """The Python files beside an experiment that it imports: found in the source, and kept with a run. Executes nothing."""
 import ast
 import pathlib
+import sys
+import sysconfig
 
 from lm.config import files
+from lm.config.annotations import Error, is_component
+from lm.config.overrides import branches
 
 IMPORTS = 'experiment.imports'  # beside a kept experiment.py
 
@@ -17,12 +21,26 @@ def root_of(file):
     return next((up.parent for up in (folder, *folder.parents) if up.name == 'experiments'), folder)
 
 
-def keep(file, directory):
-    """Writes an experiment as experiment.py into a directory, and what it imports from beside it into IMPORTS there."""
+def keep(experiment, directory):
+    """Writes an Experiment's file as experiment.py into a directory, and what it imports from beside it into IMPORTS.
+
+    Raises Error for a component whose class is neither there nor installed: it could not be read again.
+    """
+    file, root = experiment.file, root_of(experiment.file)
+    homes = (root, *map(pathlib.Path, sysconfig.get_paths().values()), pathlib.Path(__file__).parents[1])
+    for key, value in branches(experiment.config):
+        module = sys.modules.get(type(value).__module__)
+        if is_component(value) and not any(_file(module, file).is_relative_to(home) for home in homes):
+            raise Error(f'{key} is a {type(value).__name__} of {_file(module, file)}, which would not be kept with the '
+                        f'run; put that file beside {file.name}, or install it.')
     copies = {f'{IMPORTS}/{relative}': path for relative, path in imported(file).items()}
     for name, path in {'experiment.py': file, **copies}.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         files.replace(directory / name, path.read_bytes())
+
+
+def _file(module, default):
+    return pathlib.Path(getattr(module, '__file__', None) or default).resolve()
 
 
 def imported(file):

@@ -169,7 +169,7 @@ def _record(directory, experiment, devices):
              'commit': _commit(), 'versions': {'python': sys.version.split()[0], **_versions()}}
     with _writing(directory):
         files.replace(path, json.dumps(about, indent=1) + '\n')
-        beside.keep(experiment.file, directory)
+        beside.keep(experiment, directory)
 
 
 def check_data(was, now):
