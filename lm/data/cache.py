@@ -1,13 +1,13 @@
 """Token caches: each source encoded once, into a file that every later run maps into memory.
 
 A cache is the directory `root/<hash>`, named by what its source and its encoder are: `tokens.bin` (uint16 or uint32),
-`offsets.npy` (int64 [documents + 1]), `report.json`. While it is written there is `root/<hash>.partial`, which a later
-build continues; `root/<hash>.lock` lets one process at a time build it.
+`offsets.npy` (int64 [documents + 1]), `report.json`, and the checksums of these three, with which they are compared
+wherever they are opened. While it is written there is `root/<hash>.partial`, which a later build continues;
+`root/<hash>.lock` lets one process at a time build it.
 """
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import json
 import os
@@ -19,14 +19,18 @@ import time
 import numpy as np
 
 from lm import config
-from lm.config import paths
+from lm.config import checksums, files, paths
 from lm.data import shards
-from lm.data.readers import File, digest
+from lm.data.identity import digest
 from lm.data.sources import Document
+from lm.data.streams import File
 
-_VERSION = 2  # reports count what a tokenizer loses
+_VERSION = 3  # caches have checksums
+_LARGE = 2 ** 26  # bytes of tokens that are compared with their checksum in the background
 _PLACES = 5
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_REPORT = {'source': str, 'documents': int, 'bytes': int, 'lost': int, 'tokens': int, 'bytes_per_token': float,
+           'vocabulary': int, 'tokenizer': str, 'dtype': str, 'rejects': dict, 'unchecked': [str], 'seconds': float}
+root = paths.caches
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,13 +40,15 @@ class Cache:
     `report` has 'documents', 'bytes' (of their text), 'lost' (how many of them in pieces that are not decoded to their
     text again), 'tokens', 'bytes_per_token', 'vocabulary', 'tokenizer' (its fingerprint), 'seconds', and 'rejects':
     {reason: {'count': how many, 'places': the first few, as file:line, 'bytes': how much text, 'unsized': how many of
-    unknown size}}.
+    unknown size}}, and 'unchecked', the names of compressed files without a checksum. `unverified` has the (path,
+    checksum) of what has not been compared yet.
     """
     directory: pathlib.Path
     label: str
     tokens: np.memmap
     offsets: np.ndarray
     report: dict
+    unverified: tuple = ()
 
     @property
     def rejected(self):
@@ -66,11 +72,6 @@ class Cache:
                 yield number, begin - int(self.offsets[number]), end - begin
 
 
-def root(cache=''):
-    """Returns the directory of all caches: `cache`, else $LM_CACHE, else ~/.cache/lm."""
-    return pathlib.Path(cache or os.environ.get('LM_CACHE') or '~/.cache/lm').expanduser()
-
-
 def prepare(source, tokenizer, root, train=None):
     """Returns (encoder, [Cache for each leaf of `source`]), built under `root` where they are missing.
 
@@ -86,7 +87,17 @@ def fit(source, tokenizer, root):
     """Returns the Encoder that `tokenizer` makes of the documents of `source`, kept in its `home`."""
     directory = home(source, tokenizer, root)
     with _locked(directory.parent, directory.name):
-        return tokenizer.fit(_texts(source), directory)
+        try:
+            return tokenizer.fit(_texts(source), directory)
+        except checksums.Damaged as fault:
+            _remove(directory, fault)
+            return tokenizer.fit(_texts(source), directory)
+
+
+def _remove(directory, fault):
+    """Removes a directory of lm's own in which something is damaged; it is made again."""
+    print(f'lm: {fault.fact}; it is made again.', file=sys.stderr, flush=True)
+    shutil.rmtree(directory)
 
 
 def home(source, tokenizer, root):
@@ -96,7 +107,7 @@ def home(source, tokenizer, root):
     """
     path = paths.locate(tokenizer.source_file) if tokenizer.source_file else ''
     origin = digest([File(path)]) if os.path.isfile(path) else tokenizer.source_file or source.fingerprint()
-    return pathlib.Path(root) / f'tokenizer-{config.fingerprint([tokenizer, origin])}'
+    return pathlib.Path(root) / f'tokenizer-{config.fingerprint([_VERSION, tokenizer, origin])}'
 
 
 def _texts(source):
@@ -141,8 +152,10 @@ def summary(caches):
     for reason, reject in (pair for part in caches for pair in part.report['rejects'].items()):
         reasons[reason] = reasons.get(reason, 0) + reject['count']
     rejected = ', '.join(f'{count:,} x {reason}' for reason, count in reasons.items())
+    unchecked = sum(len(part.report['unchecked']) for part in caches)
     return (f'{documents:,} documents, {size:,} bytes, ' +
-            (f'rejected: {rejected} (`lm data` shows where)' if reasons else 'none rejected'))
+            (f'rejected: {rejected} (`lm data` shows where)' if reasons else 'none rejected') +
+            f'; {unchecked:,} files have no checksum' * bool(unchecked))
 
 
 def build(source, encoder, root, workers=None):
@@ -154,11 +167,22 @@ def build(source, encoder, root, workers=None):
     """
     name = config.fingerprint([_VERSION, source.fingerprint(), encoder.fingerprint()])
     directory = pathlib.Path(root) / name
-    if not directory.exists():
+    if not os.path.isdir(directory) or _damage(directory):
         with _locked(pathlib.Path(root), name):
-            if not directory.exists():
+            if fault := os.path.lexists(directory) and _damage(directory):
+                _remove(directory, fault)
+            if not os.path.isdir(directory):
                 _build(source, encoder, directory, workers or len(os.sched_getaffinity(0)))
     return dataclasses.replace(open(directory), label=source.label)
+
+
+def _damage(directory):
+    """Returns the checksums.Damaged that opening a cache raises, None where it is whole."""
+    try:
+        open(directory)
+    except checksums.Damaged as fault:
+        return fault
+    return None
 
 
 def _build(source, encoder, directory, workers):
@@ -173,8 +197,9 @@ def _build(source, encoder, directory, workers):
         raise _emptiness(source, rejects)
     report = {'source': source.label, **totals, 'bytes_per_token': totals['bytes'] / totals['tokens'],
               'vocabulary': encoder.size, 'tokenizer': encoder.fingerprint(), 'dtype': encoder.dtype.name,
-              'rejects': rejects, 'seconds': round(time.perf_counter() - began, 3)}
-    (ready / 'report.json').write_text(json.dumps(report, indent=1, ensure_ascii=False), 'utf-8')
+              'rejects': rejects, 'unchecked': source.unchecked(), 'seconds': round(time.perf_counter() - began, 3)}
+    files.replace(ready / 'report.json', json.dumps(report, indent=1))
+    checksums.seal(ready)
     ready.rename(directory)
     shutil.rmtree(partial, ignore_errors=True)
 
@@ -188,19 +213,18 @@ def _with_progress(paths, label):
 
 
 def open(directory):
-    """Returns the Cache in a directory; raises config.Error where its files are missing or do not fit together."""
+    """Returns the Cache in a directory; raises checksums.Damaged where a file is not as it was written.
+
+    More than 64 MiB of tokens are left `unverified`: only their size is compared.
+    """
     directory = pathlib.Path(directory)
-    try:
-        report = json.loads((directory / 'report.json').read_text('utf-8'))
-        tokens = np.memmap(directory / 'tokens.bin', report['dtype'], mode='r')
-        offsets = np.load(directory / 'offsets.npy')
-    except (OSError, ValueError, KeyError) as error:
-        raise config.Error(f'{directory} holds no token cache that can be read ({error}); '
-                           'remove it and build it again.') from error
-    if tokens.size != offsets[-1]:
-        raise config.Error(f'{directory}/tokens.bin has {tokens.size} tokens and should have {offsets[-1]}; '
-                           'remove the directory and build it again.')
-    return Cache(directory, report['source'], tokens, offsets, report)
+    remedy = f'remove {directory}, and it is built again.'
+    stored = directory / 'tokens.bin'
+    large = os.path.isfile(stored) and os.path.getsize(stored) > _LARGE
+    sums = checksums.verify(directory, (stored.name, 'offsets.npy', 'report.json'), remedy, (stored.name,) * large)
+    report = files.read_json(directory / 'report.json', _REPORT, remedy)
+    return Cache(directory, report['source'], np.memmap(stored, report['dtype'], mode='r'),
+                 np.load(directory / 'offsets.npy'), report, ((stored, sums[stored.name]),) * large)
 
 
 @contextlib.contextmanager
@@ -216,7 +240,7 @@ def _locked(root, name):
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
     except OSError as error:
-        if error.errno not in _UNWRITABLE or not str(error.filename or root).startswith(str(root)):
+        if not str(error.filename or root).startswith(str(root)):
             raise
-        raise config.Error(f'cannot write the token cache under {root}: {error.strerror}; '
+        raise config.Error(f'cannot write the token cache under {root}: {error.strerror or error}; '
                            'make room there, or choose another place with --cache or $LM_CACHE.') from error
