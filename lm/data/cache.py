@@ -155,34 +155,31 @@ def summary(caches):
     unchecked = sum(len(part.report['unchecked']) for part in caches)
     return (f'{documents:,} documents, {size:,} bytes, ' +
             (f'rejected: {rejected} (`lm data` shows where)' if reasons else 'none rejected') +
-            f'; {unchecked:,} files have no checksum' * bool(unchecked))
+            f'; no checksum in {unchecked:,} files' * bool(unchecked))
 
 
 def build(source, encoder, root, workers=None):
     """Returns the Cache of a leaf source, written under `root` by `workers` threads (one a core) if it is not there.
 
-    Encoders release the GIL, so that threads use every core. A build that was killed is continued, and a second process
-    waits for the first; the bytes are the same in any case. Raises config.Error where the source has no usable document
-    or the directory cannot be written.
+    Encoders release the GIL, so that threads use every core. A build that was killed is continued, a second process
+    waits for the first, and a damaged cache is built again; the bytes are the same in any case. Raises config.Error
+    where the source has no usable document or the directory cannot be written.
     """
     name = config.fingerprint([_VERSION, source.fingerprint(), encoder.fingerprint()])
     directory = pathlib.Path(root) / name
-    if not os.path.isdir(directory) or _damage(directory):
-        with _locked(pathlib.Path(root), name):
-            if fault := os.path.lexists(directory) and _damage(directory):
-                _remove(directory, fault)
-            if not os.path.isdir(directory):
-                _build(source, encoder, directory, workers or len(os.sched_getaffinity(0)))
-    return dataclasses.replace(open(directory), label=source.label)
-
-
-def _damage(directory):
-    """Returns the checksums.Damaged that opening a cache raises, None where it is whole."""
     try:
-        open(directory)
-    except checksums.Damaged as fault:
-        return fault
-    return None
+        return dataclasses.replace(open(directory), label=source.label)
+    except checksums.Damaged:
+        pass  # or missing
+    with _locked(pathlib.Path(root), name):
+        try:
+            cached = open(directory)
+        except checksums.Damaged as fault:
+            if os.path.lexists(directory):
+                _remove(directory, fault)
+            _build(source, encoder, directory, workers or len(os.sched_getaffinity(0)))
+            cached = open(directory)
+    return dataclasses.replace(cached, label=source.label)
 
 
 def _build(source, encoder, directory, workers):
@@ -240,7 +237,8 @@ def _locked(root, name):
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
     except OSError as error:
-        if not str(error.filename or root).startswith(str(root)):
+        if not f'{error.filename or root}/'.startswith(f'{root}/') and not str(root).startswith(f'{error.filename}/'):
             raise
-        raise config.Error(f'cannot write the token cache under {root}: {error.strerror or error}; '
+        reason = 'it is a file' if isinstance(error, FileExistsError) else error.strerror or error
+        raise config.Error(f'cannot write the token cache under {root}: {reason}; '
                            'make room there, or choose another place with --cache or $LM_CACHE.') from error

@@ -74,7 +74,7 @@ class Corpus:
         weights = [weight for _, weight in source.parts()]
         shuffled = order.Shuffled(order.schedule(weights), sizes, self.seed)
         stream = Stream(shuffled, rows, self.batch, tuple(caches), encoder,
-                        self._fingerprint(source, encoder, caches, rows[0].version), _prove(caches))
+                        self._fingerprint(source, encoder, caches, rows[0].version), prove(caches))
         return {'train': stream, 'valid': stream.once()}[split]
 
     def example(self, split='train'):
@@ -111,7 +111,7 @@ class Corpus:
         return {'order': str(_ORDER_VERSION), 'tokenizer': encoder.fingerprint(), **settings, **parts}
 
 
-def _prove(caches):
+def prove(caches):
     """Returns the checksums.Proof, under way, of the tokens of caches that are too large to be verified when opened."""
     unverified = [pair for part in caches for pair in part.unverified]
     directories = ', '.join(str(path.parent) for path, _ in unverified)
@@ -167,6 +167,11 @@ class Stream:
                                'is predicted; score without a stride.')
         return Pass(order.Spread(np.array([cut.rows for cut in cuts], np.int64)), cuts, self.batch, self.caches,
                     self.encoder, self.fingerprint, self.proof)
+
+    def verify(self):
+        """Waits until all caches have been compared with their checksums; raises checksums.Damaged where one differs.
+        """
+        self.proof.check(wait=True)
 
     @property
     def sources(self):
@@ -239,7 +244,8 @@ class Pass(Stream):
         """
         if step >= self.batches:
             raise IndexError(f'step={step} is past the last batch, {self.batches - 1}.')
-        self.proof.check(wait=step == self.batches - 1)
+        if step == self.batches - 1:
+            self.verify()
         batch = _weighted(super().batch_at(step, rows))
         present = (self._numbers(step, rows) < self.rows).astype(np.float32)
         return {**batch, 'weights': batch['weights'] * present[:, None]}

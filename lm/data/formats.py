@@ -6,7 +6,7 @@ from lm import config
 from lm.data import parquet, readers
 from lm.data.streams import broken, decompressed
 
-_HEAD, _BINARY = 2 ** 16, 'binary data'
+_HEAD = 2 ** 16
 _PACKED = ((b'\x1f\x8b', '.gz'), (b'\x28\xb5\x2f\xfd', '.zst'))
 _UNPACK, _EXPORT, _ICONV = 'unpack it', 'export its text as JSON lines or parquet', 'convert it to UTF-8, as by iconv'
 _OTHERS = [(re.compile(b'(?s)' + beginning), name, remedy) for beginning, name, remedy in (
@@ -57,17 +57,17 @@ def records(file, label, field):
 
 def _recognise(file, suffix):
     """Raises config.Error where the first bytes of a file, or of what is compressed in it, tell another format."""
-    compression = file.formats()[1]
-    stored = _head(file, '')
-    packed = next((ending for magic, ending in _PACKED if stored.startswith(magic)), '')
-    name, remedy = _named(_head(file, packed) if packed else stored, suffix)
-    if broken(file) and name == _BINARY:  # a Reject says more
-        return
+    compression, stored = file.formats()[1], _head(file, '')
+    packed = compression or next((ending for magic, ending in _PACKED if stored.startswith(magic)), '')
+    inside = _head(file, packed)
+    name, remedy = _named(inside or stored, suffix)
     if packed and not compression:
         name = f'compressed by {packed[1:]}' + f' ({name} inside)' * bool(name)
         remedy = remedy or f'rename it to end in {packed}'
+    if not name and suffix != '.parquet' and _binary(inside) and not broken(file):
+        name = 'binary data'
     if name:
-        raise config.Error(f'{file.path} is {name}; {remedy or "it holds no text"}, or leave it out of the pattern.')
+        raise config.Error(f'{file.path} is {name}; {remedy + ", or " if remedy else ""}leave it out of the pattern.')
 
 
 def _head(file, compression):
@@ -85,8 +85,12 @@ def _named(head, suffix):
     for beginning, name, remedy in _OTHERS:
         if beginning.match(head) and not (suffix == '.parquet' and name == 'a parquet file'):
             return name, remedy
-    binary = head[:64].count(0) >= 4 or len(head) - len(head.translate(None, _CONTROL)) > len(head) / 10
-    return (_BINARY, '') if binary and suffix != '.parquet' else ('', '')
+    return '', ''
+
+
+def _binary(head):
+    """Returns whether the first bytes of a file are no text: of any encoding that has no NUL in it."""
+    return head[:64].count(0) >= 4 or len(head) - len(head.translate(None, _CONTROL)) > len(head) / 10
 
 
 def checked(file, field):

@@ -58,7 +58,7 @@ class SentencePiece(Tokenizer):
         encoder = PieceEncoder(kept(directory, 'sentencepiece.model', learn), self.alpha)
         try:
             _ = encoder.size
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:
             file = repr(self.model) if self.model else f'{directory}/sentencepiece.model'
             raise config.Error(f'{file} is no SentencePiece model ({config.first_line(error)}); '
                                'give the path of a .model file.') from error
@@ -121,6 +121,8 @@ class PieceEncoder(Encoder):
     @functools.cached_property
     def _processor(self):
         sentencepiece = require('sentencepiece', 'this tokenizer', 'sentencepiece')
+        if not self.model:
+            raise RuntimeError('it is empty')
         return sentencepiece.SentencePieceProcessor(model_proto=self.model)
 
     @functools.cached_property
