@@ -21,6 +21,7 @@ class Part:
     size: int
     length: int = 10
     directory: str = '/nonexistent'
+    unverified: tuple = ()
 
     @property
     def tokens(self):

@@ -1,9 +1,10 @@
 """What a source rejects: reported by reason and place, counted as a share of bytes, and told in one line."""
+import gzip
 import json
 
 import pytest
 
-from lm import data
+from lm import config, data
 from lm.data import cache
 
 
@@ -20,6 +21,54 @@ def test_rejects_are_reported_by_reason_with_the_first_places(tmp_path):
     assert built.rejected == (7 * 6 + 11) / (7 * 6 + 11 + 4)
     assert cache.summary([built, built]) == ("2 documents, 8 bytes, rejected: 14 x broken JSON, 2 x no field 'text' "
                                              '(`lm data` shows where)')
+
+
+def accepted(content, root, **changes):
+    """Returns the line of `lm train` on a file of a name and some bytes, {name: bytes}; may raise config.Error."""
+    for name, stored in content.items():
+        (root / name).write_bytes(stored)
+    corpus = data.Corpus(train=data.Files(tuple(str(root / name) for name in content)), valid=None,
+                         tokenizer=data.Bytes(), context=8, batch=2, **changes)
+    return corpus.accept(corpus.open(root / 'cache'))
+
+
+def test_documents_with_another_field_name_are_refused_until_allowed(tmp_path):
+    lines = [json.dumps({'text' if number % 24 == 0 else 'content': f'document {number}'}) for number in range(2400)]
+    content = {'a.jsonl': '\n'.join(lines).encode()}
+    with pytest.raises(config.Error, match=r"^98\.\d% of a \(train\) is rejected: 2,300 x no field 'text', first at .*"
+                                           r"a\.jsonl:2 \(has 'content'\); .* data\.max_rejected=0\.99\.$"):
+        accepted(content, tmp_path)
+    assert accepted(content, tmp_path, max_rejected=0.99) == (
+        "train: 100 documents, 1,252 bytes, rejected: 2,300 x no field 'text' (`lm data` shows where)")
+
+
+def test_lines_in_latin_1_are_refused_by_their_share_of_the_text(tmp_path):
+    lines = [f'line {number} of a text'.encode() for number in range(2000)]
+    lines[::5] = [f'lïne {number} öf ä tëxt'.encode('latin-1') for number in range(400)]
+    with pytest.raises(config.Error, match=r'^18\.6% of a \(train\) is rejected: 400 x not valid UTF-8, first at'):
+        accepted({'a.txt': b'\n'.join(lines)}, tmp_path)
+    line = accepted({'a.txt': b'\n'.join([*lines[1:5] * 4000, *lines])}, tmp_path)
+    assert line.startswith('train: 1 documents, ') and 'rejected: 400 x not valid UTF-8' in line
+
+
+def test_a_file_of_many_documents_that_breaks_is_refused_by_its_size(tmp_path):
+    lines = b''.join(json.dumps({'text': f'{number ** 9}'}).encode() + b'\n' for number in range(2000))
+    packed, name = gzip.compress(lines), f'{tmp_path}/b.jsonl.gz'
+    told = fr'^\d\d\.\d% of a \(train\) is rejected: 1 x broken gz stream, first at {name}:\d'
+    with pytest.raises(config.Error, match=told):
+        accepted({'a.jsonl': lines, 'b.jsonl.gz': packed[:-2000]}, tmp_path)
+    with pytest.raises(config.Error, match=fr'first at {name}:2001;'):
+        accepted({'a.jsonl': lines, 'b.jsonl.gz': packed[:-8] + bytes(4) + packed[-4:]}, tmp_path)
+
+
+def test_a_parquet_file_without_the_column_counts_with_its_size(tmp_path):
+    pa = pytest.importorskip('pyarrow')
+    import pyarrow.parquet
+    for name in 'text', 'body':
+        pyarrow.parquet.write_table(pa.table({name: [f'{number ** 9}' for number in range(2000)]}), tmp_path / name)
+    content = {f'{name}.parquet': (tmp_path / name).read_bytes() for name in ('text', 'body')}
+    with pytest.raises(config.Error, match=r"^5\d\.\d% of text \(train\) is rejected: 1 x no field 'text'"):
+        accepted(content, tmp_path)
 
 
 def built_of(source, root):

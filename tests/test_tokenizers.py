@@ -163,7 +163,7 @@ def test_files_that_are_no_tokenizer_are_refused(tmp_path):
     for number, (tokenizer, match) in enumerate([
             (data.SentencePiece(model=str(tmp_path / 'none')), 'cannot read'),
             (data.HuggingFace(str(tmp_path / 'none')), 'cannot read'),
-            (data.HuggingFace(str(tmp_path / 'text')), 'not JSON'),
+            (data.HuggingFace(str(tmp_path / 'text')), 'no JSON at line 1'),
             (data.HuggingFace(str(tmp_path / 'bad')), 'no tokenizer.json'),
             (data.HuggingFace(json_file(), eos='<end>'), 'not a token')]):
         with pytest.raises(config.Error, match=match):

@@ -1,9 +1,11 @@
 """`lm data`: builds token caches and shows what is in them."""
 from lm import config
 from lm.data.cache import prepare, root
+from lm.data.corpus import prove
 
 JAX = False  # starts no device
 SHOWN = 2000  # tokens of a document that --show prints
+SHOWN_NAMES = 5
 
 
 def main(experiment: str, *overrides: str, cache: str = '', show: int = 0):
@@ -22,6 +24,7 @@ def main(experiment: str, *overrides: str, cache: str = '', show: int = 0):
         if source is not None:
             encoder, caches = prepare(source, corpus.tokenizer, root(cache), train=corpus.train)
             built += [(split, part) for part in caches]
+    prove([part for _, part in built]).check(wait=True)
     terminal.print(_table(built))
     for split, part in built:
         terminal.print(f'{split} {part.label} is in {part.directory}', markup=False, highlight=False, soft_wrap=True)
@@ -29,6 +32,10 @@ def main(experiment: str, *overrides: str, cache: str = '', show: int = 0):
             places = ', '.join(rejects['places'])
             terminal.print(f'  left out {rejects["count"]:,} x {reason}: {places}', markup=False, highlight=False,
                            soft_wrap=True)
+        if unchecked := part.report['unchecked']:
+            names = ', '.join(unchecked[:SHOWN_NAMES]) + ', ...' * (len(unchecked) > SHOWN_NAMES)
+            terminal.print(f'  no checksum in {len(unchecked):,} files, whose damage would not show: {names}',
+                           markup=False, highlight=False, soft_wrap=True)
     for part in (part for split, part in built if split == 'train'):
         for number in range(min(show, part.offsets.size - 1)):
             ids = part.document(number)
@@ -47,6 +54,7 @@ def _table(built):
         table.add_row(name, *(f'{part.report[name]:,}' for _, part in built))
     table.add_row('bytes per token', *(f'{part.report["bytes_per_token"]:.3f}' for _, part in built))
     table.add_row('left out', *(f'{sum(r["count"] for r in part.report["rejects"].values()):,}' for _, part in built))
+    table.add_row('no checksum', *(f'{len(part.report["unchecked"]):,}' for _, part in built))
     table.add_row('seconds', *(f'{part.report["seconds"]:.1f}' for _, part in built))
     return table
 

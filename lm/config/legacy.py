@@ -168,5 +168,6 @@ UPGRADES = {
     'lm.models:Decoder': _decoder,
     'lm.nn:Experts': partial(_renamed, EXPERTS),
     'lm.nn:Rope': lambda fields: {name: value for name, value in fields.items() if name != 'local_base'},
+    'lm.data:Files': lambda fields: {name: value for name, value in fields.items() if name != 'limit'},
     'lm.parallel:Pipeline': partial(_renamed, PIPELINE),
 }

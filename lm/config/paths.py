@@ -1,4 +1,4 @@
-"""Data paths: those of an experiment are relative to the folder of data sets, $LM_DATA."""
+"""Data paths: those of an experiment are relative to the folder of data sets, $LM_DATA; caches lie in $LM_CACHE."""
 
 import os
 import pathlib
@@ -19,6 +19,15 @@ def locate(path, escape=str):
     return os.path.join(escape(folder), os.path.expanduser(path))
 
 
+def caches(cache=''):
+    """Returns the directory of all token caches: `cache`, else $LM_CACHE, else ~/.cache/lm."""
+    place = os.path.expanduser(cache or os.environ.get('LM_CACHE') or '~/.cache/lm')
+    if place.startswith('~'):
+        raise Error(f'there is no home directory for the token caches, {place}; choose another place with --cache or '
+                    '$LM_CACHE.')
+    return pathlib.Path(place)
+
+
 def remedy(path):
     """Returns what to do about a missing file: LM_DATA is named only where `path` depends on it."""
     if locate(path) in (path, os.path.expanduser(path)):
@@ -32,7 +41,10 @@ def read(path, kind):
     if '://' in place:
         raise Error(f'a {kind} is read from a local disk, not from {place}; copy it and give its absolute path.')
     try:
+        if os.path.exists(place) and not os.path.isfile(place):
+            raise OSError(0, 'it is no file')
         return pathlib.Path(place).read_bytes()
-    except OSError as error:
-        raise Error(f'cannot read the {kind} {path!r} at {os.path.abspath(place)}: {error.strerror}; '
+    except (OSError, ValueError) as error:
+        raise Error(f'cannot read the {kind} {path!r} at {os.path.abspath(place)}: '
+                    f'{getattr(error, "strerror", error)}; '
                     f'{remedy(path)}') from error

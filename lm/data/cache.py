@@ -1,13 +1,13 @@
 """Token caches: each source encoded once, into a file that every later run maps into memory.
 
 A cache is the directory `root/<hash>`, named by what its source and its encoder are: `tokens.bin` (uint16 or uint32),
-`offsets.npy` (int64 [documents + 1]), `report.json`. While it is written there is `root/<hash>.partial`, which a later
-build continues; `root/<hash>.lock` lets one process at a time build it.
+`offsets.npy` (int64 [documents + 1]), `report.json`, and the checksums of these three, with which they are compared
+wherever they are opened. While it is written there is `root/<hash>.partial`, which a later build continues;
+`root/<hash>.lock` lets one process at a time build it.
 """
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import json
 import os
@@ -19,14 +19,18 @@ import time
 import numpy as np
 
 from lm import config
-from lm.config import paths
+from lm.config import checksums, files, paths
 from lm.data import shards
-from lm.data.readers import File, digest
+from lm.data.identity import digest
 from lm.data.sources import Document
+from lm.data.streams import File
 
-_VERSION = 2  # reports count what a tokenizer loses
+_VERSION = 3  # caches have checksums
+_LARGE = 2 ** 26  # bytes of tokens that are compared with their checksum in the background
 _PLACES = 5
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_REPORT = {'source': str, 'documents': int, 'bytes': int, 'lost': int, 'tokens': int, 'bytes_per_token': float,
+           'vocabulary': int, 'tokenizer': str, 'dtype': str, 'rejects': dict, 'unchecked': [str], 'seconds': float}
+root = paths.caches
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -36,13 +40,15 @@ class Cache:
     `report` has 'documents', 'bytes' (of their text), 'lost' (how many of them in pieces that are not decoded to their
     text again), 'tokens', 'bytes_per_token', 'vocabulary', 'tokenizer' (its fingerprint), 'seconds', and 'rejects':
     {reason: {'count': how many, 'places': the first few, as file:line, 'bytes': how much text, 'unsized': how many of
-    unknown size}}.
+    unknown size}}, and 'unchecked', the names of compressed files without a checksum. `unverified` has the (path,
+    checksum) of what has not been compared yet.
     """
     directory: pathlib.Path
     label: str
     tokens: np.memmap
     offsets: np.ndarray
     report: dict
+    unverified: tuple = ()
 
     @property
     def rejected(self):
@@ -66,11 +72,6 @@ class Cache:
                 yield number, begin - int(self.offsets[number]), end - begin
 
 
-def root(cache=''):
-    """Returns the directory of all caches: `cache`, else $LM_CACHE, else ~/.cache/lm."""
-    return pathlib.Path(cache or os.environ.get('LM_CACHE') or '~/.cache/lm').expanduser()
-
-
 def prepare(source, tokenizer, root, train=None):
     """Returns (encoder, [Cache for each leaf of `source`]), built under `root` where they are missing.
 
@@ -86,7 +87,17 @@ def fit(source, tokenizer, root):
     """Returns the Encoder that `tokenizer` makes of the documents of `source`, kept in its `home`."""
     directory = home(source, tokenizer, root)
     with _locked(directory.parent, directory.name):
-        return tokenizer.fit(_texts(source), directory)
+        try:
+            return tokenizer.fit(_texts(source), directory)
+        except checksums.Damaged as fault:
+            _remove(directory, fault)
+            return tokenizer.fit(_texts(source), directory)
+
+
+def _remove(directory, fault):
+    """Removes a directory of lm's own in which something is damaged; it is made again."""
+    print(f'lm: {fault.fact}; it is made again.', file=sys.stderr, flush=True)
+    shutil.rmtree(directory)
 
 
 def home(source, tokenizer, root):
@@ -96,7 +107,7 @@ def home(source, tokenizer, root):
     """
     path = paths.locate(tokenizer.source_file) if tokenizer.source_file else ''
     origin = digest([File(path)]) if os.path.isfile(path) else tokenizer.source_file or source.fingerprint()
-    return pathlib.Path(root) / f'tokenizer-{config.fingerprint([tokenizer, origin])}'
+    return pathlib.Path(root) / f'tokenizer-{config.fingerprint([_VERSION, tokenizer, origin])}'
 
 
 def _texts(source):
@@ -141,24 +152,34 @@ def summary(caches):
     for reason, reject in (pair for part in caches for pair in part.report['rejects'].items()):
         reasons[reason] = reasons.get(reason, 0) + reject['count']
     rejected = ', '.join(f'{count:,} x {reason}' for reason, count in reasons.items())
+    unchecked = sum(len(part.report['unchecked']) for part in caches)
     return (f'{documents:,} documents, {size:,} bytes, ' +
-            (f'rejected: {rejected} (`lm data` shows where)' if reasons else 'none rejected'))
+            (f'rejected: {rejected} (`lm data` shows where)' if reasons else 'none rejected') +
+            f'; no checksum in {unchecked:,} files' * bool(unchecked))
 
 
 def build(source, encoder, root, workers=None):
     """Returns the Cache of a leaf source, written under `root` by `workers` threads (one a core) if it is not there.
 
-    Encoders release the GIL, so that threads use every core. A build that was killed is continued, and a second process
-    waits for the first; the bytes are the same in any case. Raises config.Error where the source has no usable document
-    or the directory cannot be written.
+    Encoders release the GIL, so that threads use every core. A build that was killed is continued, a second process
+    waits for the first, and a damaged cache is built again; the bytes are the same in any case. Raises config.Error
+    where the source has no usable document or the directory cannot be written.
     """
     name = config.fingerprint([_VERSION, source.fingerprint(), encoder.fingerprint()])
     directory = pathlib.Path(root) / name
-    if not directory.exists():
-        with _locked(pathlib.Path(root), name):
-            if not directory.exists():
-                _build(source, encoder, directory, workers or len(os.sched_getaffinity(0)))
-    return dataclasses.replace(open(directory), label=source.label)
+    try:
+        return dataclasses.replace(open(directory), label=source.label)
+    except checksums.Damaged:
+        pass  # or missing
+    with _locked(pathlib.Path(root), name):
+        try:
+            cached = open(directory)
+        except checksums.Damaged as fault:
+            if os.path.lexists(directory):
+                _remove(directory, fault)
+            _build(source, encoder, directory, workers or len(os.sched_getaffinity(0)))
+            cached = open(directory)
+    return dataclasses.replace(cached, label=source.label)
 
 
 def _build(source, encoder, directory, workers):
@@ -173,8 +194,9 @@ def _build(source, encoder, directory, workers):
         raise _emptiness(source, rejects)
     report = {'source': source.label, **totals, 'bytes_per_token': totals['bytes'] / totals['tokens'],
               'vocabulary': encoder.size, 'tokenizer': encoder.fingerprint(), 'dtype': encoder.dtype.name,
-              'rejects': rejects, 'seconds': round(time.perf_counter() - began, 3)}
-    (ready / 'report.json').write_text(json.dumps(report, indent=1, ensure_ascii=False), 'utf-8')
+              'rejects': rejects, 'unchecked': source.unchecked(), 'seconds': round(time.perf_counter() - began, 3)}
+    files.replace(ready / 'report.json', json.dumps(report, indent=1))
+    checksums.seal(ready)
     ready.rename(directory)
     shutil.rmtree(partial, ignore_errors=True)
 
@@ -188,19 +210,18 @@ def _with_progress(paths, label):
 
 
 def open(directory):
-    """Returns the Cache in a directory; raises config.Error where its files are missing or do not fit together."""
+    """Returns the Cache in a directory; raises checksums.Damaged where a file is not as it was written.
+
+    More than 64 MiB of tokens are left `unverified`: only their size is compared.
+    """
     directory = pathlib.Path(directory)
-    try:
-        report = json.loads((directory / 'report.json').read_text('utf-8'))
-        tokens = np.memmap(directory / 'tokens.bin', report['dtype'], mode='r')
-        offsets = np.load(directory / 'offsets.npy')
-    except (OSError, ValueError, KeyError) as error:
-        raise config.Error(f'{directory} holds no token cache that can be read ({error}); '
-                           'remove it and build it again.') from error
-    if tokens.size != offsets[-1]:
-        raise config.Error(f'{directory}/tokens.bin has {tokens.size} tokens and should have {offsets[-1]}; '
-                           'remove the directory and build it again.')
-    return Cache(directory, report['source'], tokens, offsets, report)
+    remedy = f'remove {directory}, and it is built again.'
+    stored = directory / 'tokens.bin'
+    large = os.path.isfile(stored) and os.path.getsize(stored) > _LARGE
+    sums = checksums.verify(directory, (stored.name, 'offsets.npy', 'report.json'), remedy, (stored.name,) * large)
+    report = files.read_json(directory / 'report.json', _REPORT, remedy)
+    return Cache(directory, report['source'], np.memmap(stored, report['dtype'], mode='r'),
+                 np.load(directory / 'offsets.npy'), report, ((stored, sums[stored.name]),) * large)
 
 
 @contextlib.contextmanager
@@ -216,7 +237,8 @@ def _locked(root, name):
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
     except OSError as error:
-        if error.errno not in _UNWRITABLE or not str(error.filename or root).startswith(str(root)):
+        if not f'{error.filename or root}/'.startswith(f'{root}/') and not str(root).startswith(f'{error.filename}/'):
             raise
-        raise config.Error(f'cannot write the token cache under {root}: {error.strerror}; '
+        reason = 'it is a file' if isinstance(error, FileExistsError) else error.strerror or error
+        raise config.Error(f'cannot write the token cache under {root}: {reason}; '
                            'make room there, or choose another place with --cache or $LM_CACHE.') from error

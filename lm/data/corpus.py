@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from lm import config
+from lm.config import checksums
 from lm.data import cache, loader, order, packing, sources
 from lm.data.packing import windows
 from lm.tokenizers import plain
@@ -73,7 +74,7 @@ class Corpus:
         weights = [weight for _, weight in source.parts()]
         shuffled = order.Shuffled(order.schedule(weights), sizes, self.seed)
         stream = Stream(shuffled, rows, self.batch, tuple(caches), encoder,
-                        self._fingerprint(source, encoder, caches, rows[0].version))
+                        self._fingerprint(source, encoder, caches, rows[0].version), prove(caches))
         return {'train': stream, 'valid': stream.once()}[split]
 
     def example(self, split='train'):
@@ -110,6 +111,14 @@ class Corpus:
         return {'order': str(_ORDER_VERSION), 'tokenizer': encoder.fingerprint(), **settings, **parts}
 
 
+def prove(caches):
+    """Returns the checksums.Proof, under way, of the tokens of caches that are too large to be verified when opened."""
+    unverified = [pair for part in caches for pair in part.unverified]
+    directories = ', '.join(str(path.parent) for path, _ in unverified)
+    return checksums.Proof(unverified, f'remove the directory ({directories}), and it is built again, and the '
+                                       'checkpoints that this run has saved.')
+
+
 class Passage(NamedTuple):
     """A piece of a document in a row of a batch: `count` of its tokens from token `start`; documents count from 0."""
 
@@ -134,7 +143,8 @@ class Stream:
     """An endless sequence of batches: `batch_at(step)` of any step, at the same cost.
 
     `cuts` holds the Rows of each source, as packing modules return them. `fingerprint` maps names to what determines
-    the order of the data: two streams with equal fingerprints serve the same batches.
+    the order of the data: two streams with equal fingerprints serve the same batches. Large caches are compared with
+    their checksums meanwhile, by `proof`; once one is known to be damaged, every batch raises checksums.Damaged.
     """
     order: order.Shuffled | order.Spread
     cuts: tuple
@@ -142,6 +152,7 @@ class Stream:
     caches: tuple
     encoder: object
     fingerprint: dict
+    proof: checksums.Proof
 
     def once(self, stride=0):
         """Returns the Pass over all text: every token is predicted once, the first from what stands before documents.
@@ -155,7 +166,12 @@ class Stream:
             raise config.Error(f'no token of {", ".join(self.sources)} has another before it in its document, so none '
                                'is predicted; score without a stride.')
         return Pass(order.Spread(np.array([cut.rows for cut in cuts], np.int64)), cuts, self.batch, self.caches,
-                    self.encoder, self.fingerprint)
+                    self.encoder, self.fingerprint, self.proof)
+
+    def verify(self):
+        """Waits until all caches have been compared with their checksums; raises checksums.Damaged where one differs.
+        """
+        self.proof.check(wait=True)
 
     @property
     def sources(self):
@@ -182,6 +198,7 @@ class Stream:
         Packed ones also have 'segments' and 'positions' int32 and 'weights' float32, [B T]; see bestfit.Packed.gather.
         `rows`, numbers below `batch`, are the only ones read and returned; so a host asks for its share of a batch.
         """
+        self.proof.check()
         return _gather(self.cuts, *self.order.locate(self._numbers(step, rows)))
 
     def passages(self, step, limit=40):
@@ -223,10 +240,12 @@ class Pass(Stream):
     def batch_at(self, step, rows=None):
         """Returns what Stream.batch_at does, always with 'weights' float32 [B T]: 0 in rows that pad the last batch.
 
-        Raises IndexError past the end.
+        The last one comes when all caches have been verified. Raises IndexError past the end.
         """
         if step >= self.batches:
             raise IndexError(f'step={step} is past the last batch, {self.batches - 1}.')
+        if step == self.batches - 1:
+            self.verify()
         batch = _weighted(super().batch_at(step, rows))
         present = (self._numbers(step, rows) < self.rows).astype(np.float32)
         return {**batch, 'weights': batch['weights'] * present[:, None]}

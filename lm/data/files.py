@@ -4,16 +4,18 @@ import dataclasses
 import glob
 import hashlib
 import os
-import pathlib
+import stat
 import sys
 import sysconfig
 
 from lm import config
 from lm.config import paths
 from lm.config.files import require
-from lm.data import readers
-from lm.data.sources import Source
+from lm.data import formats, globs, identity, readers
+from lm.data.sources import Reject, Source
+from lm.data.streams import File
 
+_ONCE_LONGEST = 2 ** 25  # bytes of a line that was read once; in fingerprints, so that older runs resume
 # folders of the standard library's directory that are not the library
 _SKIPPED = ('site-packages', 'dist-packages', '__pycache__', 'test', 'tests', 'idle_test')
 
@@ -24,13 +26,12 @@ class Files(Source):
 
     `.jsonl` has a document a line, `.parquet` one a row, `.json` one a line, one an entry of its list or a single one,
     all at `field`; any other file is one document of plain text. Each may also end in `.gz` or `.zst`. Relative paths
-    are under $LM_DATA (config.paths.locate); `gs://`, `s3://` and the like go through fsspec. A line of more than
-    `limit` bytes is rejected. `name` replaces the label taken from the pattern.
+    are under $LM_DATA (config.paths.locate); `gs://`, `s3://` and the like go through fsspec. A file that several links
+    lead to is read once. `name` replaces the label taken from the pattern.
     """
     pattern: str | tuple[str, ...]
     field: str = 'text'
     name: str = ''
-    limit: int = 2 ** 25
 
     @property
     def label(self):
@@ -41,33 +42,32 @@ class Files(Source):
         return (self.pattern,) if isinstance(self.pattern, str) else tuple(self.pattern)
 
     def files(self):
-        """Returns the readers.File of each match, without repetition; raises config.Error for a glob without any."""
+        """Returns the File of each match, without repetition; raises config.Error for a glob without any."""
         files = {}
         for pattern in self._patterns:
             matches = _match(paths.locate(pattern, glob.escape))
             if not matches:
                 raise config.Error(f'no file matches {pattern!r}; {_surroundings(pattern)}')
-            files |= {file.path: file for file in matches}
+            for key, file in matches:
+                files.setdefault(key, file)
         if not files:
             raise config.Error('Files has no pattern; give a path or a glob, such as wiki/*.jsonl.')
         return list(files.values())
 
     def records(self):
         for file in self.files():
-            match file.formats()[0]:
-                case '.jsonl' | '.ndjson':
-                    yield from readers.read_jsonl(file, self.label, self.field, self.limit)
-                case '.json':
-                    yield from readers.read_json(file, self.label, self.field, self.limit)
-                case '.parquet':
-                    yield from readers.read_parquet(file, self.label, self.field)
-                case _:
-                    yield from readers.read_text(file, self.label, self.limit)
+            if file.size():
+                yield from formats.records(file, self.label, self.field)
+            else:
+                yield Reject('empty file', file.path, 0)
+
+    def unchecked(self):
+        return [file.path for file in self.files() if file.size() and not formats.checked(file, self.field)]
 
     def fingerprint(self):
         files = self.files()
         read = ['json'] if any(file.formats()[0] == '.json' for file in files) else []  # they once were read as text
-        return config.fingerprint(['files', self.field, self.limit, readers.digest(files), *read])
+        return config.fingerprint(['files', self.field, _ONCE_LONGEST, identity.digest(files), *read])
 
 
 def _stem(pattern):
@@ -80,10 +80,27 @@ def _stem(pattern):
 
 
 def _match(pattern):
+    """Returns [(what tells a file from any other, File)] of the files that match a glob, sorted by path."""
     if '://' in pattern:
         return _match_remote(pattern)
-    matches = sorted(glob.glob(pattern, recursive=True))
-    return [readers.File(pathlib.Path(path).as_posix()) for path in matches if os.path.isfile(path)]
+    shortest = {}
+    for path in globs.expand(pattern):
+        key = _inode(path)
+        if key and (key not in shortest or path.count('/') < shortest[key].count('/')):
+            shortest[key] = path
+    return [(key, File(path)) for key, path in sorted(shortest.items(), key=lambda item: item[1])]
+
+
+def _inode(path):
+    """Returns (device, inode) of the file at `path`, also through links; None of a directory."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise config.Error(f'cannot read {path}: {error.strerror}; restore what it leads to, or leave it out of the '
+                           'pattern.') from error
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise config.Error(f'{path} is neither a file nor a directory; copy what comes out of it into a file.')
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
 
 
 def _match_remote(pattern):
@@ -93,7 +110,7 @@ def _match_remote(pattern):
     except (ImportError, ValueError) as error:
         reason = str(error).rstrip('.')
         raise config.Error(f'cannot read {pattern}: {reason}; s3:// needs s3fs, gs:// needs gcsfs.') from error
-    return [readers.File(match, system) for match in sorted(system.glob(path)) if system.isfile(match)]
+    return [(match, File(match, system)) for match in sorted(system.glob(path)) if system.isfile(match)]
 
 
 def _surroundings(pattern):
@@ -101,10 +118,10 @@ def _surroundings(pattern):
     place = paths.locate(pattern)
     if '://' in place:
         return f'looked for {place}: check the bucket, the path and your credentials.'
-    place = folder = pathlib.Path(os.path.abspath(place))
-    while not folder.is_dir():
-        folder = folder.parent
-    names = sorted(path.name + '/' * path.is_dir() for path in folder.iterdir())
+    place = folder = os.path.abspath(place)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    names = [name + '/' * os.path.isdir(os.path.join(folder, name)) for name in globs.names(folder)]
     shown = ', '.join(names[:8]) + (', ...' if len(names) > 8 else '')
     return (f'looked for {place}: the nearest directory, {folder}, holds {shown or "nothing"}; '
             f'{paths.remedy(pattern)}')
@@ -135,7 +152,7 @@ class PythonStdlib(Source):
     def records(self):
         root, names = self._files()
         for name in names:
-            yield from readers.read_text(readers.File(root + name), self.label, limit=2 ** 25)
+            yield from readers.read_text(File(root + name), self.label)
 
     def fingerprint(self):
         root, names = self._files()

@@ -52,7 +52,7 @@ def _encode_chunk(number, chunk, encoder, folder):
     for content in stored:
         checksum = zlib.crc32(content, checksum)
     path = folder / f'{number:07}-{checksum:08x}.npz'
-    if not path.exists():
+    if not _whole(path):
         encoded = encoder.encode_segments([piece for piece, _ in chunk])
         tokens, ends = _joined(chunk, encoded, encoder)
         lost = sum(len(content) for content, (piece, _), ids in zip(stored, chunk, encoded, strict=True)
@@ -62,6 +62,15 @@ def _encode_chunk(number, chunk, encoder, folder):
             np.savez(file, tokens=tokens, ends=ends, bytes=sum(map(len, stored)), lost=lost)
         temporary.rename(path)
     return path
+
+
+def _whole(path):
+    """Returns whether a shard that was written earlier can be read; the checksums in it are compared."""
+    try:
+        with np.load(path) as shard:
+            return {'tokens', 'ends', 'bytes', 'lost'} <= {name for name in shard if shard[name] is not None}
+    except Exception:  # what zip files and arrays raise that are damaged has many types
+        return False
 
 
 def _joined(chunk, encoded, encoder):

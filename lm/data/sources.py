@@ -71,6 +71,10 @@ class Source:
         """Returns 16 hex digits of the content, whatever the directory that it is in and the time it was written."""
         raise NotImplementedError
 
+    def unchecked(self) -> list[str]:
+        """Returns the names of compressed files without a checksum, which may be damaged and still give documents."""
+        return []
+
     def documents(self) -> Iterator[Document]:
         """Yields the documents alone."""
         return (record for record in self.records() if isinstance(record, Document))
@@ -148,6 +152,9 @@ class Mix(Source):
     def records(self):
         return itertools.chain.from_iterable(source.records() for source in self.sources)
 
+    def unchecked(self):
+        return [name for source in self.sources for name in source.unchecked()]
+
     def fingerprint(self):
         return config.fingerprint(['mix', [source.fingerprint() for source in self.sources], list(self.weights)])
 
@@ -174,6 +181,9 @@ class _Part(Source):
     @property
     def label(self):
         return self.source.label
+
+    def unchecked(self):
+        return self.source.unchecked()
 
     def fingerprint(self):
         return config.fingerprint([type(self).__name__.lower(), self.source.fingerprint(), self.start, self.stop])

@@ -4,15 +4,15 @@ import dataclasses
 import functools
 import gzip
 import json
-import pathlib
 import re
+import zlib
 
 import numpy as np
 
 from lm import config
-from lm.config import paths
+from lm.config import files, paths
 from lm.config.files import require
-from lm.tokenizers.plain import Encoder, Tokenizer, hashed, keep
+from lm.tokenizers.plain import Encoder, Tokenizer, hashed, kept
 
 _EOS = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '<｜end▁of▁sentence｜>', '[EOS]')
 _BOS = ('<|begin_of_text|>', '<s>', '<bos>', '<｜begin▁of▁sentence｜>', '[BOS]')
@@ -34,11 +34,15 @@ class HuggingFace(Tokenizer):
         return self.file
 
     def fit(self, texts, directory):
-        path = pathlib.Path(directory) / 'tokenizer.json'
-        if not path.exists():
-            keep(path, _load(self.file))
-        content = path.read_text('utf-8')
-        vocabulary = _tokenizer(content).get_vocab(with_added_tokens=True)
+        stored = kept(directory, 'tokenizer.json', lambda: _load(self.file))
+        try:
+            content = stored.decode('utf-8')
+            vocabulary = _tokenizer(content).get_vocab(with_added_tokens=True)
+        except config.Error:
+            raise
+        except ValueError as error:
+            raise config.Error(f'{self.file!r} is no tokenizer.json ({config.first_line(error)}); '
+                               'give the path of one that `tokenizers` can read.') from error
         eos = _find(self.eos, _EOS, vocabulary)
         if eos is None:
             raise config.Error(f'{self.file} has none of the usual end tokens ({", ".join(_EOS)}); '
@@ -49,11 +53,9 @@ class HuggingFace(Tokenizer):
 def _load(path):
     content = paths.read(path, 'tokenizer.json')
     try:
-        content = gzip.decompress(content) if path.endswith('.gz') else content
-        json.loads(content)
-    except (OSError, EOFError, ValueError) as error:
-        raise config.Error(f'{path!r} is not JSON ({error}); give the path of a tokenizer.json.') from error
-    return content
+        return gzip.decompress(content) if path.endswith('.gz') else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise config.Error(f'{path!r} cannot be decompressed ({error}); fetch it again.') from error
 
 
 def _find(named, usual, vocabulary):
@@ -65,14 +67,17 @@ def _find(named, usual, vocabulary):
 
 @functools.lru_cache(4)
 def _tokenizer(content):
+    """Returns the tokenizer that a tokenizer.json describes; raises ValueError where it describes none."""
     tokenizers = require('tokenizers', 'a tokenizer.json', "'lm[hf]'")
-    described = json.loads(content)
-    for token in described.get('added_tokens') or ():
-        token['special'] = token['special'] or bool(_CONTROL.fullmatch(token['content']))
+    described = files.parse_json(content, {'model': dict})
     try:
+        for token in described.get('added_tokens') or ():
+            token['special'] = token['special'] or bool(_CONTROL.fullmatch(token['content']))
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(described))
-    except Exception as error:
-        raise config.Error(f'the file is no tokenizer.json ({error}); give one that `tokenizers` can read.') from error
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in Rust is no Exception
+        raise ValueError(config.first_line(error)) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True

@@ -15,9 +15,11 @@ from collections import Counter
 import numpy as np
 
 from lm import config
-from lm.config import files
+from lm.config import checksums, files
 
 _SEGMENT = 2 ** 16
+_WORD_CONTROLS = ('<unk>', '<eos>')
+_REMEDY = 'restore it from a copy, or remove its directory where the training text is there to make it again.'
 _BREAK = re.compile(r'(?<=\S)\n(?=\S)')
 
 
@@ -98,10 +100,19 @@ def segments(text):
         yield text[start:]
 
 
-def keep(path, content):
-    """Writes bytes to `path` atomically, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.replace(path, content)
+def kept(directory, name, make):
+    """Returns the content of the file `name` in a tokenizer's directory, made by `make()` and kept where it is missing.
+    """
+    return checksums.kept(pathlib.Path(directory) / name, make, _REMEDY)
+
+
+def _kept_list(directory, name, make):
+    """Returns the list of strings that is kept, as JSON, in the file `name` of a tokenizer's directory."""
+    content = kept(directory, name, lambda: json.dumps(make()).encode())
+    try:
+        return tuple(files.parse_json(content, [str]))
+    except ValueError as error:
+        raise checksums.Damaged(f'{pathlib.Path(directory) / name} is damaged ({error})', _REMEDY) from error
 
 
 def hashed(content):
@@ -135,6 +146,14 @@ class ByteEncoder(Encoder):
         return config.fingerprint('bytes')
 
 
+def _present(pieces, directory):
+    """Returns what was learned from the training text; raises config.Error where there was none, as beside a run."""
+    if not pieces:
+        raise config.Error(f'there is no tokenizer in {directory}, nor training text to make it from; '
+                           'restore that directory from a copy.')
+    return pieces
+
+
 @dataclasses.dataclass(frozen=True)
 class Chars(Tokenizer):
     """The distinct characters of the training text, sorted, and nothing else.
@@ -144,13 +163,16 @@ class Chars(Tokenizer):
     """
 
     def fit(self, texts, directory):
-        path = pathlib.Path(directory) / 'chars.json'
-        if not path.exists():
+        def learn():
             characters = set()
             for text in texts:
                 characters.update(text)
-            keep(path, json.dumps(sorted(characters)).encode())
-        return CharEncoder(tuple(json.loads(path.read_bytes())))
+            return sorted(_present(characters, directory))
+
+        characters = _kept_list(directory, 'chars.json', learn)
+        if not characters or any(len(character) != 1 for character in characters):
+            raise checksums.Damaged(f'{directory}/chars.json is damaged (it does not list characters)', _REMEDY)
+        return CharEncoder(characters)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,15 +220,15 @@ class Words(Tokenizer):
     least: int = 1
 
     def fit(self, texts, directory):
-        path = pathlib.Path(directory) / 'words.json'
-        if not path.exists():
+        def learn():
             counts = Counter(word for text in texts for line in text.split('\n') for word in line.split(' '))
-            words = sorted(word for word in counts if word and counts[word] >= self.least)
-            keep(path, json.dumps(['<unk>', '<eos>', *(word for word in words if word not in _WORD_CONTROLS)]).encode())
-        return WordEncoder(tuple(json.loads(path.read_bytes())))
+            words = sorted(word for word in _present(counts, directory) if word and counts[word] >= self.least)
+            return [*_WORD_CONTROLS, *(word for word in words if word not in _WORD_CONTROLS)]
 
-
-_WORD_CONTROLS = ('<unk>', '<eos>')
+        words = _kept_list(directory, 'words.json', learn)
+        if words[:2] != _WORD_CONTROLS:
+            raise checksums.Damaged(f'{directory}/words.json is damaged (it does not begin with <unk>, <eos>)', _REMEDY)
+        return WordEncoder(words)
 
 
 @dataclasses.dataclass(frozen=True)

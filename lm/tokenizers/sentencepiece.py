@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import heapq
 import io
-import pathlib
 import re
 import threading
 import zlib
@@ -16,7 +15,7 @@ from lm import config
 from lm.config import paths
 from lm.config.files import require
 from lm.config.hashing import fraction
-from lm.tokenizers.plain import Encoder, Tokenizer, hashed, keep
+from lm.tokenizers.plain import Encoder, Tokenizer, hashed, kept
 
 _MARK = '▁'
 _MARK_BYTES = ('<0xE2>', '<0x96>', '<0x81>')
@@ -53,10 +52,17 @@ class SentencePiece(Tokenizer):
         return self.model
 
     def fit(self, texts, directory):
-        path = pathlib.Path(directory) / 'sentencepiece.model'
-        if not path.exists():
-            keep(path, paths.read(self.model, 'SentencePiece model') if self.model else self._train(texts))
-        return PieceEncoder(path.read_bytes(), self.alpha)
+        def learn():
+            return paths.read(self.model, 'SentencePiece model') if self.model else self._train(texts)
+
+        encoder = PieceEncoder(kept(directory, 'sentencepiece.model', learn), self.alpha)
+        try:
+            _ = encoder.size
+        except (RuntimeError, UnicodeDecodeError) as error:
+            file = repr(self.model) if self.model else f'{directory}/sentencepiece.model'
+            raise config.Error(f'{file} is no SentencePiece model ({config.first_line(error)}); '
+                               'give the path of a .model file.') from error
+        return encoder
 
     def _train(self, texts):
         sentencepiece = require('sentencepiece', 'this tokenizer', 'sentencepiece')
@@ -115,11 +121,9 @@ class PieceEncoder(Encoder):
     @functools.cached_property
     def _processor(self):
         sentencepiece = require('sentencepiece', 'this tokenizer', 'sentencepiece')
-        try:
-            return sentencepiece.SentencePieceProcessor(model_proto=self.model)
-        except RuntimeError as error:
-            raise config.Error('the file given as model= is no SentencePiece model; '
-                               'give the path of a .model file.') from error
+        if not self.model:
+            raise RuntimeError('it is empty')
+        return sentencepiece.SentencePieceProcessor(model_proto=self.model)
 
     @functools.cached_property
     def size(self):

@@ -3,12 +3,15 @@
 import bisect
 import dataclasses
 import os
+import pathlib
 import shutil
+import sys
 import tempfile
 from functools import partial
 
 import numpy as np
 
+from lm.config import checksums
 from lm.data.packing import Rows
 
 _VERSION = 2
@@ -120,28 +123,40 @@ def pack(offsets, context, ended):
 def open_layout(offsets, context, ended, directory):
     """Returns `pack(offsets, context, ended)`, kept as .npy files in a subdirectory of `directory` named by context.
 
-    They are written to a temporary name and renamed; where that is impossible the layout lives in memory only.
+    They are written to a temporary name, sealed and renamed; where that is impossible the layout lives in memory only.
+    What is damaged is packed again.
     """
-    path = os.path.join(directory, f'bestfit-{context}-v{_VERSION}')
-    if not os.path.isdir(path):
-        layout = pack(offsets, context, ended)
-        try:
-            _save(layout, path)
-        except OSError:
-            return layout
-    return Layout(*(np.load(os.path.join(path, f'{field.name}.npy'), mmap_mode='r').view(np.ndarray)
-                    for field in dataclasses.fields(Layout)))
+    path = pathlib.Path(directory, f'bestfit-{context}-v{_VERSION}')
+    try:
+        if os.path.lexists(path):
+            return _load(path)
+    except checksums.Damaged as fault:
+        print(f'lm: {fault.fact}; the rows are packed again.', file=sys.stderr, flush=True)
+        shutil.rmtree(path, ignore_errors=True)
+    layout = pack(offsets, context, ended)
+    try:
+        _save(layout, path)
+        return _load(path)
+    except (OSError, checksums.Damaged):
+        return layout
+
+
+def _load(path):
+    names = [field.name for field in dataclasses.fields(Layout)]
+    checksums.verify(path, [f'{name}.npy' for name in names], f'remove {path}, and it is made again.')
+    return Layout(*(np.load(path / f'{name}.npy', mmap_mode='r').view(np.ndarray) for name in names))
 
 
 def _save(layout, path):
-    temporary = tempfile.mkdtemp(prefix=os.path.basename(path) + '.tmp-', dir=os.path.dirname(path))
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'{path.name}.tmp-', dir=path.parent))
     try:
         for name, array in vars(layout).items():
-            np.save(os.path.join(temporary, f'{name}.npy'), array)
-        os.rename(temporary, path)
+            np.save(temporary / f'{name}.npy', array)
+        checksums.seal(temporary)
+        temporary.rename(path)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
-        if not os.path.isdir(path):
+        if not path.is_dir():
             raise
 
 
