@@ -66,7 +66,7 @@ def test_a_worker_beats_and_ends_when_it_was_taken_for_dead(tmp_path, monkeypatc
         while desk.count < before + 3:
             pass
         assert not left
-        (tmp_path / 'claims' / 'a.2').write_text('{}')
+        (tmp_path / 'claims' / 'a.2').write_text(json.dumps({'host': 'elsewhere', 'pid': 1, 'beat': 1}))
         while not left:
             pass
     assert set(left) == {'a'}
@@ -93,7 +93,7 @@ def test_a_hung_worker_stops_beating_and_leaves_when_another_takes_over(tmp_path
         before = desk.count
         time.sleep(0.1)
         assert desk.count == before and not left
-        (tmp_path / 'claims' / 'a.2').write_text('{}')
+        (tmp_path / 'claims' / 'a.2').write_text(json.dumps({'host': 'elsewhere', 'pid': 1, 'beat': 1}))
         while not left:
             pass
     assert set(left) == {'a'}
