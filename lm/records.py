@@ -1,7 +1,6 @@
 """What runs and sweeps have on record: metrics.jsonl, failed.json and sweep.json, read with what is wrong with them."""
 import bisect
 import functools
-import json
 import math
 import os
 import re
@@ -63,7 +62,8 @@ def rewind(directory, step):
         if damaged:
             before = files.content(aside) if os.path.lexists(aside) else b''
             files.replace(aside, before + b''.join(text + b'\n' for text in damaged))
-        files.replace(path, b''.join(line.text + b'\n' for line in lines if line.record and line.record['step'] <= step))
+        kept = [line.text for line in lines if line.record and line.record['step'] <= step]
+        files.replace(path, b''.join(text + b'\n' for text in kept))
     except OSError as error:
         raise Error(f'cannot write to {directory}: {error.strerror}; free some space and run the same command '
                     'again.') from error

@@ -304,8 +304,9 @@ def test_what_a_directory_holds_beside_runs_is_named(swept, tmp_path, capsys):
     (swept / 'gone').symlink_to(swept / 'nowhere')
     (swept / 'notes').mkdir()
     left_out = dict(study.read([swept]).left_out)
-    assert left_out == {'inner': f'it holds runs of its own; give {swept}/inner too', 'gone': 'a link that leads nowhere',
-                        'group': f'it holds runs of its own; give {swept}/group too', 'lost': 'its config.json is missing'}
+    assert left_out == {'inner': f'it holds runs of its own; give {swept}/inner too',
+                        'group': f'it holds runs of its own; give {swept}/group too',
+                        'gone': 'a link that leads nowhere', 'lost': 'its config.json is missing'}
     assert dict(study.read([swept, swept / 'group']).left_out).keys() == {'inner', 'gone', 'lost'}
     assert report(tmp_path) == 2
     assert f'no run in {tmp_path} (sweep: it holds runs of its own' in capsys.readouterr().err

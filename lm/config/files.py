@@ -63,7 +63,7 @@ def parse_json(text, shape):
 
     `shape` is a type or a union of types, [shape] of every item of a list, or {name: shape} of the items that an object
     must have beside others: `{'step': int, 'losses': [float | int]}`. An item of a name that ends in ? may be absent,
-    and the shape of the name `str` is that of every item.
+    the shape of the name `str` is that of every item, and a tuple is of shapes of which one must fit.
     """
     try:
         value = json.loads(text.decode() if isinstance(text, bytes) else text)
@@ -91,6 +91,9 @@ def _depth(value):
 
 def _misfit(value, shape, name):
     """Returns in words where a JSON value is not of a shape, '' where it is."""
+    if isinstance(shape, tuple):
+        misfits = [_misfit(value, choice, name) for choice in shape]
+        return misfits[0] if all(misfits) else ''
     if isinstance(shape, list) and isinstance(value, list):
         return next(filter(None, (_misfit(item, shape[0], f'{name}[{i}]') for i, item in enumerate(value))), '')
     if isinstance(shape, dict) and isinstance(value, dict):
@@ -106,7 +109,8 @@ def _item_misfit(value, key, shape, name):
     if key is not str and key.removesuffix('?') not in value:
         return '' if key.endswith('?') else f'no {key!r} in {name or "it"}'
     names = value if key is str else [key.removesuffix('?')]
-    return next(filter(None, (_misfit(value[item], shape, f'{name}.{item}'.strip('.')[:_NAMED]) for item in names)), '')
+    return next(filter(None, (_misfit(value[item], shape, f'{name}.{item}'.strip('.')[:_NAMED])
+                              for item in names)), '')
 
 
 def require(module, purpose, package):

@@ -71,11 +71,11 @@ class Trial:
 
 
 def read(directories):
-    """Returns ([Trial], {directory: why it is left out}) of run directories, or of directories of runs such as a sweep's.
+    """Returns ([Trial], {directory: why it is left out}) of directories of a run, or of runs such as a sweep's.
 
-    Each run is there once. Left out are, of what a directory holds, runs that are damaged, trials that a sweep lists and
-    that have not begun, and directories of other runs. Raises config.Error where a run named by itself is damaged, and
-    where there is none.
+    Each run is there once. Left out are, of what a directory holds, runs that are damaged, trials that a sweep lists
+    and that have not begun, and directories of other runs. Raises config.Error where a run named by itself is damaged,
+    and where there is none.
     """
     trials, missing = {}, {}
     for root in map(Path, distinct(directories)):
@@ -180,8 +180,7 @@ def _kind(overrides, rate):
 
 
 def sweep(directory):
-    """Returns the sweep.json of a directory, see records.sweep, in the present version's form; None where there is none.
-    """
+    """Returns the sweep.json of a directory, see records.sweep, in the form of this version; None without one."""
     about = records.sweep(directory)
     return about and {**about, 'config': _upgraded(about['config'], Path(directory) / records.SWEEP)}
 
@@ -211,8 +210,8 @@ def _open(directory, root):
         if key not in flat and least:
             raise Error(f'{path} lacks {key}; it is no training run.')
         if not (type(flat.get(key, least)) is int and least <= flat.get(key, least) < records.STEPS):
-            raise Error(f'{path} has {key}={str(flat[key])[:100]}, which is no positive number; repair it, or leave the '
-                        'run out.')
+            raise Error(f'{path} has {key}={str(flat[key])[:100]}, which is no positive number; repair it, or leave '
+                        'the run out.')
     recorded = [{name: _measurable(value) for name, value in record.items()} for record in records.read(directory)]
     seed = tuple(map(flat.get, records.SEEDS))
     state, why = _state(recorded, flat['steps'])
