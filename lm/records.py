@@ -94,18 +94,16 @@ def _lines(directory):
 def _record(text):
     """Returns (record or None, what is wrong with it or '') of a line."""
     try:
-        record = files.parse_json(text, {'step': int, 'offset?': int})
+        record = files.parse_json(text, dict)
     except ValueError as error:
         return None, str(error)
-    if not (0 <= record['step'] < STEPS and 0 <= record.get('offset', 0) < STEPS):
-        return None, 'its step or offset is out of range'
-    known = {name: value for name, value in record.items() if value is None or _number(value)}
-    wrong = sorted(record.keys() - known.keys())
-    return finite(record | dict.fromkeys(wrong)), f'{wrong[0]} is no number'[-100:] if wrong else ''
-
-
-def _number(value):
-    return type(value) is float or (type(value) is int and abs(value) < 2 ** 1023)
+    for name, number in (('step', record.get('step')), ('offset', record.get('offset', 0))):
+        if type(number) is not int or not 0 <= number < STEPS:
+            return None, f'{name} is {str(number)[:50]}'
+    numbers = {name: value if type(value) is int or (type(value) is float and math.isfinite(value)) else None
+               for name, value in record.items()}
+    wrong = [name for name, value in numbers.items() if value is None and type(record[name]) not in (float, type(None))]
+    return numbers, f'{wrong[0]} is no number'[-100:] if wrong else ''
 
 
 def _in_order(lines):
@@ -115,15 +113,15 @@ def _in_order(lines):
     """
     rows = [line for line in lines if line.record]
     kept = {rows[i].number for i in _ascending([line.record['step'] for line in rows])}
-    known, faults = set(), {}
+    later, known, faults = None, set(), {}  # a step, and the names of its records
     for line in reversed(rows):
-        names = {(line.record['step'], name) for name in line.record.keys() - {'step', 'offset'}}
+        step, names = line.record['step'], line.record.keys() - {'step', 'offset'}
         if line.number not in kept:
-            faults[line.number] = f'step {line.record["step"]} is out of order'
-        elif names & known:
-            faults[line.number] = f'step {line.record["step"]} is there twice'
+            faults[line.number] = f'step {step} is out of order'
+        elif step == later and names & known:
+            faults[line.number] = f'step {step} is there twice'
         else:
-            known |= names
+            later, known = step, names | known if step == later else names
     return [line._replace(record=None, fault=faults[line.number]) if line.number in faults else line for line in lines]
 
 

@@ -6,14 +6,14 @@ import shutil
 CUTS, FLIPS = 20, 50  # truncations and flipped bits of a file
 # In place of any value: one of each type and sign, and what Python or JSON takes for a number or a text and a file
 # system, a float, an encoding or a terminal does not.
-VALUES = (None, True, False, 0, -1, 7, 2 ** 31, 2 ** 63, 10 ** 400, 0.5, -2.5, 1e308, float('nan'), float('inf'), '', 'a',
-          '0', 'nan', '²', '../..', 'a\nb', '\0', '\ud800', 'x' * 300, [], [None], ['a', 1], {}, {'a': 1}, {'type': 'a:b'},
-          {'type': 'tuple', 'value': None}, {'type': 'lm.train:Config'})
+VALUES = (None, True, False, 0, -1, 7, 2 ** 31, 2 ** 63, 10 ** 400, 0.5, -2.5, 1e308, float('nan'), float('inf'), '',
+          'a', '0', 'nan', '²', '../..', 'a\nb', '\0', '\ud800', 'x' * 300, [], [None], ['a', 1], {}, {'a': 1},
+          {'type': 'a:b'}, {'type': 'tuple', 'value': None}, {'type': 'lm.train:Config'})
 
 
 def damaged(content, rng, cuts=CUTS, flips=FLIPS):
-    """Yields (name of the damage, bytes) of a file's content, for a random.Random: truncations, flipped bits, a block of
-    zeros, a part twice, bytes that are no UTF-8, and others' content.
+    """Yields (name of the damage, bytes) of a file's content: truncations, flipped bits, a block of zeros, parts twice,
+    bytes that are no UTF-8, and other content. rng: a random.Random.
     """
     size = len(content)
     for place in sorted({0, 1, size - 1, *(rng.randrange(size) for _ in range(cuts - 3))} & {*range(size)}):
@@ -33,8 +33,8 @@ def damaged(content, rng, cuts=CUTS, flips=FLIPS):
 
 
 def garbled(value, rng, most=None):
-    """Yields (name of the damage, JSON value): each value in it, itself included, replaced by each of VALUES, removed or
-    renamed; of all those at most `most`, drawn by a random.Random.
+    """Yields (name of the damage, JSON value): each value in it, itself included, replaced by each of VALUES, removed
+    or renamed; of all those at most `most`, drawn by a random.Random.
     """
     cases = [(place, change) for place in places(value)
              for change in [*VALUES, *((remove, rename) if place and isinstance(place[-1], str) else ())]]
@@ -78,7 +78,7 @@ def absent(path):
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def directory(path):

@@ -5,6 +5,7 @@ import functools
 import importlib
 import json
 import os
+import re
 import stat
 import sys
 import typing
@@ -12,6 +13,7 @@ import typing
 from lm.config.annotations import Error, described
 
 _NAMED = 200  # characters of the name of a misfit
+_LONG = re.compile('[0-9]{20}')
 _DEPTH = 100  # levels of nesting; records of lm have less, and what walks them recurses
 
 
@@ -66,18 +68,25 @@ def parse_json(text, shape):
     the shape of the name `str` is that of every item, and a tuple is of shapes of which one must fit.
     """
     try:
-        value = json.loads(text.decode() if isinstance(text, bytes) else text)
+        text = text.decode() if isinstance(text, bytes) else text
+        value = json.loads(text, parse_int=_integer if _LONG.search(text) else None)
     except UnicodeDecodeError as error:
         raise ValueError(f'not UTF-8 at byte {error.start}') from error
     except json.JSONDecodeError as error:
         raise ValueError(f'no JSON at line {error.lineno}: {error.msg}') from error
     except RecursionError:
         raise ValueError(f'nested over {_DEPTH} deep') from None
-    if _depth(value) > _DEPTH:
+    if text.count('[') + text.count('{') > _DEPTH and _depth(value) > _DEPTH:
         raise ValueError(f'nested over {_DEPTH} deep')
     if misfit := _misfit(value, shape, ''):
         raise ValueError(misfit)
     return value
+
+
+def _integer(digits):
+    if len(digits) > 20:  # more than 64 bits and a sign, which no float and no array takes
+        raise ValueError(f'a whole number of {len(digits)} digits')
+    return int(digits)
 
 
 def _depth(value):

@@ -14,8 +14,9 @@ class Side:
     """One of the two runs: its name, directory, settings, record, and what config.json says it was made by."""
 
     def __init__(self, name, directory):
-        self.name, self.directory, self.settings = name, Path(directory), runs.read(directory)
-        self.about = files.read_json(self.directory / 'config.json', ABOUT, 'repair it.')
+        self.name, self.directory = name, Path(directory)
+        self.about = files.read_json(self.directory / 'config.json', ABOUT, 'give the --workdir of an `lm train`.')
+        self.settings = runs.read(directory)
         self.records = losses(directory)
         if not self.records:
             raise config.Error(f'{directory} has no record of a loss yet; wait until the run has logged a step.')

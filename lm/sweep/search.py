@@ -11,7 +11,7 @@ from lm.sweep import combinators, samplers, trials
 
 RECORD = 'search.json'
 REMEDY = 'repair it, or begin another sweep.'
-ABOUT = {'sampler': {'trials': int}, 'over': [str], 'seeds': int, 'ended': bool,
+ABOUT = {'sampler': {'type': str, 'trials': int}, 'over': [str], 'seeds': int, 'ended': bool,
          'asked': [{'point': {str: float | int | str}, 'trials': [str]}]}
 DRAWS, OWN = 100, 10  # tries to draw a valid new point; the first OWN by the sampler, the others at random
 
