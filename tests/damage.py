@@ -16,13 +16,13 @@ def damaged(content, rng, cuts=CUTS, flips=FLIPS):
     bytes that are no UTF-8, and other content. rng: a random.Random.
     """
     size = len(content)
-    for place in sorted({0, 1, size - 1, *(rng.randrange(size) for _ in range(cuts - 3))} & {*range(size)}):
+    for place in sorted({0, 1, size - 1, *(rng.randrange(size) for _ in range(cuts - 3) if size)} & {*range(size)}):
         yield f'cut to {place} of {size} bytes', content[:place]
-    for place in (rng.randrange(8 * size) for _ in range(flips)):
+    for place in (rng.randrange(8 * size) for _ in range(flips) if size):
         flipped = bytearray(content)
         flipped[place // 8] ^= 1 << place % 8
         yield f'bit {place % 8} of byte {place // 8} flipped', bytes(flipped)
-    first, last = sorted(rng.sample(range(size + 1), 2))
+    first, last = sorted(rng.randrange(size + 1) for _ in range(2))
     yield f'zeros in bytes {first} to {last}', content[:first] + bytes(last - first) + content[last:]
     yield f'bytes {first} to {last} twice', content[:last] + content[first:]
     yield 'the whole twice', content + content

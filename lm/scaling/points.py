@@ -110,7 +110,7 @@ def _sizes(done, non_embedding):
         try:
             model = config.build(trial.about['config']['model'], trial.directory / 'experiment.py')
             sizes[key] = count(model, non_embedding)
-        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):  # config.Error is a ValueError
+        except Exception:  # of a damaged record, and of an experiment file that defines the type
             sizes[key] = None
     return sizes
 

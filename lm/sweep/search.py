@@ -89,7 +89,10 @@ def ask(sweep, count=1):
 def _sampler(directory, about):
     """Returns the Sampler of a search.json; raises config.Error where its points are none of its space."""
     space = samplers.space_of(about['over'])
-    sampler = config.build(about['sampler'], directory / 'experiment.py')
+    try:
+        sampler = config.build(about['sampler'], directory / 'experiment.py')
+    except Exception as error:  # of a damaged record, and of an experiment file that defines the type
+        raise config.Error(f'{directory / RECORD} is damaged ({config.first_line(error)}); {REMEDY}') from error
     within = lambda kind, value: (value in kind if isinstance(kind, tuple) and not isinstance(kind, samplers.Range) else
                                   not isinstance(value, str) and kind.low <= value <= kind.high)
     strange = [row['point'] for row in about['asked'] if row['point'].keys() != space.keys()

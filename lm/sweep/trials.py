@@ -192,7 +192,7 @@ def _built(directory, text):
         sweep = _restored(directory, json.loads(text))
     except config.Error:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+    except Exception as error:  # of a damaged record, and of an experiment file that defines a type
         raise _damaged(directory, config.first_line(error)) from error
     if not isinstance(sweep.base, Config) or not isinstance(sweep.rule, Rule | None):
         raise _damaged(directory, f'config is a {type(sweep.base).__name__}, rule a {type(sweep.rule).__name__}')
