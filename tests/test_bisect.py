@@ -135,7 +135,8 @@ def test_what_other_code_computed_is_compared_by_its_own_replay(trained, tmp_pat
             {'name': 'up', 'layer': 1, 'gradient': 1.0, 'weight': 2.0, 'update': 0.1, 'bits': [4, 5, 6]}]
     for side, gradient in zip(sides, (1.0, 1.5), strict=True):
         layers = [rows[0], {**rows[1], 'gradient': gradient, 'bits': [int(4 * gradient), 5, int(6 * gradient)]}]
-        spikes.write(side, {'step': 5, 'passages': [], 'layers': layers})
+        spikes.write(side, {'step': 5, 'loss': 3.0, 'median': None, 'deviation': None, 'batch': 4, 'passages': [],
+                            'layers': layers})
     _, out = told(capsys, *sides, cache)
     assert 'of the steps that both replayed: step 5, gradient up, layer 1: of norm 1 in A, 1.5 in B' in out
 

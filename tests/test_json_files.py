@@ -1,9 +1,13 @@
 """Files that lm wrote and reads back: what is wrong with one is said with its name and a remedy, never raised raw."""
+import re
+
+import damage
 import pytest
 
 from lm import config
 from lm.config import files
 
+CHOICES = {'a?': int, 'rows': ([{'x': int}], type(None)), 'sizes': {str: int | bool}}
 RECORD = {'step': int, 'losses': [int | float], 'run': {'name': str}}
 
 
@@ -22,7 +26,7 @@ def test_a_value_of_the_shape_is_returned_with_what_it_has_beside():
     ('{"step": true, "losses": []}', 'step is bool, not an int'), ('{"losses": []}', "no 'step' in it"),
     ('{"step": 1, "losses": [1, "x"]}', 'losses[1] is str, not an int or a float'),
     ('{"step": 1, "losses": [], "run": {}}', "no 'name' in run"),
-    ('1' * 5000, 'Exceeds the limit'), ('{"step": NaN', 'no JSON at line 1')])
+    ('1' * 5000, 'a whole number of 5000 digits'), ('{"step": NaN', 'no JSON at line 1')])
 def test_what_is_wrong_is_said(text, fault):
     with pytest.raises(ValueError) as refusal:
         files.parse_json(text, RECORD)
@@ -36,3 +40,33 @@ def test_a_file_is_named_with_the_remedy(tmp_path):
     path.write_text('null')
     with pytest.raises(config.Error, match=r'record.json is damaged \(it is NoneType, not a dict\); start again.'):
         files.read_json(path, dict, 'start again.')
+
+
+@pytest.mark.parametrize('text, fault', [
+    ('{"rows": null, "sizes": {}}', ''), ('{"a": 1, "rows": [{"x": 2}], "sizes": {"b": 3, "c": true}}', ''),
+    ('{"a": null, "rows": null, "sizes": {}}', 'a is NoneType, not an int'),
+    ('{"rows": [{"x": 2}, {}], "sizes": {}}', "no 'x' in rows[1]"),
+    ('{"rows": 1, "sizes": {}}', 'rows is int, not a list'),
+    ('{"rows": null, "sizes": {"b": 1, "c": 1.5}}', 'sizes.c is float, not an int or a bool')])
+def test_items_may_be_absent_of_any_name_or_of_several_shapes(text, fault):
+    if fault:
+        with pytest.raises(ValueError, match=re.escape(fault)):
+            files.parse_json(text, CHOICES)
+    else:
+        assert files.parse_json(text, CHOICES)['rows'] in (None, [{'x': 2}])
+
+
+@pytest.mark.parametrize('obstacle', damage.OBSTACLES)
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, obstacle):
+    path = tmp_path / 'a.json'
+    obstacle(path)
+    with pytest.raises(config.Error, match=f'cannot read {path}: .*; start again.'):
+        files.read_json(path, dict, 'start again.')
+    if obstacle in (damage.absent, damage.dangling):
+        assert files.read_json(path, dict, '', optional=True) is None
+
+
+def test_a_warning_is_one_line_and_comes_once(capsys):
+    files.warn('a\nb')
+    files.warn('a\nb')
+    assert capsys.readouterr().err == 'lm: a b\n'

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import termios
 
+import damage
 import pytest
 
-from lm import records
+from lm import config, records
 from lm.train import metrics
 
 VALUES = {'bad': 0, 'grad_norm': 0.41, 'loss': 1.8342, 'weight': 1024.0, 'rate': 3e-4, 'tokens_per_second': 52310.4}
@@ -133,3 +134,59 @@ def test_a_live_line_is_whole_on_a_terminal(tmp_path, columns):
     assert lines.index('the sample') > lines.index(live[-1]), 'nothing is drawn over what follows training'
     assert not [line for line in lines[lines.index('the sample'):] if 'tok/s' in line]
     assert '…' not in text
+
+
+class Board:
+    """A TensorBoard writer whose disk is full from a number of writes on."""
+
+    def __init__(self, writes):
+        self.writes = writes
+
+    def add_scalars(self, step, values):
+        self.writes -= 1
+        if self.writes < 0:
+            raise OSError(28, 'No space left on device')
+        return self
+
+    def close(self):
+        self.add_scalars(0, {})
+
+
+@pytest.mark.parametrize('writes', [0, 1, 2])
+def test_tensorboard_decides_over_no_run(tmp_path, monkeypatch, capsys, writes):
+    monkeypatch.setattr(metrics, '_tensorboard', lambda directory, start: Board(writes))
+    writer = metrics.Writer(tmp_path, 5)
+    writer.write(1, {'loss': 3.0})
+    writer.write(2, {'loss': 2.0})
+    writer.close()
+    assert records.read(tmp_path) == [{'step': 1, 'loss': 3.0}, {'step': 2, 'loss': 2.0}]
+    assert capsys.readouterr().err == (f'lm: {tmp_path}/tensorboard: [Errno 28] No space left on device; TensorBoard '
+                                       'files end here, metrics.jsonl goes on.\n')
+
+
+def test_tensorboard_that_cannot_begin_decides_over_no_run(tmp_path, capsys):
+    (tmp_path / 'tensorboard').write_text('')
+    assert printed(capsys, tmp_path, VALUES).startswith('step 1,200/5,000')
+    assert len(records.read(tmp_path)) == 1
+
+
+@pytest.mark.parametrize('obstacle', [damage.directory, damage.fifo, damage.loop])
+def test_a_record_that_cannot_be_written_is_one_line(tmp_path, obstacle):
+    obstacle(tmp_path / 'metrics.jsonl')
+    with pytest.raises(config.Error, match=f'cannot write to {tmp_path}: .*; free some space'):
+        metrics.Writer(tmp_path, 5)
+
+
+def test_a_disk_that_fills_up_is_one_line_and_the_record_stays_readable(tmp_path):
+    """A limit on the size of files stands for the full disk: the third line does not fit."""
+    code = ('import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
+            'from lm.train import metrics; metrics._tensorboard = lambda *_: None; from lm import config\n'
+            'writer = metrics.Writer(sys.argv[1], 5)\n'
+            'resource.setrlimit(resource.RLIMIT_FSIZE, (70, 70))\n'
+            'try:\n    for step in range(1, 6): writer.write(step, {"loss": 2.5})\n'
+            'except config.Error as error: print(error)\n'
+            'writer.close()')
+    done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert f'cannot write to {tmp_path}: ' in done.stdout.splitlines()[-1] and not done.stderr
+    assert records.intact(tmp_path) == [{'step': 1, 'loss': 2.5}, {'step': 2, 'loss': 2.5}]
+    assert (tmp_path / 'metrics.jsonl').stat().st_size == 70

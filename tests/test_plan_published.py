@@ -71,7 +71,7 @@ def test_a_row_that_cannot_be_planned_is_named_and_the_others_are(change, remedy
 def test_a_table_and_an_experiment_are_not_planned_together(tmp_path):
     with pytest.raises(config.Error, match='leave one of the two away'):
         command.main('experiments/tiny.py', against='rows.json')
-    with pytest.raises(config.Error, match='no table of measured steps'):
+    with pytest.raises(config.Error, match='docs/planning.md has the form of a table of measured steps'):
         command.main(against=str(tmp_path / 'absent.json'))
 
 

@@ -40,7 +40,7 @@ def test_another_baseline_turns_the_verdict_round(swept):
 def test_settings_that_only_say_how_to_run_make_no_variant(tmp_path):
     simulated.sweep(tmp_path, {'a': ({}, 3.0), 'b': ({'cadence.eval': 7, 'zero': True}, 3.0)}, seeds=2)
     with pytest.raises(Error, match='a-0 and .*b-0 have the same settings and seeds'):
-        variants.gather(trials.read([tmp_path]), 'optimizer.peak')
+        variants.gather(trials.read([tmp_path])[0], 'optimizer.peak')
 
 
 def test_runs_alike_are_told_apart_by_their_directories(tmp_path):
@@ -229,7 +229,7 @@ def test_runs_scored_on_other_data_are_not_compared(swept, capsys):
 def test_a_thousand_trials_are_read_once(tmp_path):
     for i in range(200):
         simulated.sweep(tmp_path, {f'v{i}': ({'model.depth': i + 1}, 3.0)}, seeds=5)
-    groups = variants.gather(trials.read([tmp_path]), 'optimizer.peak')
+    groups = variants.gather(trials.read([tmp_path])[0], 'optimizer.peak')
     assert len(groups) == 200
     assert {len(v.trials) for v in groups} == {5}
 
@@ -243,5 +243,5 @@ def test_a_thousand_trials_are_read_once(tmp_path):
 def test_the_command_that_repeats_a_trial_names_what_differs_from_defaults(swept, dumped, word):
     (swept / 'sweep.json').write_text(json.dumps({
         **SWEEP, 'given': ['steps=1000', 'model.depth=2'], 'trials': {'b-0': {'model.position': dumped, 'seed': 3}}}))
-    trial = next(t for t in trials.read([swept]) if t.name == 'b-0')
+    trial = next(t for t in trials.read([swept])[0] if t.name == 'b-0')
     assert provenance.command(trial) == f'lm train experiments/x.py steps=1000 model.depth=2 {word} seed=3'

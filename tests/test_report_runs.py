@@ -252,16 +252,40 @@ def test_a_baseline_of_one_seed_beside_another_length_of_five_has_no_noise_floor
 
 
 @pytest.mark.parametrize('file, content, message', [
-    ('b-0/config.json', b'\xff\xfe', 'is no record of a run'), ('b-0/config.json', b'[]', 'is no record of a run'),
-    ('b-0/config.json', {'command': None}, 'is no record of a run'),
-    ('b-0/config.json', {'command': []}, None), ('b-0/config.json', {'steps': '9'}, "steps='9', which is no positive"),
-    ('b-0/config.json', {'steps': 0}, 'steps=0, which is no positive'),
-    ('sweep.json', b'\xff', 'is no record of a sweep'), ('sweep.json', b'[]', 'is no record of a sweep'),
-    ('sweep.json', {'trials': []}, 'is no record of a sweep'), ('sweep.json', {'trials': None}, 'no record of a sweep'),
-    ('sweep.json', {'trials': {'a-9': None}}, 'is no record of a sweep'),
-    ('b-0/failed.json', b'', None), ('b-0/failed.json', b'{}', None)])
-def test_a_damaged_record_is_one_line_or_a_failed_run(swept, capsys, file, content, message):
-    path = swept / file
+    ('b-0/config.json', b'\xff\xfe', 'config.json is damaged (not UTF-8 at byte 0)'),
+    ('b-0/config.json', b'[]', 'config.json is damaged (it is list, not a dict)'),
+    ('b-0/config.json', {'command': None}, 'config.json is damaged (command is NoneType, not a list)'),
+    ('b-0/config.json', {'steps': '9'}, 'has steps=9, which is no positive number'),
+    ('b-0/config.json', {'steps': 0}, 'has steps=0, which is no positive number'),
+    ('b-0/config.json', {'command': []}, ''), ('b-0/failed.json', b'', 'its failed.json cannot be read'),
+    ('b-0/failed.json', b'{}', 'its failed.json cannot be read')])
+def test_a_damaged_run_is_left_out_by_name_and_the_rest_stands(swept, capsys, file, content, message):
+    _damage(swept / file, content)
+    result = study.read([swept])
+    left_out = dict(result.left_out)
+    assert message in left_out['b-0'] if message else not left_out
+    c = next(c for c in result.families['tokens'].compared if c.name == 'position=Alibi')
+    assert c.verdict == ('undecided' if file.endswith('failed.json') else 'better') and c.seeds == 5 - bool(message)
+    assert report(swept) == 0
+    shown = capsys.readouterr()
+    assert message in shown.out and not shown.err
+
+
+@pytest.mark.parametrize('content, message', [
+    (b'\xff', 'not UTF-8 at byte 0'), (b'[]', 'it is list, not a dict'), ({'trials': []}, 'trials is list, not a dict'),
+    ({'trials': None}, 'trials is NoneType, not a dict'), ({'trials': {'a-9': None}}, 'trials.a-9 is NoneType'),
+    ({'trials': {'../a': {}}}, "'../a' is no name of a trial")])
+def test_a_damaged_list_of_trials_is_one_line_and_its_trials_can_be_read(swept, capsys, content, message):
+    _damage(swept / 'sweep.json', content)
+    assert report(swept) == 2
+    shown = capsys.readouterr().err
+    assert f'{swept}/sweep.json is damaged ({message}' in shown and shown.count('\n') == 1
+    assert report(*swept.glob('*-*')) == 0
+    assert 'better' in capsys.readouterr().out
+
+
+def _damage(path, content):
+    """Writes bytes to a file, or changes items of its JSON; steps are those of its configuration."""
     if isinstance(content, dict):
         about = json.loads(path.read_text()) if path.exists() else {
             'experiment': 'experiments/x.py', 'config': simulated.CONFIG, 'given': [], 'rule': None, 'trials': {}}
@@ -269,7 +293,20 @@ def test_a_damaged_record_is_one_line_or_a_failed_run(swept, capsys, file, conte
         about['config'] = {**about['config'], **{key: value for key, value in content.items() if key == 'steps'}}
         content = json.dumps(about).encode()
     path.write_bytes(content)
-    assert report(swept) == (2 if message else 0)
-    said = capsys.readouterr()
-    assert message in said.err and said.err.count('\n') == 1 if message else not said.err
-    assert ('its failed.json cannot be read' in said.out) == file.endswith('failed.json')
+
+
+def test_what_a_directory_holds_beside_runs_is_named(swept, tmp_path, capsys):
+    (swept / 'inner').mkdir()
+    (swept / 'inner' / 'sweep.json').write_text('{}')
+    simulated.write(swept / 'group' / 'z', {}, 3.0)
+    (swept / 'lost').mkdir()
+    (swept / 'lost' / 'metrics.jsonl').write_text('{"step": 1, "loss": 2.0}\n')
+    (swept / 'gone').symlink_to(swept / 'nowhere')
+    (swept / 'notes').mkdir()
+    left_out = dict(study.read([swept]).left_out)
+    assert left_out == {'inner': f'it holds runs of its own; give {swept}/inner too',
+                        'group': f'it holds runs of its own; give {swept}/group too',
+                        'gone': 'a link that leads nowhere', 'lost': 'its config.json is missing'}
+    assert dict(study.read([swept, swept / 'group']).left_out).keys() == {'inner', 'gone', 'lost'}
+    assert report(tmp_path) == 2
+    assert f'no run in {tmp_path} (sweep: it holds runs of its own' in capsys.readouterr().err

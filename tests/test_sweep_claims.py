@@ -1,10 +1,12 @@
 """Claims: one owner at a time, whoever asks; taken over from the dead, kept from the living; and the rules."""
 import concurrent.futures
 import json
+import os
 import subprocess
 import sys
 import time
 
+import damage
 import pytest
 
 from lm import config
@@ -56,6 +58,72 @@ def test_a_claim_cut_short_is_watched_like_any_other(tmp_path, monkeypatch):
     assert desk.take('a')
 
 
+GARBLED = [b'', b'null', b'[]', b'{}', b'\xff', b'{"host": "@", "pid"', b'[' * 9999, b'{"released": 1}',
+           b'{"released": false}', b'{"host": 3, "pid": 1}',
+           *(b'{"host": "@", "beat": 1, "pid": %s}' % pid for pid in (b'null', b'"1"', b'1.0', b'true', b'0', b'-1',
+                                                                       b'4294967297', b'9' * 400))]
+
+
+@pytest.mark.parametrize('content', GARBLED)
+def test_a_garbled_claim_is_watched_like_another_machines_and_then_taken_over_by_one(tmp_path, monkeypatch, capsys,
+                                                                                     content):
+    desks, now = [claims.Claims(tmp_path) for _ in range(3)], [0.0]
+    monkeypatch.setattr(claims.time, 'monotonic', lambda: now[0])
+    path = tmp_path / 'claims' / 'a.3'
+    path.write_bytes(content.replace(b'@', claims.host().encode()))
+    assert not any(desk.take('a') for desk in desks)
+    now[0] += claims.DEAD - 1
+    assert not any(desk.take('a') for desk in desks) and not capsys.readouterr().err
+    now[0] += 1
+    assert [desk.take('a') for desk in desks] == [True, False, False] and desks[0].newest() == {'a': 4}
+    assert capsys.readouterr().err.splitlines() == [
+        f'lm: {path} cannot be read as a claim: the trial is free, as it has not changed for 30 s.']
+
+
+@pytest.mark.parametrize('obstacle', [damage.directory, damage.fifo, damage.loop, damage.dangling])
+def test_a_claim_that_is_no_file_is_like_a_garbled_one(tmp_path, monkeypatch, obstacle):
+    desk, now = claims.Claims(tmp_path), [0.0]
+    monkeypatch.setattr(claims.time, 'monotonic', lambda: now[0])
+    obstacle(tmp_path / 'claims' / 'a.3')
+    assert not desk.take('a')
+    now[0] += claims.DEAD
+    assert desk.take('a') and desk.newest() == {'a': 4}
+
+
+@pytest.mark.parametrize('name', [
+    'a.²', 'a.٣', 'a.03', 'a.0', 'a.-1', 'a.1.5x', f'a.{"9" * 23}', 'a.', 'a', 'a.1~', 'b\n.1'])
+def test_a_file_that_is_named_for_no_claim_is_left_alone_with_one_warning(tmp_path, capsys, name):
+    desk = claims.Claims(tmp_path)
+    (tmp_path / 'claims' / name).write_text('')
+    (tmp_path / 'claims' / '.a.1.77').write_text('')  # being written
+    assert desk.newest() == {} and desk.take('a') and desk.newest() == {'a': 1}
+    shown = capsys.readouterr().err
+    assert shown == f'lm: {tmp_path}/claims/{" ".join(name.splitlines())} is no claim, and is left alone.\n'
+
+
+@pytest.mark.parametrize('content', [b'', b'null', b'{"released": false}'])
+def test_a_garbled_claim_over_one_that_lives_is_claimed_over(tmp_path, monkeypatch, content):
+    left = []
+    monkeypatch.setattr(claims, 'PERIOD', 0.01)
+    monkeypatch.setattr(claims, '_leave', left.append)
+    other = claims.Claims(tmp_path)
+    with claims.Claims(tmp_path) as desk:
+        assert desk.take('a')
+        (tmp_path / 'claims' / 'a.2').write_bytes(content)
+        while desk.own['a'] != 3:
+            time.sleep(0.01)
+        assert not other.take('a') and other.newest() == {'a': 3}
+        assert json.loads((tmp_path / 'claims' / 'a.3').read_bytes())['pid'] == os.getpid()
+    assert not left and other.take('a')
+
+
+def test_a_folder_of_claims_that_is_gone_is_one_line(tmp_path):
+    desk = claims.Claims(tmp_path)
+    damage.absent(tmp_path / 'claims')
+    with pytest.raises(config.Error, match=f'cannot write to {tmp_path}/claims: No such file or directory'):
+        desk.take('a')
+
+
 def test_a_worker_beats_and_ends_when_it_was_taken_for_dead(tmp_path, monkeypatch):
     left = []
     monkeypatch.setattr(claims, 'PERIOD', 0.01)
@@ -66,7 +134,7 @@ def test_a_worker_beats_and_ends_when_it_was_taken_for_dead(tmp_path, monkeypatc
         while desk.count < before + 3:
             pass
         assert not left
-        (tmp_path / 'claims' / 'a.2').write_text('{}')
+        (tmp_path / 'claims' / 'a.2').write_text(json.dumps({'host': 'elsewhere', 'pid': 1, 'beat': 1}))
         while not left:
             pass
     assert set(left) == {'a'}
@@ -93,7 +161,7 @@ def test_a_hung_worker_stops_beating_and_leaves_when_another_takes_over(tmp_path
         before = desk.count
         time.sleep(0.1)
         assert desk.count == before and not left
-        (tmp_path / 'claims' / 'a.2').write_text('{}')
+        (tmp_path / 'claims' / 'a.2').write_text(json.dumps({'host': 'elsewhere', 'pid': 1, 'beat': 1}))
         while not left:
             pass
     assert set(left) == {'a'}

@@ -1,5 +1,6 @@
 """`lm plan`: what an experiment takes on hardware that is not here."""
 import functools
+import math
 import sys
 import time
 from json import dumps
@@ -27,6 +28,14 @@ def main(*experiment: str, on: str = '', search: bool = False, check: int = 3, p
         against: instead, a JSON table of measured steps, to print predictions beside; nothing is compiled
         json: print JSON
     """
+    if check < 1 or not 0 <= price < math.inf:
+        raise config.Error(f'--check={check} compiles nothing; try --check=1.' if check < 1 else
+                           f'--price={price} is no price; try --price=2.5, in dollars for an hour of a chip.')
+    unread = {'--on': on, '--search': search, '--price': price} if against else {}
+    unread |= {} if search and not against else {'--check': check != main.__kwdefaults__['check']}
+    for option in (name for name, value in unread.items() if value):
+        raise config.Error(f'--against reads a table, in which {option} changes nothing; leave that out.' if against
+                           else f'{option} changes nothing without --search; add that, or leave this out.')
     if against:
         return _against(against, experiment, json)
     if not experiment:
@@ -34,9 +43,6 @@ def main(*experiment: str, on: str = '', search: bool = False, check: int = 3, p
     if not on:
         raise config.Error(f'no hardware is named; try --on=v5e-256 or --on=8xh100, of {", ".join(hardware.CHIPS)}.')
     cluster, loaded = calibration.calibrated(hardware.cluster(on)), config.load(experiment[0], experiment[1:])
-    if check < 1 or price < 0:
-        raise config.Error(f'--check={check} compiles nothing; try --check=1.' if check < 1 else
-                           f'--price={price} is negative; try --price=2.5, in dollars for an hour of a chip.')
     if search:
         return _search(loaded, cluster, check, price, json)
     plan = planner.make_plan(loaded.config, cluster, loaded.file, price)

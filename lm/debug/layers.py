@@ -80,5 +80,6 @@ def first_difference(a, b):
     for place, what in ((1, 'weight'), (0, 'gradient'), (2, 'update')):
         for x, y in zip(a['layers'], b['layers']):
             if (x['name'], x['bits'][place]) != (y['name'], y['bits'][place]):
-                return f'{what} {title(x)}: of norm {x[what]:.9g} in A, {y[what]:.9g} in B'
+                norms = ['not finite' if row[what] is None else f'{row[what]:.9g}' for row in (x, y)]
+                return f'{what} {title(x)}: of norm {norms[0]} in A, {norms[1]} in B'
     return None

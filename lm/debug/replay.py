@@ -28,7 +28,7 @@ class Trajectory:
 
     def __init__(self, directory, settings, cache, mesh=None):
         self.directory, self.settings, self.cache = Path(directory), settings, cache
-        self.records = records.read(directory)
+        self.records = records.intact(directory)
         self.program = train.program(settings, mesh)
         self.checkpoints = self.directory / 'checkpoints'
 
@@ -112,9 +112,17 @@ def replay_step(trajectory, step):
     computed[step] = values['loss']
     about = known or {'step': step, 'loss': None, 'median': None, 'deviation': None}
     record = spikes.describe(about, values, trajectory.stream, trajectory.number(step), rows)
-    processes.decide(partial(spikes.write, directory, record))
+    processes.decide(partial(_write, directory, record))
     print('\n'.join([*compared(computed, expected), *largest(rows), f'record: {spikes.path(directory, step)}']))
     return all(computed[number] == expected[number] for number in computed.keys() & expected.keys())
+
+
+def _write(directory, record):
+    try:
+        spikes.write(directory, record)
+    except OSError as error:
+        raise config.Error(f'cannot write {spikes.path(directory, record["step"])}: {error.strerror}; free some space '
+                           'and run the same command again.') from error
 
 
 def compared(computed, expected):

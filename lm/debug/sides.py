@@ -1,12 +1,13 @@
 """Two runs that should be equal: how each was made, and up to which step their records agree."""
-import json
 from pathlib import Path
 
 from lm import config, records
+from lm.config import files
 from lm.debug import replay
 from lm.train import runs
 
 MADE = ('commit', 'device', 'devices')
+ABOUT = {'commit': str, 'device': str, 'devices': int, 'versions': {str: str}}
 
 
 class Side:
@@ -14,8 +15,8 @@ class Side:
 
     def __init__(self, name, directory, trust=False):
         self.name, self.directory = name, Path(directory)
+        self.about = files.read_json(self.directory / 'config.json', ABOUT, 'give the --workdir of an `lm train`.')
         self.settings = runs.read(directory, runs.trusted(directory, trust))
-        self.about = json.loads((self.directory / 'config.json').read_text())
         self.records = losses(directory)
         if not self.records:
             raise config.Error(f'{directory} has no record of a loss yet; wait until the run has logged a step.')
@@ -23,7 +24,7 @@ class Side:
 
 def losses(directory):
     """Returns {step: {name: number}} of the metrics of a run that are deterministic."""
-    return {record['step']: replay.stable(record) for record in records.read(directory) if 'loss' in record}
+    return {record['step']: replay.stable(record) for record in records.intact(directory) if 'loss' in record}
 
 
 def provenance(a, b):
@@ -35,7 +36,7 @@ def provenance(a, b):
         if keys:
             lines.append(f'{kind}: ' + ', '.join(f'{key} ({changed[key][0]} in A, {changed[key][1]} in B)'
                                                  for key in keys))
-    pairs = {name: (a.about.get(name), b.about.get(name)) for name in MADE}
+    pairs = {name: (a.about[name], b.about[name]) for name in MADE}
     ours, theirs = a.about['versions'], b.about['versions']
     pairs |= {name: (ours.get(name, 'absent'), theirs.get(name, 'absent')) for name in {**ours, **theirs}}
     differing = [f'{name} ({was} in A, {now} in B)' for name, (was, now) in pairs.items() if was != now]

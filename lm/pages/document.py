@@ -32,6 +32,6 @@ def _asset(name):
 def write(path, text):
     """Writes a page to a file; raises config.Error where it cannot be written."""
     try:
-        Path(path).write_text(text, encoding='utf-8')
+        Path(path).write_text(text, encoding='utf-8', errors='replace')  # a file name may be no UTF-8
     except OSError as error:
         raise Error(f'cannot write {path}: {error.strerror}; give another --html.') from error

@@ -2,6 +2,7 @@
 import dataclasses
 import json
 
+from lm import config
 from lm.config import files
 from lm.plan import compiler
 
@@ -10,10 +11,13 @@ LEAST = 1 / 3  # share of a predicted step that products take, at least, for a m
 
 def calibrated(cluster):
     """Returns the Cluster with the efficiency that was measured on its chip, or as it is where none was."""
-    path = _path(cluster.chip)
-    if not path.exists():
+    path, remedy = _path(cluster.chip), 'delete it, or run lm bench on that chip again.'
+    about = files.read_json(path, {'efficiency': float | int}, remedy, optional=True)
+    if about is None:
         return cluster
-    chip = dataclasses.replace(cluster.chip, efficiency=json.loads(path.read_text())['efficiency'], measured=True)
+    if not 0 < about['efficiency'] <= 1:
+        raise config.Error(f'{path} is damaged (efficiency is {about["efficiency"]:.3g}, not in (0, 1]); {remedy}')
+    chip = dataclasses.replace(cluster.chip, efficiency=about['efficiency'], measured=True)
     return dataclasses.replace(cluster, chip=chip)
 
 
@@ -27,7 +31,11 @@ def record(chip, roof, seconds):
         return None
     rest = sum(roof.parts.values()) - products
     efficiency = min(1.0, roof.nominal['products'] / max(seconds - rest, roof.nominal['products']))
-    files.replace(_path(chip), json.dumps({'chip': chip.name, 'efficiency': efficiency, 'step_seconds': seconds}))
+    about = {'chip': chip.name, 'efficiency': efficiency, 'step_seconds': seconds}
+    try:
+        files.replace(_path(chip), json.dumps(about) + '\n')
+    except OSError as error:
+        raise config.Error(f'cannot write {_path(chip)}: {error.strerror}; free some space.') from error
     return efficiency
 
 

@@ -12,12 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 
 from lm import backend, config, hardware
 from lm.config import files
 from lm.plan import topology
 
 OUT_OF_MEMORY = re.compile(r'(?:Used |required[^(]*\()([\d.]+)([KMG])\b')
+FIELDS = {'text': str, 'memory': {str: float | int}, 'needed': float | int, 'warnings': int, 'seconds': float | int}
 UNITS = {'K': 2 ** 10, 'M': 2 ** 20, 'G': 2 ** 30}
 REMATERIALIZED = 'nvoluntary full rematerialization'  # XLA's partitioner writes it with and without a capital I
 # A kernel that is partitioned in Python is lowered with the address of its callback, which each process has its own of.
@@ -59,15 +61,32 @@ def compile_step(settings, cluster, file=None):
     backend.tune(environ)
     backend.hide_accelerators(environ)
     child = subprocess.run([sys.executable, '-m', 'lm.plan.compiler'], input=json.dumps(request), capture_output=True,
-                           text=True, env=environ)
+                           text=True, errors='replace', env=environ)
     if child.returncode:
         lines = [line for line in child.stderr.splitlines() if line.strip()] or ['the compiler gave no reason']
         raise config.Error(f'compiling for {cluster.name} failed: {lines[-1][:500]}')
     response = json.loads(child.stdout.splitlines()[-1])
     if 'error' in response:
         raise config.Error(response['error'])
-    fields = json.loads(gzip.decompress(pathlib.Path(response['path']).read_bytes()))
-    return CompiledStep(**fields, cached=response['cached'])
+    if response['damaged']:
+        files.warn(f'{response["damaged"]} it was compiled again.')
+    return CompiledStep(**_kept(pathlib.Path(response['path'])), cached=response['cached'])
+
+
+def _kept(path):
+    """Returns the fields of a step in the cache, but for `cached`, None where it is not there.
+
+    Raises config.Error where it is damaged, which the checksum of gzip tells.
+    """
+    try:
+        fields = files.parse_json(gzip.decompress(files.content(path)), FIELDS)
+        if fields.keys() == FIELDS.keys():
+            return fields
+        raise ValueError(f'it has {len(fields)} items, not {len(FIELDS)}')
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise config.Error(f'{path} is damaged ({config.first_line(error)});') from error
 
 
 def lower_step(settings, devices, platform):
@@ -148,7 +167,10 @@ def _stderr_to(file):
 
 
 def main():
-    """Compiles the request on stdin, JSON, and prints {'path', 'cached'} of the result, or {'error'}, as JSON."""
+    """Compiles the request on stdin, JSON, and prints {'path', 'cached', 'damaged'} of the result, or {'error'}.
+
+    damaged: what was wrong with the step in the cache.
+    """
     try:
         print(json.dumps(_answer(json.load(sys.stdin))))
     except config.Error as error:
@@ -161,10 +183,13 @@ def _answer(request):
     directory = cache_directory()
     lowered = lower_step(settings, topology.devices(cluster), cluster.chip.platform)
     path = directory / f'{cache_key(lowered, cluster)}.json.gz'
-    cached = path.exists()
+    try:
+        cached, damaged = _kept(path) is not None, ''
+    except config.Error as error:
+        cached, damaged = False, str(error)
     if not cached:
         files.replace(path, gzip.compress(json.dumps(_compile(lowered)).encode()))  # others may compile the same step
-    return {'path': str(path), 'cached': cached}
+    return {'path': str(path), 'cached': cached, 'damaged': damaged}
 
 
 if __name__ == '__main__':

@@ -2,14 +2,13 @@
 import dataclasses
 import difflib
 import functools
-import json
 import math
 import pathlib
 import statistics
 from typing import Literal
 
 from lm import config, data, hardware, optim, train
-from lm.config import overrides
+from lm.config import files, overrides
 from lm.models import Decoder, Head, Layer
 from lm.nn import MLP, Attention, Execution, Experts, Gelu, Relu, Rope, Silu, memory
 from lm.plan import analytic, roofline
@@ -106,12 +105,7 @@ def _settings(model, context, batch, **layout):
 
 def read(path):
     """Returns ([Row], {row: reason}) of a JSON table: its rows, and why others cannot be planned."""
-    try:
-        table = json.loads(pathlib.Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise config.Error(f'{path} is no table of measured steps ({error}); see docs/planning.md.') from error
-    if not isinstance(table, list):
-        raise config.Error(f'{path} is no list of rows; see docs/planning.md.')
+    table = files.read_json(pathlib.Path(path), list, 'docs/planning.md has the form of a table of measured steps.')
     rows, refused = [], {}
     for number, fields in enumerate(table, start=1):
         try:

@@ -1,6 +1,7 @@
 """A study as one self-contained HTML file."""
 import html
 
+from lm.config import files
 from lm.pages import document, figures, tags
 from lm.report import comparisons, costs, parallel_coordinates, plots, provenance, show, variants
 
@@ -79,10 +80,17 @@ def _settings(study):
 
 
 def _samples(study):
-    texts = [(variant.name, path) for variant in plots.shown(study) for trial in variant.finished[:1]
-             for path in [trial.directory / 'sample.txt'] if path.exists()]
-    shown = [(html.escape(name), html.escape(path.read_text(encoding='utf-8')[:2000])) for name, path in texts]
-    return tags.section('Samples', *(f'<p>{name}</p><pre>{text}</pre>' for name, text in shown))
+    texts = [(variant.name, _sample(trial)) for variant in plots.shown(study) for trial in variant.finished[:1]]
+    return tags.section('Samples', *(f'<p>{html.escape(name)}</p><pre>{html.escape(text)}</pre>'
+                                     for name, text in texts if text))
+
+
+def _sample(trial):
+    """Returns the beginning of a trial's sample, '' without one."""
+    try:
+        return files.content(trial.directory / 'sample.txt').decode(errors='replace')[:2000]
+    except OSError:
+        return ''
 
 
 def _left_out(study):

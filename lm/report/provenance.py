@@ -38,7 +38,7 @@ def _row(variant, trial, value, flops):
 
 def _peak(trial):
     """Returns the peak FLOP/s of a trial's devices by their data sheet, NaN if unknown."""
-    if 'device' not in trial.about:
+    if not {'device', 'devices'} <= trial.about.keys() or trial.about['devices'] < 1:
         return math.nan
     chip = hardware.find(trial.about['device'])
     dtype = trial.settings.get('model.execution.dtype')
@@ -52,7 +52,7 @@ def _commit(trial):
 
 def command(trial):
     """Returns the command that repeats a trial: by its sweep's overrides, else as it was typed."""
-    about = trials.sweep(trial.directory.parent)
+    about = trials.sweep_of(trial.directory)
     if about is None:
         return shlex.join(['lm', *map(str, trial.about['command'][1:])])
     changes = about['trials'].get(trial.name) or {}
@@ -68,6 +68,8 @@ def spelled(dumped, file=None):
     """
     try:
         return config.spelled(config.build(dumped, file))
-    except (config.Error, AttributeError, TypeError):
+    except Exception:  # of a damaged record, and of an experiment file that defines the type
+        if not isinstance(dumped, dict) or not isinstance(dumped.get('type'), str):
+            return str(dumped)
         inside = (f'{key}={spelled(value)}' for key, value in dumped.items() if key != 'type')
         return f'{dumped["type"].rpartition(":")[2]}({", ".join(inside)})'

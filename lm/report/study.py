@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from lm.config import Error
+from lm.config import Error, files
 from lm.config.annotations import close
 from lm.report import comparisons, costs, curves, trials, variants
 from lm.report.tables import Table
@@ -59,14 +59,14 @@ class Study:
 def read(directories, options=Options()):
     """Returns the Study of run directories; raises config.Error where nothing in them can be compared."""
     directories = trials.distinct(directories)
-    runs = trials.read(directories)
+    runs, missing = trials.read(directories)
     _check_options(options, runs)
     metric = _metric(runs, options.metric)
-    runs = trials.measured(runs, metric) + trials.unbegun(runs, directories, options.rate)
+    runs = trials.measured(runs, metric) + trials.unbegun(runs, missing, directories, options.rate)
     groups = variants.gather(runs, options.rate, options.baseline, _first(runs, directories, options.rate))
     left_out = [(trial.name, f'{trial.state}: {trial.why}') for trial in runs if trial.state != 'finished']
-    named = {trial.name for trial in runs}
-    left_out += [(name, 'not begun') for name in trials.waiting(directories) if name not in named]
+    named = {trial.directory for trial in runs}
+    left_out += [(path.name, why) for path, why in missing.items() if path not in named]
     done = [trial for trial in runs if trial.state == 'finished']
     if not done:
         raise Error(f'none of {len(runs)} runs is finished ({left_out[0][0]}: {left_out[0][1]}); run the same '
@@ -134,7 +134,7 @@ def _question(trial):
     """Returns the first paragraph of the docstring of a trial's experiment file, or ''."""
     path = trial.directory / 'experiment.py'
     try:
-        text = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
-    except (OSError, SyntaxError):
+        text = ast.get_docstring(ast.parse(files.content(path))) or ''
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # as Python reads what is no Python
         return ''
     return ' '.join(text.split('\n\n')[0].split())

@@ -2,14 +2,18 @@
 import functools
 import json
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from lm import records
-from lm.config import Error, legacy
+from lm.config import Error, files, first_line, legacy
 
+CONFIG = 'config.json'
+RUN = {'config': dict, 'command': [str], 'commit': str, 'device?': str, 'devices?': int}  # of config.json
+COUNTS = {'steps': 1, 'data.batch': 1, 'data.context': 1, 'cadence.eval_batches': 0}  # setting: the least it can be
 LARGEST = float(np.finfo(np.float32).max)  # of a loss, which is computed in float32
 
 
@@ -41,7 +45,7 @@ class Trial:
     @functools.cached_property
     def speed(self):
         """The median of the recorded tokens per second, robust to slow moments of the machine; NaN without any."""
-        speeds = [record['tokens_per_second'] for record in self.records if record.get('tokens_per_second')]
+        speeds = [record['tokens_per_second'] for record in self.records if (record.get('tokens_per_second') or 0) > 0]
         return float(np.median(speeds)) if speeds else math.nan
 
     @property
@@ -52,7 +56,7 @@ class Trial:
     @property
     def eval_batches(self):
         """Batches of each validation before the end, 0 for all."""
-        return flatten(legacy.upgraded(self.about['config'])).get('cadence.eval_batches') or 0
+        return flatten(self.about['config']).get('cadence.eval_batches', 0)
 
     @property
     def final(self):
@@ -67,32 +71,71 @@ class Trial:
 
 
 def read(directories):
-    """Returns the [Trial] of run directories, or of directories of runs such as a sweep's, each once.
+    """Returns ([Trial], {directory: why it is left out}) of directories of a run, or of runs such as a sweep's.
 
-    Raises config.Error where there is none.
+    Each run is there once. Left out are, of what a directory holds, runs that are damaged, trials that a sweep lists
+    and that have not begun, and directories of other runs. Raises config.Error where a run named by itself is damaged,
+    and where there is none.
     """
-    trials = {}
-    for trial in (trial for root in distinct(directories) for trial in _within(Path(root))):
-        place = trial.directory.resolve()
-        if place not in trials or trials[place].root == trials[place].directory:  # of a sweep rather than by itself
-            trials[place] = trial
+    trials, missing = {}, {}
+    for root in map(Path, distinct(directories)):
+        inside, left_out = _within(root)
+        missing |= left_out
+        for trial in inside:
+            place = os.path.realpath(trial.directory)
+            if place not in trials or trials[place].root == trials[place].directory:  # of a sweep rather than by itself
+                trials[place] = trial
     if not trials:
-        raise Error(f'no run in {", ".join(map(str, directories)) or "no directory"}; '
+        first = next((f' ({path.name}: {why})' for path, why in missing.items()), '')
+        raise Error(f'no run in {", ".join(map(str, directories)) or "no directory"}{first}; '
                     'give the --workdir of an `lm train`, or the directory of a sweep.')
-    return list(trials.values())
+    known = trials.keys() | set(map(os.path.realpath, directories))
+    return list(trials.values()), {path: why for path, why in missing.items() if os.path.realpath(path) not in known}
 
 
 def distinct(directories):
     """Returns directories, each once as it is first spelled."""
-    return list({Path(directory).resolve(): directory for directory in reversed(directories)}.values())[::-1]
+    return list({os.path.realpath(directory): directory for directory in reversed(directories)}.values())[::-1]
 
 
 def _within(root):
-    if not root.is_dir():
-        raise Error(f'{root} is no directory; give the --workdir of an `lm train`, or the directory of a sweep.')
-    if (root / 'config.json').exists():
-        return [_open(root, root)]
-    return [_open(path.parent, root) for path in sorted(root.glob('*/config.json'))]
+    """Returns ([Trial], {directory: why it is left out}) of a run's directory, or of a directory of runs."""
+    if os.path.lexists(root / CONFIG):
+        return [_open(root, root)], {}
+    try:
+        names = sorted(os.listdir(root))
+    except OSError as error:
+        fact = f'cannot read {root}: {error.strerror}' if root.is_dir() else f'{root} is no directory'
+        raise Error(f'{fact}; give the --workdir of an `lm train`, or the directory of a sweep.') from error
+    listed, trials, missing = records.sweep(root) or {'trials': ()}, [], {}
+    for directory in (root / name for name in names):
+        why = _no_run(directory)
+        try:
+            trials += [] if why is not None else [_open(directory, root)]
+        except Error as error:
+            why = str(error)
+        if why:
+            missing[directory] = why
+    begun = {trial.name for trial in trials} | {directory.name for directory in missing}
+    return trials, missing | {root / name: f'failed: {failure}' if (failure := records.failure(root / name)) else
+                              'not begun' for name in listed['trials'] if name not in begun}
+
+
+def _no_run(path):
+    """Returns None for the directory of a run, '' for what has nothing to do with one, else what it is or lacks."""
+    if not os.path.isdir(path):
+        return '' if os.path.exists(path) else 'a link that leads nowhere'
+    try:
+        names = os.listdir(path)
+    except OSError as error:
+        return f'it cannot be read: {error.strerror}'
+    if CONFIG in names:
+        return None
+    if records.RECORD in names or 'checkpoints' in names:
+        return f'its {CONFIG} is missing'
+    if records.SWEEP in names or any(os.path.lexists(path / name / CONFIG) for name in names):
+        return f'it holds runs of its own; give {path} too'
+    return ''
 
 
 def check_alike(trials, part, remedy):
@@ -109,15 +152,8 @@ def measured(trials, metric):
             if trial.state == 'finished' and trial.final.get(metric) is None else trial for trial in trials]
 
 
-def waiting(directories):
-    """Returns the names of trials that sweeps list and that have not begun."""
-    return [name for directory in map(Path, distinct(directories))
-            for name in (sweep(directory) or {'trials': ()})['trials']
-            if not (directory / name / 'config.json').exists()]
-
-
-def unbegun(runs, directories, rate):
-    """Returns the [Trial] that sweeps list and that have not begun, of variants that `runs` have begun.
+def unbegun(runs, missing, directories, rate):
+    """Returns the [Trial] that sweeps list and that are `missing`, see `read`, of variants that `runs` have begun.
 
     Their settings are those of a run whose overrides differ in nothing but seeds and learning rate.
     """
@@ -128,12 +164,13 @@ def unbegun(runs, directories, rate):
         siblings = {_kind(overrides, rate): begun[name] for name, overrides in about['trials'].items() if name in begun}
         for name, overrides in about['trials'].items():
             sibling = siblings.get(_kind(overrides, rate))
-            if sibling and name not in begun:
+            if sibling and directory / name in missing:
                 flat = flatten(about['config']) | overrides
                 rates = {rate: flat[rate]} if rate in flat else {}
                 planned.append(replace(
                     sibling, directory=directory / name, settings=sibling.settings | rates, records=[],
-                    seed=tuple(map(flat.get, records.SEEDS)), state='unfinished', why='not begun'))
+                    seed=tuple(map(flat.get, records.SEEDS)), state='unfinished',
+                    why=missing[directory / name]))
     return planned
 
 
@@ -143,61 +180,46 @@ def _kind(overrides, rate):
 
 
 def sweep(directory):
-    """Returns the sweep.json of a directory, None where there is none.
-
-    Its keys: experiment (a path), config, given (the overrides of all trials), rule, trials ({trial: overrides}).
-    """
-    path = directory / 'sweep.json'
-    return _listing(path, path.stat().st_mtime_ns) if path.exists() else None
+    """Returns the sweep.json of a directory, see records.sweep, in the form of this version; None without one."""
+    about = records.sweep(directory)
+    return about and {**about, 'config': _upgraded(about['config'], Path(directory) / records.SWEEP)}
 
 
-@functools.lru_cache(8)
-def _listing(path, modified):  # read once for all trials of a sweep, and again when it was written to
+def sweep_of(trial):
+    """Returns the sweep.json of a trial's sweep, None where there is none or, with a warning, where it is damaged."""
     try:
-        about = json.loads(path.read_text())
-        trials = {name: dict(overrides) for name, overrides in about['trials'].items()}
-        return {'config': legacy.upgraded(about['config']), 'trials': trials,
-                **{name: about[name] for name in ('experiment', 'given', 'rule')}}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Error(f'{path} is no record of a sweep ({error}); give the directories of its trials.') from error
+        return sweep(trial.parent)
+    except Error as error:
+        files.warn(str(error))
+        return None
+
+
+def _upgraded(config, path):
+    try:
+        return legacy.upgraded(config)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Error(f'{path} is damaged ({first_line(error)}); repair it, or leave the run out.') from error
 
 
 def _open(directory, root):
-    try:
-        about = json.loads((directory / 'config.json').read_text())
-        flat = flatten(legacy.upgraded(about['config']))
-        missing = [key for key in ('steps', 'data.batch', 'data.context') if key not in flat]
-        wrong = [key for key in ('steps', 'data.batch', 'data.context') if key in flat and not _count(flat[key])]
-        about['command'] = list(map(str, about['command']))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Error(f'{directory}/config.json is no record of a run ({error}); repair it, or leave the run '
-                    'out.') from error
-    if missing:
-        raise Error(f'{directory}/config.json lacks {", ".join(missing)}; it is no training run.')
-    if wrong:
-        raise Error(f'{directory}/config.json has {wrong[0]}={flat[wrong[0]]!r}, which is no positive number; repair '
-                    'it, or leave the run out.')
+    path = directory / CONFIG
+    about = files.read_json(path, RUN, 'repair it, or leave the run out.')
+    about['config'] = _upgraded(about['config'], path)
+    flat = flatten(about['config'])
+    for key, least in COUNTS.items():
+        if key not in flat and least:
+            raise Error(f'{path} lacks {key}; it is no training run.')
+        if not (type(flat.get(key, least)) is int and least <= flat.get(key, least) < records.STEPS):
+            raise Error(f'{path} has {key}={str(flat[key])[:100]}, which is no positive number; repair it, or leave '
+                        'the run out.')
     recorded = [{name: _measurable(value) for name, value in record.items()} for record in records.read(directory)]
     seed = tuple(map(flat.get, records.SEEDS))
-    failure = directory / 'failed.json'
-    state = _state(recorded, flat['steps'])
-    if state[0] == 'unfinished' and (sweep(directory.parent) or {'rule': None})['rule']:
-        state = 'stopped', f"{state[1]}, by its sweep's rule or not yet done"
-    if failure.exists():
-        state = 'failed', _reason(failure)
-    return Trial(directory, root, about, variant(flat), seed, recorded, *state)
-
-
-def _count(value):
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _reason(failure):
-    """Returns the error in a failed.json, which a full disk may have cut short."""
-    try:
-        return str(json.loads(failure.read_text())['error'])
-    except (ValueError, KeyError, TypeError):
-        return 'its failed.json cannot be read'
+    state, why = _state(recorded, flat['steps'])
+    if state == 'unfinished' and (sweep_of(directory) or {'rule': None})['rule']:
+        state, why = 'stopped', f"{why}, by its sweep's rule or not yet done"
+    if failure := records.failure(directory):
+        state, why = 'failed', failure
+    return Trial(directory, root, about, variant(flat), seed, recorded, state, why)
 
 
 def variant(flat):
@@ -216,6 +238,8 @@ def _state(records, steps):
     reached = max((record['step'] for record in records), default=0)
     scores = [record for record in records if 'valid/loss' in record]
     broken = [record['step'] for record in records if None in (record.get('loss', 0), record.get('valid/loss', 0))]
+    if reached > steps:
+        return 'failed', f'its record goes to step {reached} of {steps}'
     if scores and scores[-1]['step'] >= steps and scores[-1]['valid/loss'] is not None:
         return 'finished', f'finished {steps} steps'
     if broken and broken[-1] == reached:
@@ -230,16 +254,19 @@ def flatten(dumped, key=''):
 
     Types are not imported, so that they need not exist any more.
     """
-    if isinstance(dumped, dict) and ':' in str(dumped.get('type')) and dumped['type'] != 'object':
+    kind = dumped.get('type') if isinstance(dumped, dict) else None
+    if isinstance(kind, str) and ':' in kind:
         name, inside = dumped['type'].rpartition(':')[2], dict(dumped)
         del inside['type']
         return ({key: name} if key else {}) | _inside(inside, key)
-    if isinstance(dumped, dict) and isinstance(dumped.get('type'), str) and 'value' in dumped:
+    if isinstance(kind, str) and 'value' in dumped:
         return flatten(dumped['value'], key)
     if isinstance(dumped, dict) and dumped:
         return _inside(dumped, key)
     if isinstance(dumped, list) and any(isinstance(item, dict) for item in dumped):
         return _inside({str(index): item for index, item in enumerate(dumped)}, key)
+    if isinstance(dumped, dict):
+        return {key: '{}'}
     return {key: ', '.join(map(str, dumped)) if isinstance(dumped, list) else dumped}
 
 

@@ -2,7 +2,6 @@
 import json
 import math
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -37,10 +36,9 @@ class Points(NamedTuple):
 
 def read(directories, metric='valid/loss', non_embedding=False):
     """Returns the Points of run directories; raises config.Error where a law cannot be fitted to them."""
-    directories = list(dict.fromkeys(Path(directory).resolve() for directory in directories))
-    runs = list({trial.directory: trial for trial in trials.read(directories)}.values())
+    runs, missing = trials.read(directories)
     left_out = [(trial.name, f'{trial.state}: {trial.why}') for trial in runs if trial.state != 'finished']
-    left_out += [(name, 'not begun') for name in trials.waiting(directories)]
+    left_out += [(path.name, why) for path, why in missing.items()]
     done = [trial for trial in runs if trial.state == 'finished']
     _check_comparable(done, metric)
     left_out += [(trial.name, _flaw(trial, metric)) for trial in done if _flaw(trial, metric)]
@@ -112,7 +110,7 @@ def _sizes(done, non_embedding):
         try:
             model = config.build(trial.about['config']['model'], trial.directory / 'experiment.py')
             sizes[key] = count(model, non_embedding)
-        except (config.Error, AttributeError, TypeError):
+        except Exception:  # of a damaged record, and of an experiment file that defines the type
             sizes[key] = None
     return sizes
 

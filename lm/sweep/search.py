@@ -10,6 +10,9 @@ from lm.config.values import Text, fit
 from lm.sweep import combinators, samplers, trials
 
 RECORD = 'search.json'
+REMEDY = 'repair it, or begin another sweep.'
+ABOUT = {'sampler': {'type': str, 'trials': int}, 'over': [str], 'seeds': int, 'ended': bool,
+         'asked': [{'point': {str: float | int | str}, 'trials': [str]}]}
 DRAWS, OWN = 100, 10  # tries to draw a valid new point; the first OWN by the sampler, the others at random
 
 
@@ -48,8 +51,7 @@ def refuse_ranges(over):
 
 def read(directory):
     """Returns the search.json of a sweep's directory, None without a search."""
-    path = Path(directory) / RECORD
-    return json.loads(path.read_text()) if path.exists() else None
+    return files.read_json(Path(directory) / RECORD, ABOUT, REMEDY, optional=True)
 
 
 def _write(directory, about):
@@ -68,7 +70,7 @@ def ask(sweep, count=1):
         return False
     with trials.alone(sweep.directory):
         about, drawn = read(sweep.directory), False
-        sampler = config.build(about['sampler'], sweep.directory / 'experiment.py')
+        sampler = _sampler(sweep.directory, about)
         for _ in range(min(count, sampler.trials - len(about['asked']))):
             sweep = trials.open_sweep(sweep.directory)
             point, listed = _new_point(sweep, sampler, about)
@@ -82,6 +84,23 @@ def ask(sweep, count=1):
             drawn = True
         _write(sweep.directory, about)
     return drawn
+
+
+def _sampler(directory, about):
+    """Returns the Sampler of a search.json; raises config.Error where its points are none of its space."""
+    space = samplers.space_of(about['over'])
+    try:
+        sampler = config.build(about['sampler'], directory / 'experiment.py')
+    except Exception as error:  # of a damaged record, and of an experiment file that defines the type
+        raise config.Error(f'{directory / RECORD} is damaged ({config.first_line(error)}); {REMEDY}') from error
+    within = lambda kind, value: (value in kind if isinstance(kind, tuple) and not isinstance(kind, samplers.Range) else
+                                  not isinstance(value, str) and kind.low <= value <= kind.high)
+    strange = [row['point'] for row in about['asked'] if row['point'].keys() != space.keys()
+               or not all(within(space[key], value) for key, value in row['point'].items())]
+    if strange or not isinstance(sampler, samplers.Sampler):
+        why = f'{str(strange[0])[:200]} is no point of it' if strange else f'its sampler is a {type(sampler).__name__}'
+        raise config.Error(f'{directory / RECORD} is damaged ({why}); {REMEDY}')
+    return sampler
 
 
 def _new_point(sweep, sampler, about):
@@ -109,6 +128,10 @@ def _new_point(sweep, sampler, about):
 def _observations(sweep, about):
     """Returns the [Observation] of all points drawn, by the files of their trials."""
     states, progress = trials.states(sweep)
+    unlisted = [name for row in about['asked'] for name in row['trials'] if name not in states]
+    if unlisted:
+        raise config.Error(f'{sweep.directory / RECORD} names a trial {unlisted[0][:100]!r} that the sweep does not '
+                           f'list; {REMEDY}')
     return [_observation(row['point'], [states[name] for name in row['trials']],
                          [progress[name][1] for name in row['trials']]) for row in about['asked']]
 

@@ -3,6 +3,7 @@ import contextlib
 import fcntl
 import functools
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,8 @@ from lm.config.snapshots import name_of
 from lm.config.values import Text, fit
 from lm.sweep import zipped
 from lm.sweep.rules import Rule
-from lm.train import runs
+from lm.train import Config, runs
 
-RECORD, FAILED = 'sweep.json', 'failed.json'
 SETTLED = ('finished', 'failed', 'stopped')  # states of trials that need no more training
 
 
@@ -88,7 +88,7 @@ def plan(experiment, directory, overrides, rule=None, words=()):
             raise config.Error(_twice(first, trials[first], number, trial))
     _check_rule(base, rule, max((trial.settings.steps for trial in trials), default=base.steps))
     with alone(directory):
-        if (directory / RECORD).exists():
+        if records.sweep(directory):
             begun = open_sweep(directory)
             _check_same(begun, base)
             rule = rule or begun.rule
@@ -112,7 +112,7 @@ def alone(directory):
     """Locks the list of trials of a directory against other processes; raises config.Error if it cannot be written."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with open(directory / 'lock', 'w') as lock:
+        with open(directory / 'lock', 'w', opener=files.unblocked) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except OSError as error:
@@ -155,9 +155,9 @@ def _check_rule(base, rule, steps):
 
 def add(directory, trials):
     """Adds trials to sweep.json; call it within `alone`."""
-    about = json.loads((directory / RECORD).read_text(encoding='utf-8'))
-    about['trials'] |= _dumped(trials)
-    files.replace(directory / RECORD, json.dumps(about, indent=1) + '\n')
+    about = records.sweep(directory)
+    about = {**about, 'trials': about['trials'] | _dumped(trials)}
+    files.replace(directory / records.SWEEP, json.dumps(about, indent=1) + '\n')
 
 
 def _dumped(trials):
@@ -171,21 +171,41 @@ def _write(sweep, file, words):
              'rule': config.dump(sweep.rule), 'trials': _dumped(sweep.trials)}
     copy = sweep.directory / 'experiment.py'
     if path != copy.resolve():
-        files.replace(copy, Path(file).read_text(encoding='utf-8'))
-    files.replace(sweep.directory / RECORD, json.dumps(about, indent=1) + '\n')
+        files.replace(copy, files.content(file))
+    files.replace(sweep.directory / records.SWEEP, json.dumps(about, indent=1) + '\n')
 
 
 def open_sweep(directory):
-    """Returns the Sweep of a directory as listed now; other processes may add trials at any time."""
-    path = Path(directory) / RECORD
-    if not path.exists():
+    """Returns the Sweep of a directory as listed now; other processes may add trials at any time.
+
+    Raises config.Error where there is none, or its sweep.json is damaged.
+    """
+    about = records.sweep(directory)
+    if about is None:
         raise config.Error(f'{directory} holds no sweep; begin one with lm sweep EXPERIMENT --workdir={directory}.')
-    return _read(path.parent, path.read_text(encoding='utf-8'))
+    return _built(Path(directory), json.dumps(about))
 
 
 @functools.lru_cache(1)
-def _read(directory, text):
-    about, file = json.loads(text), directory / 'experiment.py'
+def _built(directory, text):
+    try:
+        sweep = _restored(directory, json.loads(text))
+    except config.Error:
+        raise
+    except Exception as error:  # of a damaged record, and of an experiment file that defines a type
+        raise _damaged(directory, config.first_line(error)) from error
+    if not isinstance(sweep.base, Config) or not isinstance(sweep.rule, Rule | None):
+        raise _damaged(directory, f'config is a {type(sweep.base).__name__}, rule a {type(sweep.rule).__name__}')
+    return sweep
+
+
+def _damaged(directory, why):
+    return config.Error(f'{directory / records.SWEEP} is damaged ({why}); repair it, or begin another sweep.')
+
+
+def _restored(directory, about):
+    """Returns the Sweep of a directory's sweep.json."""
+    file = directory / 'experiment.py'
     base = config.build(about['config'], file)
     older = legacy.upgraded(about['config']) != about['config']
     trials = []
@@ -214,19 +234,28 @@ def _overrides(base, settings):
 def progress(trial):
     """Returns (last recorded step, {step: loss}): the validation loss, or the training loss without held-out data.
 
-    A loss that is not finite is None.
+    A loss that is not finite is None. A record that cannot be read counts as none, with a warning: who trains the trial
+    is told why it cannot be written.
     """
     try:
-        about = (trial.directory / records.RECORD).stat()
-    except FileNotFoundError:
+        about = os.stat(trial.directory / records.RECORD)
+    except OSError:
         return 0, {}
     name = 'valid/loss' if trial.settings.data.valid else 'loss'
-    return _recorded(trial.directory, name, about.st_mtime_ns, about.st_size)
+    return _recorded(trial.directory, name, trial.settings.steps, (about.st_mtime_ns, about.st_size, about.st_ino))
 
 
 @functools.lru_cache(4096)
-def _recorded(directory, name, modified, size):  # a file is read again only when it has changed
-    recorded = records.read(directory)
+def _recorded(directory, name, steps, stamp):  # a file is read again only when it has changed
+    try:
+        recorded = records.read(directory)
+    except config.Error as error:
+        files.warn(str(error))
+        return 0, {}
+    beyond = [record['step'] for record in recorded if record['step'] > steps]
+    if beyond:
+        files.warn(f'{directory / records.RECORD}: step {beyond[0]} is beyond the last, {steps}, and left out.')
+    recorded = [record for record in recorded if record['step'] <= steps]
     scores = {record['step']: record[name] for record in recorded if name in record}
     return max((record['step'] for record in recorded), default=0), scores
 
@@ -237,9 +266,9 @@ def state(sweep, trial, progressed, curves):
     progressed: its `progress`. curves: the {step: loss} of all trials, by which the sweep's rule may stop this one.
     """
     step, scores = progressed
-    if (trial.directory / FAILED).exists():
+    if os.path.lexists(trial.directory / records.FAILED):
         return 'failed'
-    if trial.settings.steps in scores and (trial.directory / 'checkpoints' / str(trial.settings.steps)).exists():
+    if trial.settings.steps in scores and os.path.exists(trial.directory / 'checkpoints' / str(trial.settings.steps)):
         return 'failed' if scores[trial.settings.steps] is None else 'finished'
     if sweep.rule and not sweep.rule.allows(scores, curves):
         return 'stopped'
@@ -255,8 +284,7 @@ def states(sweep):
 
 def reason(trial):
     """Returns why a trial failed, as text."""
-    path = trial.directory / FAILED
-    return json.loads(path.read_text(encoding='utf-8'))['error'] if path.exists() else 'its last loss is not finite.'
+    return records.failure(trial.directory) or 'its last loss is not finite.'
 
 
 def shown(trial):

@@ -49,8 +49,8 @@ def can_vmap(a, b):
 def saved(trial):
     """Returns the last saved step of a trial, 0 where there is none."""
     folder = trial.directory / 'checkpoints'
-    names = os.listdir(folder) if folder.exists() else []
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    names = os.listdir(folder) if folder.is_dir() else []
+    return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
 
 
 def traceable(settings, key):

@@ -68,11 +68,11 @@ def _seconds_left(sweep, by_files, progress):
                if by_files[trial.id] not in SETTLED)
     speed = 0.0
     for trial in sweep.trials:
-        if by_files[trial.id] == 'running':
+        if by_files[trial.id] == 'running' and progress[trial.id][0]:
             speeds = [record['tokens_per_second'] for record in records.read(trial.directory)
-                      if 'tokens_per_second' in record]
+                      if (record.get('tokens_per_second') or 0) > 0]
             speed += speeds[-1] / (trial.settings.data.batch * trial.settings.data.context) if speeds else 0.0
-    return left / speed if speed else None
+    return left / speed if speed > 1e-9 else None
 
 
 def summary(status):
@@ -91,7 +91,7 @@ def record_age(trial):
     """Returns the seconds since a trial's last record, by its file's time and this machine's clock; 0 without one."""
     try:
         return max(0.0, time.time() - (trial.directory / records.RECORD).stat().st_mtime)
-    except FileNotFoundError:
+    except OSError:
         return 0.0
 
 

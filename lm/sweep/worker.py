@@ -5,12 +5,12 @@ import os
 import time
 import traceback
 
-from lm import config
+from lm import config, records
 from lm.config import files
 from lm.parallel import processes
 from lm.sweep import claims, search, together, vectors, view
 from lm.sweep.stopping import Judged
-from lm.sweep.trials import FAILED, SETTLED, open_sweep, shown, states
+from lm.sweep.trials import SETTLED, open_sweep, shown, states
 from lm.train import loop, runs, session
 
 
@@ -135,7 +135,7 @@ def fail(trial, fault):
         traceback.print_exception(fault)
     try:
         trial.directory.mkdir(parents=True, exist_ok=True)
-        files.replace(trial.directory / FAILED, json.dumps({'error': config.first_line(fault)}) + '\n')
+        files.replace(trial.directory / records.FAILED, json.dumps({'error': config.first_line(fault)}) + '\n')
     except OSError as error:
         raise config.Error(f'cannot write to {trial.directory}: {error.strerror}; free some space and '
                            'start again.') from fault

@@ -1,11 +1,13 @@
 """The record of a run, metrics.jsonl and TensorBoard, and the line of `lm train` from the same values."""
+import errno
 import functools
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
-from lm.config import Error
+from lm.config import Error, files, first_line
 from lm.pages.text import clock, short
 from lm.records import COMPARED, RECORD, finite
 
@@ -41,20 +43,24 @@ class Writer:
 
     def __init__(self, directory, steps, start=0):
         self.directory = Path(directory)
-        self.file = open(self.directory / RECORD, 'a', buffering=1)
-        self.board = _tensorboard(self.directory / 'tensorboard', start)
-        self.line = Line(steps, start)
-        self.live = _live(self.line) if sys.stdout.isatty() else None
+        self.board, self.line, self.live = None, Line(steps, start), None
+        self._open()
+        self._add(lambda: _tensorboard(self.directory / 'tensorboard', start))
+        if sys.stdout.isatty():
+            self.live = _live(self.line)
+
+    @_raises_config_error
+    def _open(self):
+        self.file = open(self.directory / RECORD, 'ab', buffering=0, opener=files.unblocked)
 
     @_raises_config_error
     def write(self, step, values):
         """Records {name: number} at `step`; a number that is not finite becomes null."""
         values = finite(values)
-        self.file.write(json.dumps({'step': step, **values}) + '\n')
-        if self.board:
-            for name, value in values.items():
-                if value is not None:
-                    self.board.add_scalar(name, value, step)
+        line = json.dumps({'step': step, **values}).encode() + b'\n'
+        if self.file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._add(lambda: self.board and self.board.add_scalars(step, values))
         if 'loss' not in values:
             if fields := other_fields(values):
                 self.tell('  '.join([self.line.position(step), *fields.values()]))
@@ -80,10 +86,18 @@ class Writer:
     def close(self):
         """Closes the files and ends the live line."""
         self.file.close()
-        if self.board:
-            self.board.close()
+        self._add(lambda: self.board and self.board.close())
         if self.live:
             self.live.stop()
+
+    def _add(self, write):
+        """Sets the board to what write() returns, to None with a warning where it fails: it decides over no run."""
+        try:
+            self.board = write()
+        except Exception as error:  # tensorboardX and protobuf raise many kinds
+            self.board = None
+            files.warn(f'{self.directory / "tensorboard"}: {first_line(error)}; TensorBoard files end here, {RECORD} '
+                       'goes on.')
 
 
 class Line:
@@ -211,9 +225,12 @@ class Board:
         self.writer.write_event(self.event(wall_time=time.time(), **event))
         self.writer.flush()
 
-    def add_scalar(self, name, value, step):
-        """Writes a number."""
-        self.add(step=step, summary=self.scalar(name, value))
+    def add_scalars(self, step, values):
+        """Writes {name: number} but for None, and returns the board."""
+        for name, value in values.items():
+            if value is not None:
+                self.add(step=step, summary=self.scalar(name, value))
+        return self
 
     def close(self):
         """Closes the file."""

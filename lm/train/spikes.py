@@ -3,11 +3,18 @@ import bisect
 import collections
 import json
 import math
+import os
+import re
 from pathlib import Path
 
 from lm import records
-from lm.config import files
+from lm.config import Error, files
 
+NAME = re.compile(r'[1-9][0-9]{0,15}\.json')  # of a step
+NUMBER = float | int | None  # None for one that is not finite
+ROW = {'name': str, 'layer': int | None, 'gradient': NUMBER, 'weight': NUMBER, 'update': NUMBER, 'bits': [int]}
+RECORD = {'step': int, 'loss': NUMBER, 'median': NUMBER, 'deviation': NUMBER, 'batch': int, 'passages': [dict],
+          'layers': ([ROW], type(None))}
 WINDOW, ENOUGH = 64, 32  # losses that the median is of; how many it takes before any is called high
 LEAST = 1e-3  # of the median: the least that counts as one deviation
 
@@ -77,14 +84,22 @@ def path(directory, step):
 
 
 def read(directory, step):
-    """Returns the record of a step of a run, or None."""
-    file = path(directory, step)
-    return json.loads(file.read_text(encoding='utf-8')) if file.exists() else None
+    """Returns the record of a step of a run, or None; raises config.Error where it is damaged."""
+    file, remedy = path(directory, step), 'delete it, and lm replay writes it again.'
+    record = files.read_json(file, RECORD, remedy, optional=True)
+    if record and (record['step'] != step or any(len(row['bits']) != 3 for row in record['layers'] or ())):
+        raise Error(f'{file} is damaged (it is of step {record["step"]}, or lacks checksums); {remedy}')
+    return record
 
 
 def steps(directory):
-    """Returns the steps of a run that have a record, ascending."""
-    return sorted(int(file.stem) for file in (Path(directory) / 'spikes').glob('*.json'))
+    """Returns the steps of a run that have a record, ascending; warns of files that are named for none."""
+    folder = Path(directory) / 'spikes'
+    names = os.listdir(folder) if folder.is_dir() else []
+    for name in names:
+        if name.endswith('.json') and not NAME.fullmatch(name):
+            files.warn(f'{folder / name} is no record of a step, and is left alone.')
+    return sorted(int(name.removesuffix('.json')) for name in names if NAME.fullmatch(name))
 
 
 def write(directory, record):
