@@ -69,7 +69,11 @@ def one_device():
 
 def begin(directory, overrides, settings=SETTINGS, rule=None):
     """Returns the sweep of some overrides of settings that no file holds."""
-    directory.mkdir()
-    file = directory / 'file.py'
+    file = directory.with_suffix('.py')
     file.write_text('')
     return trials.plan(config.Experiment(settings, {}, file), directory, overrides, rule)
+
+
+def reopened(directory):
+    """Returns the sweep of a directory, of which the experiment is trusted."""
+    return trials.open_sweep(directory, directory / 'experiment.py')

@@ -80,12 +80,12 @@ def readers(root):
         return sides.provenance(*pair) + sides.compare_records(pair, *agreed)
 
     def search_on():
-        sweep, about = trials.open_sweep(root), search.read(root)
+        sweep, about = sweeps.reopened(root), search.read(root)
         return search.ended(sweep) or (search._observations(sweep, about), search._sampler(root, about))
     return {
         'report': lambda: report(root, '--json', '--html', root / 'page.html'),
         'report run': lambda: report(one, '--json'), 'scaling': lambda: points.read([root]),
-        'view': lambda: view.watch(root), 'compare': compare, 'states': lambda: trials.states(trials.open_sweep(root)),
+        'view': lambda: view.watch(root), 'compare': compare, 'states': lambda: trials.states(sweeps.reopened(root)),
         'search': search_on,
         'spikes': lambda: [spikes.read(one, step) for step in spikes.steps(one)],
         'reason': lambda: records.failure(three), 'claims': lambda: claims.Claims(root).newest()}
@@ -124,7 +124,7 @@ def test_a_damaged_file_is_refused_or_named_by_all_that_read_it(swept, tmp_path,
     known = readers(root)
     path = min(root.rglob(name))
     if name not in (records.SWEEP, search.RECORD, records.FAILED):
-        path = next((root / trials.open_sweep(root).trials[0].id).rglob(name))
+        path = next((root / sweeps.reopened(root).trials[0].id).rglob(name))
     content, tried = path.read_bytes(), 0
     for damage_name, do in changes_of(name, path):
         do()
@@ -143,7 +143,7 @@ def test_a_damaged_file_is_refused_or_named_by_all_that_read_it(swept, tmp_path,
 
 def test_a_record_cut_anywhere_is_never_another_result(swept, tmp_path, capsys):
     root = shutil.copytree(swept, tmp_path / 'sweep')
-    path = root / trials.open_sweep(root).trials[0].id / records.RECORD
+    path = root / sweeps.reopened(root).trials[0].id / records.RECORD
     content = path.read_bytes()
     whole, step = study.read([root]), 1 if EVERY == 1 else 37
     for size in range(0, len(content) - 2, step):
@@ -151,7 +151,7 @@ def test_a_record_cut_anywhere_is_never_another_result(swept, tmp_path, capsys):
         left_out = dict(study.read([root]).left_out)
         assert left_out.keys() - dict(whole.left_out).keys() == {path.parent.name}
         assert left_out[path.parent.name].startswith('unfinished: ')
-        assert trials.states(trials.open_sweep(root))[0][path.parent.name] in ('new', 'begun')
+        assert trials.states(sweeps.reopened(root))[0][path.parent.name] in ('new', 'begun')
     assert not capsys.readouterr().err
     path.write_bytes(content[:-1])
     assert study.read([root]).left_out == whole.left_out
@@ -166,7 +166,7 @@ def test_any_name_of_a_directory_is_read(swept, tmp_path, name):
     decoys = [tmp_path / 'axb', tmp_path / 'ab']
     for decoy in decoys:
         shutil.copytree(swept, decoy)
-        shutil.rmtree(decoy / trials.open_sweep(decoy).trials[0].id)
+        shutil.rmtree(decoy / sweeps.reopened(decoy).trials[0].id)
     known = readers(root)
     for reader in known.values():
         try:

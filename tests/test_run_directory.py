@@ -35,7 +35,7 @@ def cache(tmp_path_factory):
 def test_a_directory_of_other_files_is_refused_by_their_names_and_left_alone(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text('mine')
-    with pytest.raises(config.Error, match=f'{tmp_path} holds {name.split("/")[0]} and is not the directory of a run'):
+    with pytest.raises(config.Error, match=f'{tmp_path} holds {name.split("/")[0]} and no config.json of lm'):
         runs.Run(tmp_path, EXPERIMENT)
     assert (tmp_path / name).read_text() == 'mine'
     assert [path.name for path in tmp_path.iterdir()] == [name.split('/')[0]]
@@ -67,7 +67,7 @@ def test_a_work_directory_that_is_none_is_one_line(tmp_path, make, fault):
 
 def test_a_lock_that_is_no_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / 'lock')
-    with pytest.raises(config.Error, match='holds lock and is not the directory of a run'):
+    with pytest.raises(config.Error, match='holds lock and no config.json of lm'):
         runs.Run(tmp_path, EXPERIMENT)
 
 

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import rich.console
-from sweeps import FILE, one_device  # noqa: F401
+from sweeps import FILE, one_device, reopened  # noqa: F401
 
 from lm import cli, config, records
 from lm.sweep import chain, claims, grid, sample, trials, view, worker, zipped
@@ -66,7 +66,7 @@ def test_the_shell_names_values_components_and_seeds(file, tmp_path):
     assert {type(trial.settings.data.tokenizer).__name__ for trial in swept.trials} == {'Bytes', 'Chars'}
     assert first.settings.optimizer.peak == 1e-3 and first.settings.optimizer.b2 == 0.9
     assert [(trial.settings.seed, trial.settings.data.seed) for trial in swept.trials[:2]] == [(0, 0), (1, 1)]
-    again = trials.open_sweep(tmp_path / 'a').trials
+    again = reopened(tmp_path / 'a').trials
     assert all(not config.diff(a.settings, b.settings) for a, b in zip(again, swept.trials, strict=True))
     for text in ('model.depth', 'model.depth=1,,2'):
         with pytest.raises(config.Error, match='is no list of values'):
@@ -96,7 +96,7 @@ def test_mistakes_in_a_sweep_are_one_line(file, tmp_path):
     with pytest.raises(config.Error, match="no field 'optimizer.paek'; did you mean 'optimizer.peak'"):
         listed(file, tmp_path / 'a', [{'optimizer.paek': 1}])
     with pytest.raises(config.Error, match='holds no sweep'):
-        trials.open_sweep(tmp_path / 'a')
+        reopened(tmp_path / 'a')
     listed(file, tmp_path / 'a', [{'seed': 1}])
     with pytest.raises(config.Error, match=r'is the sweep of another experiment: steps \(6 there, 7 here\)'):
         listed(file, tmp_path / 'a', [{'seed': 1}], steps=7)
@@ -179,7 +179,7 @@ def test_only_what_is_missing_is_trained(done, cache, capsys):
 
 
 def test_the_view_shows_states_and_the_best(done, monkeypatch):
-    sweep = trials.open_sweep(done / 'sweep')
+    sweep = reopened(done / 'sweep')
     with claims.Claims(sweep.directory) as desk:
         now = view.status_of(sweep, desk)
         assert set(now.states.values()) == {'finished'} and now.seconds is None
@@ -212,19 +212,19 @@ def test_trials_that_are_added_while_a_worker_runs_are_its_own(file, tmp_path, m
         return set()
     monkeypatch.setattr(worker, '_train', train)
     assert worker.work(listed(file, tmp_path / 'a', [{'seed': 1}, {'seed': 2}]), tmp_path) == 1
-    found, _ = trials.states(trials.open_sweep(tmp_path / 'a'))
+    found, _ = trials.states(reopened(tmp_path / 'a'))
     assert list(found.values()) == ['failed'] * 4
 
 
 def test_sweeps_planned_at_once_list_the_trials_of_all(file, tmp_path):
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda seed: listed(file, tmp_path / 'a', [{'seed': seed}]), range(12)))
-    assert {trial.overrides['seed'] for trial in trials.open_sweep(tmp_path / 'a').trials} == set(range(12))
+    assert {trial.overrides['seed'] for trial in reopened(tmp_path / 'a').trials} == set(range(12))
 
 
 def test_a_trial_killed_before_its_last_validation_is_validated(done, tmp_path, cache):
     shutil.copytree(done / 'sweep', tmp_path / 'copy')
-    sweep = trials.open_sweep(tmp_path / 'copy')
+    sweep = reopened(tmp_path / 'copy')
     record = sweep.trials[0].directory / 'metrics.jsonl'
     whole = records.read(record.parent)
     record.write_text(''.join(record.read_text().splitlines(keepends=True)[:-1]))

@@ -5,10 +5,10 @@ import math
 import threading
 
 import pytest
-from sweeps import FILE, SETTINGS, begin, one_device  # noqa: F401
+from sweeps import FILE, SETTINGS, begin, one_device, reopened  # noqa: F401
 
 from lm import cli, config
-from lm.sweep import samplers, search, trials
+from lm.sweep import samplers, search
 from lm.sweep.samplers import Observation, Optuna, Random, Range
 
 SPACE = {'optimizer.peak': Range(1e-4, 1e-1), 'model.heads': Range(1, 8), 'model.norm': ('rms', 'layer')}
@@ -88,7 +88,7 @@ def finish(trial, loss):
 def test_points_are_trials_one_a_seed_until_there_are_as_many_as_wanted(tmp_path):
     sweep = drawing(tmp_path / 'a', 'Random(3)', seeds=2)
     assert search.ask(sweep) and search.ask(sweep, 5) and not search.ask(sweep)
-    listed = trials.open_sweep(sweep.directory).trials
+    listed = reopened(sweep.directory).trials
     assert len(listed) == 6 and len({trial.settings.optimizer.peak for trial in listed}) == 3
     assert [trial.settings.seed for trial in listed[:2]] == [0, 1]
     search.begin(sweep, 'Random(4)', ['optimizer.peak=1e-4..1e-2'], 2)
@@ -100,7 +100,7 @@ def test_points_are_trials_one_a_seed_until_there_are_as_many_as_wanted(tmp_path
 def test_trials_become_observations(tmp_path):
     sweep = drawing(tmp_path / 'a', 'Random(4)', seeds=2)
     search.ask(sweep, 4)
-    sweep = trials.open_sweep(sweep.directory)
+    sweep = reopened(sweep.directory)
     finish(sweep.trials[0], 2.0)
     finish(sweep.trials[1], 3.0)
     finish(sweep.trials[2], 5.0)
@@ -116,7 +116,7 @@ def test_what_is_asked_for_again_and_again_gives_way_to_chance(tmp_path, monkeyp
         {'optimizer.peak': 1e-3} if int(number.split('.')[1]) < search.OWN else
         real(self, space, observations, number)))
     assert search.ask(sweep, 3)
-    peaks = [trial.settings.optimizer.peak for trial in trials.open_sweep(sweep.directory).trials]
+    peaks = [trial.settings.optimizer.peak for trial in reopened(sweep.directory).trials]
     assert len(set(peaks)) == 3 and peaks[0] == 1e-3
 
 
@@ -127,7 +127,7 @@ def test_workers_that_ask_at_once_get_different_points(tmp_path):
         each.start()
     for each in workers:
         each.join()
-    assert len(trials.open_sweep(sweep.directory).trials) == 12
+    assert len(reopened(sweep.directory).trials) == 12
 
 
 def test_a_space_that_is_used_up_ends_the_search(tmp_path, capsys):
@@ -135,7 +135,7 @@ def test_a_space_that_is_used_up_ends_the_search(tmp_path, capsys):
     while search.ask(sweep):
         pass
     assert search.ended(sweep) and 'seems to have 4 points, fewer than trials=9' in capsys.readouterr().out
-    heads = [trial.settings.model.layer.attention.heads for trial in trials.open_sweep(sweep.directory).trials]
+    heads = [trial.settings.model.layer.attention.heads for trial in reopened(sweep.directory).trials]
     assert sorted(heads) == [1, 1, 2, 2], '3 heads do not divide a width of 16'
 
 
@@ -171,6 +171,6 @@ def test_the_shell_trains_what_is_drawn_and_more_of_it_later(tmp_path, capsys, s
     assert '2 finished' in capsys.readouterr().out
     assert cli.main([*words, f'--sample={sampler}(trials=3)']) == 0
     assert cli.main(['sweep', '--worker', str(tmp_path / 'sweep'), where[1]]) == 0
-    observations = search._observations(trials.open_sweep(tmp_path / 'sweep'), search.read(tmp_path / 'sweep'))
+    observations = search._observations(reopened(tmp_path / 'sweep'), search.read(tmp_path / 'sweep'))
     assert len(observations) == 3 and all(4 < each.loss < 6 for each in observations)
     assert cli.main(['report', str(tmp_path / 'sweep')]) == 0

@@ -7,7 +7,8 @@ JAX = False  # starts no device
 
 
 def main(*directories: str, html: str = '', json: bool = False, expect: tuple = (), baseline: str = '',
-         margin: float | None = None, metric: str = '', rate: str = 'optimizer.peak'):
+         margin: float | None = None, metric: str = '', rate: str = 'optimizer.peak',
+         trust: bool = False):
     """Tells which differences between runs are real: paired by seed, with intervals, Holm-corrected, with verdicts.
 
     Args:
@@ -19,8 +20,9 @@ def main(*directories: str, html: str = '', json: bool = False, expect: tuple = 
         margin: the largest difference that counts as none, by default the noise floor
         metric: what to compare, by default valid/loss, or valid/bits_per_byte where tokenizers differ
         rate: the setting that is the learning rate; each variant is compared at its best value
+        trust: execute the runs' own code, where a model is defined in an experiment, to count its FLOPs
     """
-    result = study.read(directories, study.Options(baseline, margin, metric, rate))
+    result = study.read(directories, study.Options(baseline, margin, metric, rate, trust))
     outcomes = expectations.check(expect, result)
     if html:
         write(html, page.render(result))

@@ -8,7 +8,8 @@ JAX = False  # starts no device
 
 
 def main(*directories: str, at: tuple = (), predict: tuple = (), budget: tuple[float, ...] = (),
-         metric: str = 'valid/loss', non_embedding: bool = False, json: bool = False, html: str = ''):
+         metric: str = 'valid/loss', non_embedding: bool = False, json: bool = False, html: str = '',
+         trust: bool = False):
     """Fits L(N, D) = E + A/N^alpha + B/D^beta to the finished runs of a sweep of sizes, and predicts larger ones.
 
     Args:
@@ -21,9 +22,10 @@ def main(*directories: str, at: tuple = (), predict: tuple = (), budget: tuple[f
         non_embedding: count only parameters between embedding and output, as Kaplan et al. did
         json: print all numbers as JSON
         html: file to write a page with plots to; the page needs no network
+        trust: execute the runs' own code, where a model is defined in an experiment, to count its parameters
     """
     sizes = [size_of(text) for text in at]
-    runs = points.read(directories, metric, non_embedding)
+    runs = points.read(directories, metric, non_embedding, trust)
     sizes += [overridden(text, runs) for text in predict]
     tests = backtests.backtest(runs.n, runs.d, runs.loss)
     fit = backtests.widened(laws.fit(runs.n, runs.d, runs.loss), tests)

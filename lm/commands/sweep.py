@@ -6,10 +6,12 @@ from lm.data.cache import root
 from lm.sweep import grid, search, vectors, view
 from lm.sweep.trials import axes, open_sweep, plan, rule_of
 from lm.sweep.worker import check_place, refuse, work
+from lm.train import runs
 
 
 def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0, workdir: str = '', cache: str = '',
-         together: int = 1, stop: str = '', sample: str = '', worker: bool = False, watch: bool = False):
+         together: int = 1, stop: str = '', sample: str = '', worker: bool = False, watch: bool = False,
+         trust: bool = False):
     """Trains every variant of an experiment once; rerunning the command, on any machine, resumes or joins.
 
     Args:
@@ -27,13 +29,14 @@ def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0
             optimizer.peak=1e-4..1e-2; 'Random(trials=40)', or 'Optuna(trials=40)', which learns from earlier trials
         worker: train trials of the sweep in a directory until none is left
         watch: show the status of the sweep in a directory
+        trust: for --watch, execute the sweep's own code, where a part of it is defined in its experiment
     """
     options = {'seeds': seeds, 'over': over, 'workdir': workdir, 'stop': stop, 'sample': sample, 'overrides': overrides}
     if watch or worker:
         refuse('watch' if watch else 'worker', [name for name, value in options.items() if value])
     check_place(place if watch or worker else workdir)
     if watch:
-        return view.watch(place)
+        return view.watch(place, runs.trusted(place, trust))
     if together < 1:
         raise config.Error(f'--together={together} is no number of trials; try --together=16, or 1 for one by one.')
     if together > 1:
@@ -49,4 +52,4 @@ def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0
             if not swept:
                 raise config.Error(f'{place}: sweep() yields no trial; yield dicts of overrides, e.g. {{"seed": 1}}.')
             plan(loaded, directory, grid(swept, *axes(over, seeds)), rule_of(stop), overrides)
-    return work(open_sweep(directory), root(cache), together)
+    return work(open_sweep(directory, runs.trusted(directory, True)), root(cache), together)

@@ -2,7 +2,7 @@
 import json
 import os
 
-from lm import config
+from lm.config import files, first_line
 
 
 def key(settings):
@@ -18,10 +18,10 @@ def per_token(trials):
 
 
 def _flops(trial):
-    """Returns the training FLOPs per token, None for a model that cannot be counted or whose type no longer exists."""
+    """Returns the training FLOPs per token; None, with a warning, for a model that cannot be built or counted."""
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # nothing is computed; leave accelerators free
     try:
-        model = config.build(trial.about['config']['model'], trial.directory / 'experiment.py')
-        return float(model.flops(trial.settings['data.context']))
-    except Exception:  # of a damaged record, and of an experiment file that defines the type
+        return float(trial.model().flops(trial.settings['data.context']))
+    except Exception as error:  # of a model of the experiment's own
+        files.warn(f'the FLOPs of {trial.directory} are not counted: {first_line(error)}')
         return None

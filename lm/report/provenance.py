@@ -56,7 +56,7 @@ def command(trial):
     if about is None:
         return shlex.join(['lm', *map(str, trial.about['command'][1:])])
     changes = about['trials'].get(trial.name) or {}
-    file = trial.directory.parent / 'experiment.py'
+    file = trial.code and trial.directory.parent / 'experiment.py'
     words = [*about['given'], *(f'{key}={spelled(value, file)}' for key, value in changes.items())]
     return shlex.join(['lm', 'train', str(Path(about['experiment'])), *words])
 

@@ -17,13 +17,15 @@ class Options:
     """How runs are compared.
 
     baseline: name of a variant or run, '' for the sweep's own settings. margin: None for the noise floor. metric: ''
-    for the validation loss, or bits per byte where tokenizers differ. rate: key of the learning rate.
+    for the validation loss, or bits per byte where tokenizers differ. rate: key of the learning rate. trust: whether
+    the code of the runs' experiments may be executed, where models are defined there.
     """
 
     baseline: str = ''
     margin: float | None = None
     metric: str = ''
     rate: str = 'optimizer.peak'
+    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Study:
 def read(directories, options=Options()):
     """Returns the Study of run directories; raises config.Error where nothing in them can be compared."""
     directories = trials.distinct(directories)
-    runs, missing = trials.read(directories)
+    runs, missing = trials.read(directories, options.trust)
     _check_options(options, runs)
     metric = _metric(runs, options.metric)
     runs = trials.measured(runs, metric) + trials.unbegun(runs, missing, directories, options.rate)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lm import records
-from lm.config import Error, files, first_line, legacy
+from lm.config import Error, build, files, first_line, legacy
 
 CONFIG = 'config.json'
 RUN = {'config': dict, 'command': [str], 'commit': str, 'device?': str, 'devices?': int}  # of config.json
@@ -22,7 +22,8 @@ class Trial:
     """One run: `settings` by dotted key, without seeds and without what affects no result, and its metrics `records`.
 
     root: the directory of the command line that it is in. state: 'finished', 'failed', 'unfinished', or 'stopped'
-    (unfinished in a sweep with a stopping rule); why: the reason in words, with the step it reached.
+    (unfinished in a sweep with a stopping rule); why: the reason in words, with the step it reached. code: its
+    experiment file, to be executed where it defines types, None where it is not trusted.
     """
 
     directory: Path
@@ -33,6 +34,7 @@ class Trial:
     records: list
     state: str
     why: str
+    code: Path | None = None
 
     @property
     def name(self):
@@ -64,22 +66,31 @@ class Trial:
         last = self.records[-1]['step'] if self.records else 0
         return {name: value for record in self.records if record['step'] == last for name, value in record.items()}
 
+    def model(self):
+        """Returns its model; raises config.Error that says why it cannot be built."""
+        try:
+            return build(self.about['config']['model'], self.code)
+        except Error:
+            raise
+        except Exception as error:  # of a damaged record, and of an experiment file that defines the type
+            raise Error(f'the record of its model is damaged ({first_line(error)})') from error
+
     def series(self, name):
         """Returns (steps [n], values [n]) of a metric, NaN where it was not finite."""
         rows = [(r['step'], math.nan if r[name] is None else r[name]) for r in self.records if name in r]
         return np.array([step for step, _ in rows], float), np.array([value for _, value in rows], float)
 
 
-def read(directories):
+def read(directories, trust=False):
     """Returns ([Trial], {directory: why it is left out}) of directories of a run, or of runs such as a sweep's.
 
     Each run is there once. Left out are, of what a directory holds, runs that are damaged, trials that a sweep lists
-    and that have not begun, and directories of other runs. Raises config.Error where a run named by itself is damaged,
-    and where there is none.
+    and that have not begun, and directories of other runs. trust: whether the runs' own code may be executed. Raises
+    config.Error where a run named by itself is damaged, and where there is none.
     """
     trials, missing = {}, {}
     for root in map(Path, distinct(directories)):
-        inside, left_out = _within(root)
+        inside, left_out = _within(root, trust)
         missing |= left_out
         for trial in inside:
             place = os.path.realpath(trial.directory)
@@ -98,10 +109,10 @@ def distinct(directories):
     return list({os.path.realpath(directory): directory for directory in reversed(directories)}.values())[::-1]
 
 
-def _within(root):
+def _within(root, trust):
     """Returns ([Trial], {directory: why it is left out}) of a run's directory, or of a directory of runs."""
     if os.path.lexists(root / CONFIG):
-        return [_open(root, root)], {}
+        return [_open(root, root, trust)], {}
     try:
         names = sorted(os.listdir(root))
     except OSError as error:
@@ -111,7 +122,7 @@ def _within(root):
     for directory in (root / name for name in names):
         why = _no_run(directory)
         try:
-            trials += [] if why is not None else [_open(directory, root)]
+            trials += [] if why is not None else [_open(directory, root, trust)]
         except Error as error:
             why = str(error)
         if why:
@@ -201,7 +212,7 @@ def _upgraded(config, path):
         raise Error(f'{path} is damaged ({first_line(error)}); repair it, or leave the run out.') from error
 
 
-def _open(directory, root):
+def _open(directory, root, trust):
     path = directory / CONFIG
     about = files.read_json(path, RUN, 'repair it, or leave the run out.')
     about['config'] = _upgraded(about['config'], path)
@@ -219,7 +230,8 @@ def _open(directory, root):
         state, why = 'stopped', f"{why}, by its sweep's rule or not yet done"
     if failure := records.failure(directory):
         state, why = 'failed', failure
-    return Trial(directory, root, about, variant(flat), seed, recorded, state, why)
+    code = directory / 'experiment.py' if trust else None
+    return Trial(directory, root, about, variant(flat), seed, recorded, state, why, code)
 
 
 def variant(flat):

@@ -34,9 +34,12 @@ class Points(NamedTuple):
         return self.n[kept], self.d[kept], self.loss[kept]
 
 
-def read(directories, metric='valid/loss', non_embedding=False):
-    """Returns the Points of run directories; raises config.Error where a law cannot be fitted to them."""
-    runs, missing = trials.read(directories)
+def read(directories, metric='valid/loss', non_embedding=False, trust=False):
+    """Returns the Points of run directories; raises config.Error where a law cannot be fitted to them.
+
+    trust: whether the runs' own code may be executed, where a model is defined in an experiment.
+    """
+    runs, missing = trials.read(directories, trust)
     left_out = [(trial.name, f'{trial.state}: {trial.why}') for trial in runs if trial.state != 'finished']
     left_out += [(path.name, why) for path, why in missing.items()]
     done = [trial for trial in runs if trial.state == 'finished']
@@ -44,10 +47,10 @@ def read(directories, metric='valid/loss', non_embedding=False):
     left_out += [(trial.name, _flaw(trial, metric)) for trial in done if _flaw(trial, metric)]
     done = [trial for trial in done if not _flaw(trial, metric)]
     sizes = _sizes(done, non_embedding)
-    left_out += [(trial.name, 'its model cannot be built any more') for trial in done if not sizes[_key(trial)]]
+    left_out += [(trial.name, sizes[_key(trial)]) for trial in done if isinstance(sizes[_key(trial)], str)]
     groups = {}
     for trial in done:
-        if sizes[_key(trial)]:
+        if not isinstance(sizes[_key(trial)], str):
             size = sizes[_key(trial)], trial.tokens_per_step * trial.settings['steps']
             groups.setdefault(size, {}).setdefault(json.dumps(trial.settings, sort_keys=True), []).append(trial)
     rows = []
@@ -104,14 +107,13 @@ def _key(trial):
 
 
 def _sizes(done, non_embedding):
-    """Returns {_key: parameters} of the models of trials, None for a model whose type no longer exists."""
+    """Returns {_key: parameters} of the models of trials, or why one cannot be built."""
     sizes = {}
     for key, trial in {_key(trial): trial for trial in done}.items():
         try:
-            model = config.build(trial.about['config']['model'], trial.directory / 'experiment.py')
-            sizes[key] = count(model, non_embedding)
-        except Exception:  # of a damaged record, and of an experiment file that defines the type
-            sizes[key] = None
+            sizes[key] = count(trial.model(), non_embedding)
+        except Exception as error:  # of a model of the experiment's own
+            sizes[key] = f'its parameters cannot be counted: {config.first_line(error)}'
     return sizes
 
 

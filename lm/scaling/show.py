@@ -73,7 +73,7 @@ def overridden(text, runs):
     if not changes or not all(changes.values()):
         raise config.Error(f"--predict {text!r} is no list of overrides; write it as 'model.width=512 steps=2000'.")
     largest = runs.trials[int(np.argmax(runs.n * runs.d))]
-    settings = config.override(config.build(largest.about['config'], largest.directory / 'experiment.py'),
+    settings = config.override(config.build(largest.about['config'], largest.code),
                                {key: Text(value) for key, value in changes.items()})
     tokens = settings.data.batch * settings.data.context * settings.steps
     return text, float(points.count(settings.model, runs.non_embedding)), float(tokens)

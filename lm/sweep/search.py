@@ -70,9 +70,9 @@ def ask(sweep, count=1):
         return False
     with trials.alone(sweep.directory):
         about, drawn = read(sweep.directory), False
-        sampler = _sampler(sweep.directory, about)
+        sampler = _sampler(sweep, about)
         for _ in range(min(count, sampler.trials - len(about['asked']))):
-            sweep = trials.open_sweep(sweep.directory)
+            sweep = trials.open_sweep(sweep.directory, sweep.code)
             point, listed = _new_point(sweep, sampler, about)
             if point is None:
                 about['ended'] = True
@@ -86,11 +86,11 @@ def ask(sweep, count=1):
     return drawn
 
 
-def _sampler(directory, about):
+def _sampler(sweep, about):
     """Returns the Sampler of a search.json; raises config.Error where its points are none of its space."""
-    space = samplers.space_of(about['over'])
+    directory, space = sweep.directory, samplers.space_of(about['over'])
     try:
-        sampler = config.build(about['sampler'], directory / 'experiment.py')
+        sampler = config.build(about['sampler'], sweep.code)
     except Exception as error:  # of a damaged record, and of an experiment file that defines the type
         raise config.Error(f'{directory / RECORD} is damaged ({config.first_line(error)}); {REMEDY}') from error
     within = lambda kind, value: (value in kind if isinstance(kind, tuple) and not isinstance(kind, samplers.Range) else

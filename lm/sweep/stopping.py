@@ -30,4 +30,4 @@ class Judged:
         rule = self.sweep.rule
         if not rule or step % judged_every(self.sweep.base) or not rule.judges(step):
             return False
-        return states(open_sweep(self.sweep.directory))[0][self.trial.id] == 'stopped'
+        return states(open_sweep(self.sweep.directory, self.sweep.code))[0][self.trial.id] == 'stopped'

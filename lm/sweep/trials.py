@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lm import config, records
-from lm.config import files, legacy
+from lm.config import beside, files, legacy
 from lm.config.annotations import is_component
 from lm.config.overrides import branches
 from lm.config.snapshots import name_of
@@ -33,12 +33,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A directory in which trials of one experiment are trained, each at most once; `rule` stops bad ones early."""
+    """A directory in which trials of one experiment are trained, each at most once; `rule` stops bad ones early.
+
+    code: the experiment file that is executed where a record has types of its own, None where none is trusted.
+    """
 
     directory: Path
     base: Any
     rule: Rule | None
     trials: tuple[Trial, ...]
+    code: Path | None = None
 
 
 def identity(settings):
@@ -87,15 +91,16 @@ def plan(experiment, directory, overrides, rule=None, words=()):
         if first != number:
             raise config.Error(_twice(first, trials[first], number, trial))
     _check_rule(base, rule, max((trial.settings.steps for trial in trials), default=base.steps))
+    runs.check_own(directory, records.SWEEP)
     with alone(directory):
         if records.sweep(directory):
-            begun = open_sweep(directory)
+            begun = open_sweep(directory, experiment.file)
             _check_same(begun, base)
             rule = rule or begun.rule
             known = {identity(old.settings) for old in begun.trials}  # of an older version, ids may be others
             trials = [*begun.trials, *(trial for trial in trials if trial.id not in known)]
-        sweep = Sweep(directory, base, rule, tuple(trials))
-        _write(sweep, experiment.file, words)
+        sweep = Sweep(directory, base, rule, tuple(trials), experiment.file)
+        _write(sweep, experiment, words)
     return sweep
 
 
@@ -164,32 +169,31 @@ def _dumped(trials):
     return {trial.id: {key: config.dump(value) for key, value in trial.overrides.items()} for trial in trials}
 
 
-def _write(sweep, file, words):
-    path, here = Path(file).resolve(), Path.cwd().resolve()
+def _write(sweep, experiment, words):
+    path, here = Path(experiment.file).resolve(), Path.cwd().resolve()
     near = path.relative_to(here) if path.is_relative_to(here) else path  # so that the command works in other checkouts
     about = {'experiment': str(near), 'given': list(words), 'config': config.dump(sweep.base),
              'rule': config.dump(sweep.rule), 'trials': _dumped(sweep.trials)}
-    copy = sweep.directory / 'experiment.py'
-    if path != copy.resolve():
-        files.replace(copy, files.content(file))
+    beside.keep(experiment, sweep.directory)
     files.replace(sweep.directory / records.SWEEP, json.dumps(about, indent=1) + '\n')
 
 
-def open_sweep(directory):
+def open_sweep(directory, code=None):
     """Returns the Sweep of a directory as listed now; other processes may add trials at any time.
 
-    Raises config.Error where there is none, or its sweep.json is damaged.
+    `code` is an experiment file to execute where types of its own are listed; by default none is. Raises config.Error
+    where there is no sweep, or its sweep.json is damaged.
     """
     about = records.sweep(directory)
     if about is None:
         raise config.Error(f'{directory} holds no sweep; begin one with lm sweep EXPERIMENT --workdir={directory}.')
-    return _built(Path(directory), json.dumps(about))
+    return _built(Path(directory), json.dumps(about), code)
 
 
 @functools.lru_cache(1)
-def _built(directory, text):
+def _built(directory, text, code):
     try:
-        sweep = _restored(directory, json.loads(text))
+        sweep = _restored(directory, json.loads(text), code)
     except config.Error:
         raise
     except Exception as error:  # of a damaged record, and of an experiment file that defines a type
@@ -203,9 +207,8 @@ def _damaged(directory, why):
     return config.Error(f'{directory / records.SWEEP} is damaged ({why}); repair it, or begin another sweep.')
 
 
-def _restored(directory, about):
+def _restored(directory, about, file):
     """Returns the Sweep of a directory's sweep.json."""
-    file = directory / 'experiment.py'
     base = config.build(about['config'], file)
     older = legacy.upgraded(about['config']) != about['config']
     trials = []
@@ -217,7 +220,7 @@ def _restored(directory, about):
             values = {key: config.build(value, file) for key, value in overrides.items()}
             settings = config.override(base, values)
         trials.append(Trial(trial, values, settings, directory / trial))
-    return Sweep(directory, base, config.build(about['rule'], file), tuple(trials))
+    return Sweep(directory, base, config.build(about['rule'], file), tuple(trials), file)
 
 
 def _overrides(base, settings):

@@ -21,9 +21,12 @@ class Status(NamedTuple):
     seconds: float | None
 
 
-def watch(directory):
-    """Shows the status of a sweep until it is done or interrupted; once if standard output is no terminal."""
-    sweep = open_sweep(directory)
+def watch(directory, code=None):
+    """Shows the status of a sweep until it is done or interrupted; once if standard output is no terminal.
+
+    code: as for open_sweep.
+    """
+    sweep = open_sweep(directory, code)
     if not sys.stdout.isatty():
         show(sweep)
         return
@@ -31,7 +34,7 @@ def watch(directory):
     desk = claims.Claims(sweep.directory)
     with live.Live(refresh_per_second=1) as screen:
         while True:
-            sweep = open_sweep(directory)
+            sweep = open_sweep(directory, code)
             status = status_of(sweep, desk)
             screen.update(_table(sweep, status))
             if search.ended(sweep) and all(state in SETTLED for state in status.states.values()):

@@ -38,7 +38,7 @@ def work(sweep, cache, width=1):
     with claims.Claims(sweep.directory) as desk:
         alone = set()
         while True:
-            sweep = open_sweep(sweep.directory)
+            sweep = open_sweep(sweep.directory, sweep.code)
             chosen, waiting = choose(sweep, desk, width, alone)
             if not chosen and search.ask(sweep, width):
                 continue

@@ -105,7 +105,9 @@ def _claim(directory, locks):
     checkpoint.check_name(directory)
     with _writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        _check_own(directory)
+        check_own(directory, 'config.json')
+        if (directory / 'config.json').exists():
+            _about(directory)
         lock = open(directory / 'lock', 'a')
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,17 +123,19 @@ def _claim(directory, locks):
     return mark
 
 
-def _check_own(directory):
-    """Raises config.Error where a directory holds files and is not that of a run, or has anything else for a lock."""
-    names = sorted(path.name for path in directory.iterdir() if not path.name.startswith('.config.json.'))
+def check_own(directory, record):
+    """Raises config.Error where a directory holds files and no `record`, so is not one of a run or a sweep, or has
+    anything else for a lock.
+    """
+    temporary = ('.config.json.', '.sweep.json.', '.experiment.py.')  # of a process that was killed
+    names = sorted(path.name for path in directory.iterdir() if not path.name.startswith(temporary)) \
+        if directory.is_dir() else []
     lock = directory / 'lock'
     if 'lock' in names and (lock.is_file() and MARK.fullmatch(lock.read_bytes()[:300].decode(errors='replace'))):
         names.remove('lock')
-    if 'config.json' in names and 'lock' not in names:
-        _about(directory)
-    elif names:
-        raise config.Error(f'{directory} holds {", ".join(names[:5])}{", ..." * (len(names) > 5)} and is not the '
-                           'directory of a run; give an empty --workdir, or a new one.')
+    if names and ('lock' in names or record not in names):
+        raise config.Error(f'{directory} holds {", ".join(names[:5])}{", ..." * (len(names) > 5)} and no {record} of '
+                           'lm; give an empty --workdir, or a new one.')
 
 
 def _is_open(path, file):
