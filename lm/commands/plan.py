@@ -7,6 +7,7 @@ from json import dumps
 from lm import config, hardware
 from lm.plan import calibration, planner, published, search
 from lm.plan.text import GIB, as_text, larger_cluster, over_capacity
+from lm.train import Config
 
 ACCELERATORS = False  # compiles for them, and must not take those that are here
 
@@ -33,7 +34,7 @@ def main(*experiment: str, on: str = '', search: bool = False, check: int = 3, p
         raise config.Error('no experiment is named; try lm plan experiments/gpt2_124m.py --on=v5e-8.')
     if not on:
         raise config.Error(f'no hardware is named; try --on=v5e-256 or --on=8xh100, of {", ".join(hardware.CHIPS)}.')
-    cluster, loaded = calibration.calibrated(hardware.cluster(on)), config.load(experiment[0], experiment[1:])
+    cluster, loaded = calibration.calibrated(hardware.cluster(on)), config.load(experiment[0], experiment[1:], Config)
     if check < 1 or price < 0:
         raise config.Error(f'--check={check} compiles nothing; try --check=1.' if check < 1 else
                            f'--price={price} is negative; try --price=2.5, in dollars for an hour of a chip.')

@@ -58,7 +58,7 @@ def sweep(path):
     if len(runs) > MOST:
         raise Error(f'{path}: sweep() yields more than {MOST:,} trials; yield fewer, or search with lm sweep --sample.')
     for run in runs:
-        if not isinstance(run, dict):
+        if not isinstance(run, dict) or not all(isinstance(key, str) for key in run):
             raise Error(f'{path}: sweep() yields {printed(run)}, not a dict of overrides; yield {{"model.depth": 12}}.')
     return runs
 
@@ -97,7 +97,7 @@ def _config_of(path, module, kind):
         config = module.config()
     if not (is_component(config) and isinstance(config, kind)):
         returned = f'the class {config.__name__}' if isinstance(config, type) else type(config).__name__
-        wanted = 'a dataclass' if kind is object else f'a {kind.__name__}'
+        wanted = 'a dataclass' if kind is object else f'the {kind.__name__} of {kind.__module__.rpartition(".")[0]}'
         raise Error(f'{path}: config() returned {returned}, not {wanted}; return train.Config(...).')
     with _reporting(path):
         check(config)
@@ -106,7 +106,8 @@ def _config_of(path, module, kind):
 
 def _missing(file):
     folders = [folder for folder in (file.parent, pathlib.Path('experiments')) if folder.is_dir()]
-    files = {str(other): other.stem for folder in folders for other in sorted(folder.glob('*.py'))}
+    files = {str(other): other.stem for folder in folders for other in sorted(folder.glob('*.py'))
+             if other.is_file()}
     near = [path for stem in close(file.stem, files.values()) for path in files if files[path] == stem]
     kind = 'a directory' if file.is_dir() else 'no regular file'
     fact = f'{str(file)!r} is {kind}' if file.exists() else f'no experiment file {str(file)!r}'
@@ -134,7 +135,7 @@ def _reporting(path):
             text = ' '.join(message(error).split())
             text = text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
         place = f'{path}:{lines[-1]}' if lines else str(path)
-        remedy = '; return from config() instead of leaving the program' if isinstance(error, SystemExit) else ''
+        remedy = '; an experiment is imported: take sys.exit out of it.' if isinstance(error, SystemExit) else ''
         raise Error(f'{place}: {text}{remedy}') from error
 
 

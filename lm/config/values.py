@@ -136,6 +136,8 @@ def _literal(node):
             return {_literal(name): _literal(item) for name, item in zip(names, items, strict=True)}
         case ast.UnaryOp(ast.USub() | ast.UAdd(), ast.Constant(value)) if type(value) in (int, float):
             return -value if isinstance(node.op, ast.USub) else value
+        case ast.UnaryOp(ast.USub(), ast.Name(name)):
+            return Text(f'-{name}')  # -inf, for its field to refuse
         case ast.Call(ast.Name() | ast.Attribute() as name, args, fields) if all(f.arg for f in fields):
             return Call(ast.unparse(name), tuple(map(_literal, args)), {f.arg: _literal(f.value) for f in fields})
     raise ValueError('not a literal')
@@ -167,8 +169,8 @@ def _fit_scalar(value, kind, key, current):
         return str(value)
     if type(value) is not kind and not (type(value) is int and kind is float):
         raise mismatch(value, kind, key, current)
-    if kind is float and not -FLOAT32 <= value <= FLOAT32:
-        raise Error(f'{key}={printed(value)} is not finite in float32; try {key}={example(kind, current)}.')
+    if kind is float and value and not FLOAT32[0] <= abs(value) <= FLOAT32[1]:
+        raise Error(f'{key}={printed(value)} is no number in float32; try {key}={example(kind, current)}.')
     if kind is int and not -INT64 <= value <= INT64:
         raise Error(f'{key}={printed(value)} is not an int of 64 bits; try {key}={example(kind, current)}.')
     return float(value) if kind is float else value

@@ -1,6 +1,6 @@
 """An experiment as a value: what to train, on what, for which objective, and how often it is logged and saved."""
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from lm import config, optim
 from lm.config import legacy
@@ -59,7 +59,7 @@ class Config:
     start: Start = field(default_factory=Fresh)
     cadence: Cadence = field(default_factory=Cadence)
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
-    seed: int = 0
+    seed: Annotated[int, config.Interval(-2 ** 31, 2 ** 31 - 1)] = 0  # jax keeps 32 bits of it
     mesh: dict[str, int] | str = field(default_factory=lambda: {'data': -1})
     zero: bool = False
     accumulate: config.Size = 1
