@@ -43,5 +43,5 @@ setup(
     package_data={'lm.pages': ['page.*', 'uplot/*']},
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={'console_scripts': ['lm=lm.cli:main']},
+    entry_points={'console_scripts': ['lm=lm.__main__:main']},
 )

@@ -11,15 +11,16 @@ import ast
 import contextlib
 import dataclasses
 import importlib
-import io
 import os
 import pathlib
-import select
+import re
 import signal
 import sys
 
 import lm
-from lm.config.annotations import Error, close
+from lm import interrupts, streams
+from lm.config.annotations import Error, close, first_line
+from lm.config.values import Text, fit
 
 TYPES = {'int': int, 'float': float, 'str': str}
 
@@ -36,11 +37,12 @@ class Parameter:
 
 
 def main(argv=None):
-    """Returns the exit code of the command line `argv`: 2 for a mistake in it, 130 when interrupted."""
+    """Returns the exit code of the command line `argv`: 2 for a mistake in it, 130 when interrupted.
+
+    It is 1 where the machine lacks what it needs. Any other exception is a bug of lm and stays.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
-    sys.stdout, sys.stderr = (stream or open(os.devnull, 'w') for stream in (sys.stdout, sys.stderr))  # None if closed
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors='replace')  # text of a model shows as ? where the terminal's encoding lacks it
+    streams.open_all()
     try:
         code = _run(argv)
         sys.stdout.flush()
@@ -51,10 +53,29 @@ def main(argv=None):
     except KeyboardInterrupt:
         print('lm: interrupted', file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        if _reader_is_gone():
-            return 128 + signal.SIGPIPE
-        raise
+    except streams.Gone:
+        streams.discard_output()
+        return 128 + signal.SIGPIPE
+    except streams.Full as error:
+        streams.discard_output()
+        print(f'lm: standard output takes no more ({error.strerror}); send it to another file.', file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not (lack := _lack(error)):
+            raise
+        print(f'lm: {lack}', file=sys.stderr)
+        return 1
+
+
+def _lack(error):
+    """Returns what the machine lacks by an exception of Python's or JAX's, '' where it says none of that."""
+    text = first_line(error)
+    if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text:
+        return f'out of memory ({text}); try a smaller data.batch, a larger accumulate, or lm plan --search.'
+    if 'Unable to initialize backend' in text or 'Unknown backend' in text:
+        platforms = os.environ.get('JAX_PLATFORMS', '')
+        return f'JAX_PLATFORMS={platforms} does not start here ({text}); try JAX_PLATFORMS=cpu.'
+    return ''
 
 
 def _run(argv):
@@ -78,7 +99,9 @@ def _run(argv):
         if flags.get('PROCESSES'):
             from lm.parallel import processes
             stack.enter_context(processes.joined())
-        code = importlib.import_module(f'lm.commands.{_file(verb).stem}').main(*positionals, **options)
+        main_of_verb = importlib.import_module(f'lm.commands.{_file(verb).stem}').main
+        interrupts.raise_again()
+        code = main_of_verb(*positionals, **options)
     return code if isinstance(code, int) else 0
 
 
@@ -100,16 +123,6 @@ def _flags(verb):
     """Returns {name: constant} of the top-level assignments of a command's file."""
     return {node.targets[0].id: node.value.value for node in _parsed(verb).body
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)}
-
-
-def _reader_is_gone():
-    """Returns whether the reader of standard output has closed it; then also discards what is still to be written."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    gone = any(events & select.POLLERR for _, events in poll.poll(0))
-    if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return gone
 
 
 def _overview():
@@ -170,8 +183,8 @@ def _parse(verb, argv):
             positionals += getattr(values, parameter.name)
         elif parameter.default is None:
             positionals.append(getattr(values, parameter.name))
-    names = {p.name for p in parameters if p.default is not None}
-    return positionals, {name: value for name, value in vars(values).items() if name in names}
+    return positionals, {p.name: _option(p, getattr(values, p.name)) for p in parameters
+                         if p.default is not None and hasattr(values, p.name)}
 
 
 def _add(parser, parameter):
@@ -187,14 +200,16 @@ def _add(parser, parameter):
         return
     shown = '' if default in ("''", 'None', '()') else f' (default: {default.strip(chr(39))})'
     repeat = {'action': 'append'} if default == '()' else {}
-    parser.add_argument(f'--{flag}', dest=parameter.name, type=_type(parameter), metavar=flag.upper(),
-                        help=help + shown, **repeat)
+    parser.add_argument(f'--{flag}', dest=parameter.name, metavar=flag.upper(), help=help + shown, **repeat)
 
 
-def _type(parameter):
-    """Returns the type of an option: the first of int, float and str in its annotation."""
-    words = parameter.annotation.replace('[', ' ').replace(']', ' ').replace(',', ' ').split()
-    return next((TYPES[word] for word in words if word in TYPES), str)
+def _option(parameter, value):
+    """Returns the value of an option as the first of int, float and str in its annotation, or a list of such."""
+    words, key = re.findall(r'\w+', parameter.annotation), f'--{parameter.name.replace("_", "-")}'
+    kind = next((TYPES[word] for word in words if word in TYPES), str)
+    if isinstance(value, list):
+        return [fit(Text(item), kind, key) for item in value]
+    return value if isinstance(value, bool) else fit(Text(value), kind, key, ast.literal_eval(parameter.default))
 
 
 def _unknown(argument, parser, overridable):

@@ -2,7 +2,7 @@
 import sys
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,19 +24,14 @@ class Sampler:
     seen are divided by it where positive and multiplied where negative (Keskar et al. 2019).
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition: float = 1.0
+    temperature: config.NonNegative = 1.0
+    top_k: config.Count = 0
+    top_p: Annotated[float, config.Interval(0, 1, '(]')] = 1.0
+    min_p: config.Fraction = 0.0
+    repetition: config.Positive = 1.0
 
     def __post_init__(self):
-        bounds = {'temperature': self.temperature >= 0, 'top_k': self.top_k >= 0, 'top_p': 0 < self.top_p <= 1,
-                  'min_p': 0 <= self.min_p <= 1, 'repetition': self.repetition > 0}
-        for name, fine in bounds.items():
-            if not fine:
-                raise config.Error(f'{name}={getattr(self, name)} is out of range; '
-                                   f'try {name}={getattr(Sampler, name)}.')
+        config.check(self)
 
     def adjust(self, logits, seen):
         """Returns logits [B V] with unwanted tokens at -inf; `seen` [B V] marks the tokens of the text so far."""

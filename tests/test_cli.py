@@ -82,7 +82,10 @@ def test_arguments_become_those_of_main(verbs):
     (['draw', 'r', '--work=w'], "lm: no option '--work'; did you mean '--workdir'?"),
     (['draw', 'r', '--patience=3'], "lm: no option '--patience'; overrides have no dashes: patience=3"),
     (['draw', 'r', '--model.depth=3'], "lm: no option '--model.depth'; overrides have no dashes: model.depth=3"),
-    (['draw', 'r', '--count=x'], "lm: argument --count: invalid int value: 'x'; see lm draw --help."),
+    (['draw', 'r', '--count=x'], 'lm: --count=x is not an int; try --count=3.'),
+    (['draw', 'r', '--count=99999999999999999999'],
+     'lm: --count=99999999999999999999 is not an int of 64 bits; try --count=3.'),
+    (['draw', 'r', '--heat=nan'], 'lm: --heat=nan is no number in float32; try --heat=0.1.'),
     (['draw'], 'lm: the following arguments are required: run; see lm draw --help.'),
     (['echo', 'mistake'], 'lm: a=1 is odd; try a=2.'),
 ])

@@ -12,6 +12,8 @@ from lm import config
 from lm.parallel import heartbeat, processes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+SRUN = {'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'n[1-2]', 'SLURM_NTASKS': '2', 'SLURM_PROCID': '0',
+        'SLURM_LOCALID': '0', 'SLURM_STEP_NUM_TASKS': '2'}
 
 
 @pytest.mark.parametrize('environ, found', [
@@ -20,12 +22,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
     ({'LM_COORDINATOR': 'a:1', 'LM_PROCESSES': '3', 'LM_PROCESS': '2'},
      {'coordinator_address': 'a:1', 'num_processes': 3, 'process_id': 2, 'cluster_detection_method': 'deactivate'}),
     ({'SLURM_STEP_NUM_TASKS': '1', 'SLURM_NTASKS': '4'}, None),
-    ({'SLURM_STEP_NUM_TASKS': '2'}, {'cluster_detection_method': 'slurm'}),
-    ({'SLURM_STEP_NUM_TASKS': '2', 'SLURM_STEP_TASKS_PER_NODE': '1(x2)', 'CUDA_VISIBLE_DEVICES': '0,1,2,3'},
+    (SRUN, {'cluster_detection_method': 'slurm'}),
+    ({**SRUN, 'SLURM_STEP_TASKS_PER_NODE': '1(x2)', 'CUDA_VISIBLE_DEVICES': '0,1,2,3'},
      {'cluster_detection_method': 'slurm', 'local_device_ids': [0, 1, 2, 3]}),
-    ({'SLURM_STEP_NUM_TASKS': '4', 'SLURM_STEP_TASKS_PER_NODE': '2(x2)', 'CUDA_VISIBLE_DEVICES': '1'},
+    ({**SRUN, 'SLURM_STEP_NUM_TASKS': '4', 'SLURM_STEP_TASKS_PER_NODE': '2(x2)', 'CUDA_VISIBLE_DEVICES': '1'},
      {'cluster_detection_method': 'slurm', 'local_device_ids': [0]}),
-    ({'SLURM_STEP_NUM_TASKS': '4', 'SLURM_STEP_TASKS_PER_NODE': '2(x2)', 'CUDA_VISIBLE_DEVICES': '0,1'},
+    ({**SRUN, 'SLURM_STEP_NUM_TASKS': '4', 'SLURM_STEP_TASKS_PER_NODE': '2(x2)', 'CUDA_VISIBLE_DEVICES': '0,1'},
      {'cluster_detection_method': 'slurm'}),
 ])
 def test_the_environment_says_which_process_this_is(environ, found):
@@ -36,6 +38,18 @@ def test_the_environment_says_which_process_this_is(environ, found):
     ({'LM_PROCESSES': '2'}, 'LM_COORDINATOR is not set beside LM_PROCESSES'),
     ({'LM_COORDINATOR': 'a:1', 'LM_PROCESSES': '2', 'LM_PROCESS': '2'}, 'LM_PROCESS=2 is not one of LM_PROCESSES=2'),
     ({'LM_COORDINATOR': 'a', 'LM_PROCESSES': '2', 'LM_PROCESS': '0'}, 'LM_COORDINATOR=a is not host:port'),
+    ({'LM_COORDINATOR': 'a:99999', 'LM_PROCESSES': '2', 'LM_PROCESS': '0'}, 'LM_COORDINATOR=a:99999 is not host:port'),
+    ({'LM_COORDINATOR': 'a:²', 'LM_PROCESSES': '2', 'LM_PROCESS': '0'}, 'LM_COORDINATOR=a:² is not host:port'),
+    ({'LM_COORDINATOR': 'a:1', 'LM_PROCESSES': '²', 'LM_PROCESS': '0'}, 'LM_PROCESS=0 is not one of LM_PROCESSES=²'),
+    ({'LM_COORDINATOR': 'a:1', 'LM_PROCESSES': '9' * 5000, 'LM_PROCESS': '0'}, 'LM_PROCESS=0 is not one of'),
+    ({'SLURM_STEP_NUM_TASKS': 'abc'}, '^SLURM_STEP_NUM_TASKS=abc does not begin with a number of 1 or more; set it'),
+    ({'SLURM_STEP_NUM_TASKS': '-2'}, '^SLURM_STEP_NUM_TASKS=-2 does not begin'),
+    ({'SLURM_STEP_NUM_TASKS': '2'}, '^SLURM_STEP_NODELIST= is not what srun sets beside SLURM_STEP_NUM_TASKS=2; start'),
+    ({**SRUN, 'SLURM_JOB_ID': ''}, '^SLURM_JOB_ID= is not what srun sets'),
+    ({**SRUN, 'SLURM_PROCID': '1.5'}, r'^SLURM_PROCID=1\.5 is not what srun sets'),
+    ({**SRUN, 'SLURM_STEP_TASKS_PER_NODE': '(x3),1', 'CUDA_VISIBLE_DEVICES': '0'},
+     r'^SLURM_STEP_TASKS_PER_NODE=\(x3\),1 does not begin with a number'),
+    ({**SRUN, 'SLURM_STEP_TASKS_PER_NODE': 'two', 'CUDA_VISIBLE_DEVICES': '0'}, '^SLURM_STEP_TASKS_PER_NODE=two does'),
 ])
 def test_an_environment_that_says_half_is_refused(environ, words):
     with pytest.raises(config.Error, match=words):

@@ -2,6 +2,7 @@
 import json
 
 from lm import bench, config
+from lm.train import Config
 
 PROCESSES = True  # several processes may run it as one
 
@@ -14,7 +15,7 @@ def main(experiment: str, *overrides: str, steps: int = 20):
         overrides: values to set, e.g. model.depth=12
         steps: how many steps to time
     """
-    settings = config.load(experiment, overrides).config
+    settings = config.load(experiment, overrides, Config).config
     loader = bench.measure_loader(settings.data, 10 * steps)
     print(json.dumps({'experiment': experiment, 'overrides': list(overrides), **bench.measure(settings, steps),
                       'loader_tokens_per_second': loader}, indent=1))

@@ -8,7 +8,7 @@ from lm import config
 from lm.data.cache import root
 from lm.debug.coord_check import as_page, as_text, at_peak_rate, measure, parse_widths, rows, verdict, widened
 from lm.pages.document import write
-from lm.train import session
+from lm.train import Config, session
 
 
 def main(experiment: str, *overrides: str, widths: str = '64,128,256,512', steps: int = 4, seeds: int = 3,
@@ -28,7 +28,7 @@ def main(experiment: str, *overrides: str, widths: str = '64,128,256,512', steps
     for name, value in ('steps', steps), ('seeds', seeds):
         if value < 1:
             raise config.Error(f'--{name}={value} is not positive; try --{name}=3.')
-    settings = at_peak_rate(config.load(experiment, overrides).config, steps)
+    settings = at_peak_rate(config.load(experiment, overrides, Config).config, steps)
     for width in sizes:
         widened(settings, width)
     stream = settings.data.open(root(cache), 'train')

@@ -2,6 +2,7 @@
 from lm import config
 from lm.data.cache import prepare, root
 from lm.data.corpus import prove
+from lm.train import Config
 
 JAX = False  # starts no device
 SHOWN = 2000  # tokens of a document that --show prints
@@ -18,7 +19,7 @@ def main(experiment: str, *overrides: str, cache: str = '', show: int = 0):
         show: how many documents to print, with the borders of their tokens
     """
     from rich.console import Console
-    corpus = config.load(experiment, overrides).config.data
+    corpus = config.load(experiment, overrides, Config).config.data
     terminal, built = Console(), []
     for split, source in (('train', corpus.train), ('valid', corpus.valid)):
         if source is not None:

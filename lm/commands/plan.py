@@ -8,6 +8,7 @@ from json import dumps
 from lm import config, hardware
 from lm.plan import calibration, planner, published, search
 from lm.plan.text import GIB, as_text, larger_cluster, over_capacity
+from lm.train import Config
 
 ACCELERATORS = False  # compiles for them, and must not take those that are here
 
@@ -42,7 +43,7 @@ def main(*experiment: str, on: str = '', search: bool = False, check: int = 3, p
         raise config.Error('no experiment is named; try lm plan experiments/gpt2_124m.py --on=v5e-8.')
     if not on:
         raise config.Error(f'no hardware is named; try --on=v5e-256 or --on=8xh100, of {", ".join(hardware.CHIPS)}.')
-    cluster, loaded = calibration.calibrated(hardware.cluster(on)), config.load(experiment[0], experiment[1:])
+    cluster, loaded = calibration.calibrated(hardware.cluster(on)), config.load(experiment[0], experiment[1:], Config)
     if search:
         return _search(loaded, cluster, check, price, json)
     plan = planner.make_plan(loaded.config, cluster, loaded.file, price)

@@ -6,7 +6,7 @@ from lm.data.cache import root
 from lm.sweep import grid, search, vectors, view
 from lm.sweep.trials import axes, open_sweep, plan, rule_of
 from lm.sweep.worker import check_place, refuse, work
-from lm.train import runs
+from lm.train import Config, runs
 
 
 def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0, workdir: str = '', cache: str = '',
@@ -43,7 +43,7 @@ def main(place: str, *overrides: str, over: tuple[str, ...] = (), seeds: int = 0
         vectors.spread(together)
     directory = Path(place if worker else workdir or f'runs/{Path(place).stem}_sweep')
     if not worker:
-        loaded = config.load(place, overrides)
+        loaded = config.load(place, overrides, Config)
         if sample:
             search.begin(plan(loaded, directory, [], rule_of(stop), overrides), sample, over, seeds)
         else:

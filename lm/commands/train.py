@@ -3,7 +3,7 @@ from pathlib import Path
 
 from lm import config
 from lm.data.cache import root
-from lm.train import loop, runs, session
+from lm.train import Config, loop, runs, session
 
 PROCESSES = True  # several processes may run it as one
 
@@ -17,7 +17,7 @@ def main(experiment: str, *overrides: str, workdir: str = '', cache: str = ''):
         workdir: directory of the run, by default runs/<name of the experiment>
         cache: directory of token caches, by default $LM_CACHE or ~/.cache/lm
     """
-    loaded = config.load(experiment, overrides)
+    loaded = config.load(experiment, overrides, Config)
     directory = Path(workdir or f'runs/{Path(experiment).stem}')
     run = runs.Run(directory, loaded)
     try:

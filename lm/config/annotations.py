@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import difflib
+import functools
 import inspect
+import math
 import sys
 import types
 import typing
@@ -14,25 +16,69 @@ SCALARS = {int: 'an int', float: 'a float', bool: 'a bool', str: 'a str', type(N
 EXAMPLES = {int: '1', float: '0.1', bool: 'true', str: 'text', type(None): 'None'}
 SEQUENCES = {tuple: tuple, list: list, set: set, frozenset: frozenset, collections.abc.Sequence: tuple}
 MAPPINGS = (dict, collections.abc.Mapping)
+HEAD, TAIL = 600, 300  # characters of a longer message that are kept: the fact and the remedy
+FLOAT32 = 1.1754944e-38, 3.4028235e38  # the size of its normal numbers; what is computed with a setting is float32
+INT64, INT32 = 2 ** 63 - 1, 2 ** 31 - 1
 
 
 class Error(ValueError):
-    """A user's mistake in one line: fact, value, remedy."""
+    """A user's mistake in one line: fact, value, remedy. The middle of one over HEAD + TAIL characters is left out."""
 
     def __init__(self, message):
-        super().__init__(' '.join(str(message).splitlines()))
+        super().__init__(shortened(' '.join(str(message).splitlines())))
 
 
-def positive(component, *names):
-    """Raises `Error` for the first of a component's fields that is less than 1."""
-    for name in names:
-        if getattr(component, name) < 1:
-            raise Error(f'{name}={getattr(component, name)} is not positive; try {name}=1 or more.')
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """The numbers from `low` to `high` that `Annotated[float, Interval(0, 1, '[)')]` takes; a round end is open."""
+
+    low: float
+    high: float = math.inf
+    ends: str = '[]'
+
+    def __contains__(self, number):
+        return (self.low <= number <= self.high and (number != self.low or self.ends[0] == '[')
+                and (number != self.high or self.ends[1] == ']'))
+
+    def __str__(self):
+        if self.high == math.inf:
+            return f'of {self.low} or more' if self.ends[0] == '[' else f'above {self.low}'
+        return f'in {self.ends[0]}{self.low}, {self.high}{self.ends[1]}'
+
+
+Count = typing.Annotated[int, Interval(0, INT32)]
+Size = typing.Annotated[int, Interval(1, INT32)]
+NonNegative = typing.Annotated[float, Interval(0)]
+Positive = typing.Annotated[float, Interval(0, ends='(]')]
+Fraction = typing.Annotated[float, Interval(0, 1)]
+DecayRate = typing.Annotated[float, Interval(0, 1, '[)')]
+
+
+def shortened(line):
+    """Returns a line, or its beginning and end with how many characters are left out between them."""
+    cut = len(line) - HEAD - TAIL
+    return line if cut <= 0 else f'{line[:HEAD]} [... {cut:,} more characters ...] {line[-TAIL:]}'
+
+
+def message(fault):
+    """Returns what an exception says, or its type where it says nothing or cannot."""
+    try:
+        return str(fault).strip() or type(fault).__name__
+    except Exception:
+        return type(fault).__name__
 
 
 def first_line(fault):
-    """Returns the first line of what an exception says, or its type where it says nothing."""
-    return (str(fault).strip() or type(fault).__name__).splitlines()[0]
+    """Returns the first line of what an exception says."""
+    return shortened(message(fault).splitlines()[0])
+
+
+def printed(value):
+    """Returns a value as text for a message: its own, or Python's for it."""
+    try:
+        return value if isinstance(value, str) else repr(value)
+    except Exception:  # an int of over 4,300 digits, nesting over 1,000 deep, or a __repr__ that fails
+        return f'<{type(value).__name__} that cannot be printed>'
 
 
 def close(word, choices):
@@ -41,12 +87,20 @@ def close(word, choices):
     return [by_lower[name] for name in difflib.get_close_matches(word.lower(), by_lower, n=3, cutoff=0.55)]
 
 
+@functools.cache
 def hints(cls):
     """Returns {field: annotation} of a dataclass, with `Any` for an annotation whose names cannot be resolved."""
     try:
-        return typing.get_type_hints(cls)
-    except NameError:
+        return typing.get_type_hints(cls, include_extras=True)
+    except (NameError, AttributeError, TypeError, SyntaxError):
         return {f.name: typing.Any if isinstance(f.type, str) else f.type for f in dataclasses.fields(cls)}
+
+
+def default(field):
+    """Returns the value that a field of a dataclass has where none is given, None where one must be."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def is_component(value):
@@ -81,12 +135,14 @@ def _can_be_chosen(cls):
 
 def mismatch(value, hint, key, current):
     """Returns the `Error` that `value` does not fit `hint`, with a value that does."""
-    shown = value if isinstance(value, str) else repr(value)
-    return Error(f'{key}={shown} is not {described(hint)}; try {key}={example(hint, current)}.')
+    return Error(f'{key}={printed(value)} is not {described(hint)}; try {key}={printed(example(hint, current))}.')
 
 
 def described(hint):
     """Returns an annotation in words."""
+    if kind_of(hint) is typing.Annotated:
+        base, *conditions = typing.get_args(hint)
+        return ' '.join([described(base), *map(str, conditions)])
     if kind_of(hint) in (typing.Union, types.UnionType):
         *most, last = [described(m) for m in typing.get_args(hint)]
         return f'{", ".join(most)} or {last}'
@@ -102,6 +158,8 @@ def example(hint, current):
     if current is not None and not is_component(current):
         return current
     first = next(iter(typing.get_args(hint)), None)
+    if kind_of(hint) is typing.Annotated:
+        return example(first, None)
     if kind_of(hint) in (typing.Union, types.UnionType):
         return example(first, None)
     if kind_of(hint) is typing.Literal:

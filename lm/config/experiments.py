@@ -8,16 +8,19 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import itertools
 import pathlib
 import sys
 import traceback
 import types
 
 from lm.config import beside
-from lm.config.annotations import Error, close, is_component
+from lm.config.annotations import Error, close, default, is_component, message, printed
 from lm.config.overrides import branches, check, children, flatten, join, override
-from lm.config.snapshots import EXPERIMENT, restore
-from lm.config.values import Text
+from lm.config.snapshots import restore
+from lm.config.values import EXPERIMENT, Text
+
+MOST = 10_000  # trials that a sweep() may yield, so that one without an end is told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +35,13 @@ class Experiment:
     file: pathlib.Path
 
 
-def load(path, overrides=()):
+def load(path, overrides=(), kind=object):
     """Returns the `Experiment` of a file with `overrides` applied: texts 'a.b=value', or {dotted key: value}.
 
-    Raises `Error`, in one line, for a missing or broken file and for an override that does not fit.
+    Raises `Error`, in one line, for a missing or broken file, for a config() that returns no dataclass of `kind`, and
+    for an override that does not fit.
     """
-    declared = _config_of(path, open_file(path))
+    declared = _config_of(path, open_file(path), kind)
     changes = _changes(overrides)
     origins = _origins(declared)
     with _importing_beside(path):
@@ -47,15 +51,17 @@ def load(path, overrides=()):
 
 
 def sweep(path):
-    """Returns the list of overrides, one dict a run, that the `sweep()` of an experiment file yields."""
+    """Returns the list of overrides, one dict a run, that the `sweep()` of an experiment file yields, MOST at most."""
     module = open_file(path)
     if not callable(getattr(module, 'sweep', None)):
         raise Error(f'{path} has no sweep(); define one that yields dicts of overrides.')
     with _reporting(path), _importing_beside(path):
-        runs = list(module.sweep())
+        runs = list(itertools.islice(module.sweep(), MOST + 1))
+    if len(runs) > MOST:
+        raise Error(f'{path}: sweep() yields more than {MOST:,} trials; yield fewer, or search with lm sweep --sample.')
     for run in runs:
-        if not isinstance(run, dict):
-            raise Error(f'{path}: sweep() yields {run!r}, not a dict of overrides; yield {{"model.depth": 12}}.')
+        if not isinstance(run, dict) or not all(isinstance(key, str) for key in run):
+            raise Error(f'{path}: sweep() yields {printed(run)}, not a dict of overrides; yield {{"model.depth": 12}}.')
     return runs
 
 
@@ -86,13 +92,15 @@ def open_file(path):
     return module
 
 
-def _config_of(path, module):
+def _config_of(path, module, kind):
     if not callable(getattr(module, 'config', None)):
         raise Error(f'{path} has no config(); define one that returns train.Config(...).')
     with _reporting(path), _importing_beside(path):
         config = module.config()
-    if not is_component(config):
-        raise Error(f'{path}: config() returned {type(config).__name__}, not a dataclass; return train.Config(...).')
+    if not (is_component(config) and isinstance(config, kind)):
+        returned = f'the class {config.__name__}' if isinstance(config, type) else type(config).__name__
+        wanted = 'a dataclass' if kind is object else f'the {kind.__name__} of {kind.__module__.rpartition(".")[0]}'
+        raise Error(f'{path}: config() returned {returned}, not {wanted}; return train.Config(...).')
     with _reporting(path):
         check(config)
     return config
@@ -100,9 +108,11 @@ def _config_of(path, module):
 
 def _missing(file):
     folders = [folder for folder in (file.parent, pathlib.Path('experiments')) if folder.is_dir()]
-    files = {str(other): other.stem for folder in folders for other in sorted(folder.glob('*.py'))}
+    files = {str(other): other.stem for folder in folders for other in sorted(folder.glob('*.py'))
+             if other.is_file()}
     near = [path for stem in close(file.stem, files.values()) for path in files if files[path] == stem]
-    fact = f'no experiment file {str(file)!r}' if not file.is_dir() else f'{str(file)!r} is a directory'
+    kind = 'a directory' if file.is_dir() else 'no regular file'
+    fact = f'{str(file)!r} is {kind}' if file.exists() else f'no experiment file {str(file)!r}'
     if near:
         return f'{fact}; did you mean {near[0]!r}?'
     return f'{fact}; {"there are " + ", ".join(files) if files else "give the path of a .py file"}.'
@@ -110,19 +120,25 @@ def _missing(file):
 
 @contextlib.contextmanager
 def _reporting(path):
-    """Turns an exception from the code of an experiment file into an `Error` with the number of the line behind it."""
+    """Turns what the code of an experiment file raises into an `Error` with the number of the line behind it.
+
+    That includes SystemExit: whoever calls the code of a file has not done its own work then, whatever the code.
+    """
     try:
         yield
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         file = str(pathlib.Path(path).resolve())
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         if isinstance(error, SyntaxError) and error.filename == file:
-            lines, message = [error.lineno], f'{type(error).__name__}: {error.msg}'
+            lines, text = [error.lineno], f'{type(error).__name__}: {error.msg}'
         else:
-            message = ' '.join(str(error).split())
-            message = message if isinstance(error, ValueError) else f'{type(error).__name__}: {message}'
+            text = ' '.join(message(error).split())
+            text = text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
         place = f'{path}:{lines[-1]}' if lines else str(path)
-        raise Error(f'{place}: {message}') from error
+        remedy = '; an experiment is imported: take sys.exit out of it.' if isinstance(error, SystemExit) else ''
+        raise Error(f'{place}: {text}{remedy}') from error
 
 
 @contextlib.contextmanager
@@ -187,5 +203,5 @@ def _origins(value, key=''):
 
 def _defaults(value):
     fields = dataclasses.fields(value) if is_component(value) else ()
-    made = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
-    return made | {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    return {f.name: default(f) for f in fields
+            if f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING}

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from lm.config.annotations import Error, first_line
+
 # Modules that types were in -> the package that exports those types now.
 MODULES = {
     'lm.positions': 'lm.nn',
@@ -69,14 +71,21 @@ def renamed(name):
 
 
 def upgraded(dumped):
-    """Returns a dumped value in the present form; one that has it already is returned as it is."""
+    """Returns a dumped value in the present form; one that has it already is returned as it is.
+
+    Raises `Error` for fields that no version wrote.
+    """
     if isinstance(dumped, list):
         return [upgraded(item) for item in dumped]
     if not isinstance(dumped, dict):
         return dumped
     if isinstance(dumped.get('type'), str) and ':' in dumped['type']:
         dumped = {**dumped, 'type': renamed(dumped['type'])}
-        dumped = UPGRADES.get(dumped['type'], dict)(dumped)
+        try:
+            dumped = UPGRADES.get(dumped['type'], dict)(dumped)
+        except (LookupError, TypeError, AttributeError, ValueError) as fault:  # what is damaged can be wrong anywhere
+            raise Error(f'{dumped["type"]} has fields that no version wrote ({type(fault).__name__}: '
+                        f'{first_line(fault)}); restore the record from a copy.') from fault
     return {name: upgraded(item) for name, item in dumped.items()}
 
 
@@ -84,6 +93,8 @@ def overridden(dumped, changes):
     """Returns a dumped component with dumped values at dotted keys, as the version that wrote both had them."""
     for key, value in changes.items():
         name, _, rest = key.partition('.')
+        if not isinstance(dumped, dict) or (rest and name not in dumped):
+            raise Error(f'the record has no {key}, which a trial sets; restore it from a copy.')
         dumped = {**dumped, name: overridden(dumped[name], {rest: value}) if rest else value}
     return dumped
 

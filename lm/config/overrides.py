@@ -6,8 +6,8 @@ import dataclasses
 import itertools
 import typing
 
-from lm.config.annotations import MAPPINGS, Error, close, hints, is_component, kind_of
-from lm.config.values import fit, made
+from lm.config.annotations import MAPPINGS, Error, close, hints, is_component, kind_of, printed
+from lm.config.values import fit, made, verify
 
 
 class Absent:
@@ -76,11 +76,16 @@ def moved(config, key):
 
 
 def check(config, key=''):
-    """Raises `Error` where a field does not fit its annotation, at any depth: Python itself never looks."""
-    known = hints(type(config)) if is_component(config) else {}
+    """Raises `Error` where a field does not fit its annotation, at any depth: Python itself never looks.
+
+    A component calls it first in its `__post_init__`, so that it is never built of what does not fit.
+    """
+    if is_component(config):
+        known = hints(type(config))
+        for field in dataclasses.fields(config):
+            if field.init:
+                verify(getattr(config, field.name), known[field.name], join(key, field.name), field)
     for name, child in children(config).items():
-        if name in known:
-            fit(child, known[name], join(key, name), child)
         check(child, join(key, name))
 
 
@@ -135,7 +140,7 @@ def _changed(value, hint, key, changes):
     for rest, change in inner.items():
         name, _, rest = rest.partition('.')
         if not inside:
-            raise Error(f'{key}={value} has no field {name!r} inside; set {key} itself.')
+            raise Error(f'{key}={printed(value)} has no field {name!r} inside; set {key} itself.')
         if name not in inside:
             raise Unknown(join(key, name))
         groups.setdefault(name, {})[rest] = change

@@ -9,13 +9,18 @@ import importlib
 import json
 import math
 import pathlib
+import re
 import sys
 
-from lm.config.annotations import Error, close, is_component
+from lm.config.annotations import Error, close, hints, is_component, printed
 from lm.config.legacy import upgraded
+from lm.config.overrides import join
+from lm.config.values import made, verify
 
-EXPERIMENT = 'experiment'
+TYPE = re.compile(r'[^\W\d]\w*([.][^\W\d]\w*)*:[^\W\d]\w*([.][^\W\d]\w*)*')  # module:QualName
+TAGS = {'tuple': tuple, 'set': set, 'frozenset': frozenset, 'dict': dict, 'float': float, 'path': pathlib.Path}
 TRUST = 'add --trust where you trust who wrote it'
+REMEDY = 'restore the record from a copy, or use the version that wrote it'
 
 
 def dump(value):
@@ -53,34 +58,47 @@ def restore(dumped, module=None):
     """Returns the value that was dumped; `module(name)` returns a module that its types are from.
 
     Without it only types of lm are known, of them components (frozen dataclasses) and members of enums: a record that
-    somebody else wrote executes nothing. Records of older versions are upgraded first. Raises `Error` where a type or a
-    field no longer exists.
+    somebody else wrote executes nothing. Records of older versions are upgraded first, and fields are checked as those
+    typed. Raises `Error` where one does not fit, where a type or a field no longer exists, and for what `dump` never
+    wrote.
     """
-    return _restored(upgraded(dumped), module)
+    try:
+        return _restored(upgraded(dumped), module, '')
+    except RecursionError:
+        raise Error(f'the record is nested too deep; {REMEDY}.') from None
 
 
-def _restored(dumped, module):
+def _restored(dumped, module, key):
     if isinstance(dumped, list):
-        return [_restored(item, module) for item in dumped]
+        return [_restored(item, module, join(key, str(index))) for index, item in enumerate(dumped)]
     if not isinstance(dumped, dict):
         return dumped
     if 'type' not in dumped:
-        return {name: _restored(item, module) for name, item in dumped.items()}
-    match dumped['type'], dumped.get('value'):
-        case ('tuple' | 'set' | 'frozenset') as name, items:
-            return {'tuple': tuple, 'set': set, 'frozenset': frozenset}[name](_restored(i, module) for i in items)
-        case 'dict', items:
-            return {_restored(name, module): _restored(item, module) for name, item in items}
-        case 'float', text:
-            return float(text)
-        case 'path', text:
-            return pathlib.Path(text)
-        case 'object', name:
+        return {name: _restored(item, module, join(key, name)) for name, item in dumped.items()}
+    match dumped:
+        case {'type': 'float' | 'path' as tag, 'value': str(content), **rest} if not rest:
+            return _untagged(tag, content, key)
+        case {'type': 'dict' as tag, 'value': list(content), **rest} if not rest:
+            pairs = [_restored(item, module, key) for item in content]
+            if all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+                return _untagged(tag, pairs, key)
+        case {'type': 'tuple' | 'set' | 'frozenset' as tag, 'value': list(content), **rest} if not rest:
+            return _untagged(tag, _restored(content, module, key), key)
+        case {'type': 'object', 'value': str(name), **rest} if not rest and TYPE.fullmatch(name):
             named = _named(name, module)
             if module is None and not isinstance(named, enum.Enum):
                 raise Error(f'{name} is a function or class, which a record alone does not choose; {TRUST}.')
             return named
-    return _restore_component(dumped, module)
+        case {'type': str(name)} if TYPE.fullmatch(name):
+            return _restore_component(dumped, module, key)
+    raise Error(f'{key or "the record"}={printed(dumped)} is nothing that lm records; {REMEDY}.')
+
+
+def _untagged(tag, content, key):
+    try:
+        return TAGS[tag](content)
+    except (TypeError, ValueError) as error:  # an item that is not hashable, text that is no number
+        raise Error(f'{key or "the record"} is no {tag} ({error}); {REMEDY}.') from error
 
 
 def fingerprint(value):
@@ -90,9 +108,9 @@ def fingerprint(value):
 
 
 def name_of(named):
-    """Returns 'module:QualName' of a class or function, with the module 'experiment' for any experiment file's own.
+    """Returns 'module:QualName' of a class or function, with the module 'module' for any module file's own.
 
-    The module is the outermost package that exports it under its own name, as an experiment imports it: 'lm.nn:Rope'.
+    The module is the outermost package that exports it under its own name, as an module imports it: 'lm.nn:Rope'.
     """
     module = named.__module__.partition('@')[0]
     parts = module.split('.')
@@ -114,13 +132,13 @@ def _dump_dict(value):
     return {'type': 'dict', 'value': [[dump(name), dump(item)] for name, item in value.items()]}
 
 
-def _restore_component(dumped, module):
+def _restore_component(dumped, module, key):
     cls = _named(dumped['type'], module)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise Error(f'{dumped["type"]} is not a dataclass; the record was written by another version.')
     if module is None and not cls.__dataclass_params__.frozen:
         raise Error(f'{dumped["type"]} is no component of an experiment; the record was not written by lm.')
-    fields = {name: _restored(item, module) for name, item in dumped.items() if name != 'type'}
+    fields = {name: _restored(item, module, join(key, name)) for name, item in dumped.items() if name != 'type'}
     known = [f.name for f in dataclasses.fields(cls) if f.init]
     for name in fields:
         if name not in known:
@@ -130,7 +148,11 @@ def _restore_component(dumped, module):
                and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
     if missing:
         raise Error(f'{dumped["type"]} needs {", ".join(missing)}, not in the record; use the version that wrote it.')
-    return cls(**fields)
+    known = hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.name in fields:
+            verify(fields[field.name], known[field.name], join(key, field.name), field)
+    return made(key, cls, **fields)
 
 
 def _named(name, module):

@@ -11,24 +11,30 @@ import functools
 import inspect
 import operator
 import pathlib
+import traceback
 import types
 import typing
 
 from lm.config.annotations import (
+    FLOAT32,
+    INT64,
     MAPPINGS,
     SCALARS,
     SEQUENCES,
     Error,
     candidates,
     close,
+    default,
     example,
     hints,
     is_component,
     kind_of,
+    message,
     mismatch,
+    printed,
 )
-from lm.config.snapshots import EXPERIMENT
 
+EXPERIMENT = 'experiment'  # the module, in a record, of what an experiment file defines
 WORDS = {bool: {'true': True, 'yes': True, 'on': True, '1': True, 'false': False, 'no': False, 'off': False,
                 '0': False},
          type(None): {'none': None, 'null': None}}
@@ -58,6 +64,8 @@ def fit(value, hint, key, current=None):
     """
     hint = getattr(hint, '__value__', None) or getattr(hint, '__supertype__', None) or hint or type(None)
     kind = kind_of(hint)
+    if kind is typing.Annotated:
+        return _fit_number(value, hint, key, current)
     if hint in (typing.Any, object) or isinstance(hint, typing.TypeVar):
         return _fit_anything(value, key, current)
     if kind in (typing.Union, types.UnionType):
@@ -77,22 +85,42 @@ def fit(value, hint, key, current=None):
     return _fit_component(value, (kind,), key, current)
 
 
+def verify(value, hint, key, field):
+    """Raises `Error` unless `value`, which was not read from text, is what the annotation `hint` of a field asks for.
+
+    The default of the dataclass's `field` is the remedy where there is one.
+    """
+    with contextlib.suppress(Error):
+        fitted = fit(value, hint, key)
+        if fitted is value or fitted == value:  # unlike text of a number, or a list for a tuple
+            return
+    fit(value, hint, key, default(field))
+    raise mismatch(value, hint, key, default(field))
+
+
 def read(text):
     """Returns the literal or the `Call` that `text` spells, names in it as `Text`; the text itself if none."""
     try:
         return _literal(ast.parse(text.strip(), mode='eval').body)
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # TypeError: a list as a key
         return Text(text)
 
 
 def made(key, make, *args, **fields):
-    """Returns make(*args, **fields), with a refused value reported as an `Error` that begins with `key`."""
+    """Returns make(*args, **fields), with a refused value reported as an `Error` that begins with `key`.
+
+    So is whatever the code of an experiment file raises; of lm itself another exception is a bug and stays.
+    """
     try:
         return make(*args, **fields)
     except Error:
         raise
-    except ValueError as error:
-        raise Error(f'{key}: {error}' if key else str(error)) from error
+    except Exception as error:
+        own = (frame.f_globals.get('__name__', '') for frame, _ in traceback.walk_tb(error.__traceback__))
+        if not isinstance(error, ValueError) and not any(name.startswith(f'{EXPERIMENT}@') for name in own):
+            raise
+        text = message(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {message(error)}'
+        raise Error(f'{key}: {text}' if key else text) from error
 
 
 def _literal(node):
@@ -108,6 +136,8 @@ def _literal(node):
             return {_literal(name): _literal(item) for name, item in zip(names, items, strict=True)}
         case ast.UnaryOp(ast.USub() | ast.UAdd(), ast.Constant(value)) if type(value) in (int, float):
             return -value if isinstance(node.op, ast.USub) else value
+        case ast.UnaryOp(ast.USub(), ast.Name(name)):
+            return Text(f'-{name}')  # -inf, for its field to refuse
         case ast.Call(ast.Name() | ast.Attribute() as name, args, fields) if all(f.arg for f in fields):
             return Call(ast.unparse(name), tuple(map(_literal, args)), {f.arg: _literal(f.value) for f in fields})
     raise ValueError('not a literal')
@@ -116,7 +146,7 @@ def _literal(node):
 def _plain(value, key):
     match value:
         case Call():
-            raise Error(f'{key}={value} calls {value.name!r}, but no component fits here; try a number or a text.')
+            raise Error(f'{key}={printed(value)} calls {value.name!r}, but no component fits here; try a number.')
         case str():
             return str(value)
         case tuple() | list() | set():
@@ -135,13 +165,24 @@ def _fit_anything(value, key, current):
 def _fit_scalar(value, kind, key, current):
     if isinstance(value, str) and kind is not str:
         value = _scalar(value.strip(), kind)
-    if type(value) is int and kind is float:
-        return float(value)
     if isinstance(value, str) and kind is str:
         return str(value)
-    if type(value) is kind:
-        return value
-    raise mismatch(value, kind, key, current)
+    if type(value) is not kind and not (type(value) is int and kind is float):
+        raise mismatch(value, kind, key, current)
+    if kind is float and value and not FLOAT32[0] <= abs(value) <= FLOAT32[1]:
+        raise Error(f'{key}={printed(value)} is no number in float32; try {key}={example(kind, current)}.')
+    if kind is int and not -INT64 <= value <= INT64:
+        raise Error(f'{key}={printed(value)} is not an int of 64 bits; try {key}={example(kind, current)}.')
+    return float(value) if kind is float else value
+
+
+def _fit_number(value, hint, key, current):
+    """Returns `value` as the number that an annotation `Annotated[float, Interval(0, 1)]` takes."""
+    kind, *conditions = typing.get_args(hint)
+    number = fit(value, kind, key, current)
+    if all(number in condition for condition in conditions):
+        return number
+    raise mismatch(value, hint, key, current)
 
 
 def _scalar(text, kind):
@@ -157,11 +198,11 @@ def _scalar(text, kind):
 def _fit_choice(value, choices, key):
     for choice in choices:
         same_kind = type(value) is type(choice) or isinstance(value, Text)
-        if same_kind and str(value).lower() == str(choice).lower():
+        if same_kind and printed(value).lower() == str(choice).lower():
             return choice
-    near = close(str(value), choices)
+    near = close(printed(value), choices)
     ordered = near + [choice for choice in choices if choice not in near]
-    raise Error(f'{key}={value} is not one of {", ".join(map(str, ordered))}; try {key}={ordered[0]}.')
+    raise Error(f'{key}={printed(value)} is not one of {", ".join(map(str, ordered))}; try {key}={ordered[0]}.')
 
 
 def _fit_union(value, hint, key, current):
@@ -214,7 +255,8 @@ def _fit_sequence(value, hint, key, current):
     if not args or make is not tuple or args[1:] == (...,) or kind_of(hint) is not tuple:
         args = (args or (typing.Any,))[:1] * len(items)
     if len(args) != len(items):
-        raise Error(f'{key}={value} has {len(items)} items, not {len(args)}; try {key}={example(hint, current)}.')
+        raise Error(f'{key}={printed(value)} has {len(items)} items, not {len(args)}; '
+                    f'try {key}={printed(example(hint, current))}.')
     return make(fit(item, arg, f'{key}.{i}') for i, (item, arg) in enumerate(zip(items, args, strict=True)))
 
 
@@ -247,7 +289,7 @@ def _fit_component(value, bases, key, current):
     names = sorted({cls.__name__ for cls in known})
     near = close(name, names)
     remedy = f'did you mean {key}={near[0]}?' if near else f'there are {", ".join(names) or "no components for it"}.'
-    raise Error(f'{key}={value} is not a component that fits here; {remedy}')
+    raise Error(f'{key}={printed(value)} is not a component that fits here; {remedy}')
 
 
 def _takes(base, value):

@@ -29,9 +29,9 @@ class Decoder(Model):
     themselves are then scaled by muP, so that the best rate is the same here. execution: how it is computed.
     """
 
-    vocab: int
-    depth: int = 6
-    width: int = 384
+    vocab: config.Size
+    depth: config.Size = 6
+    width: config.Size = 384
     layer: Layer = field(default_factory=Layer)
     pattern: tuple[Layer, ...] = ()
     embedding: Embedding = field(default_factory=Embedding)
@@ -42,7 +42,7 @@ class Decoder(Model):
     MOVED: ClassVar[dict[str, str]] = legacy.DECODER
 
     def __post_init__(self):
-        config.positive(self, 'vocab', 'depth', 'width')
+        config.check(self)
         if self.pattern and self.layer != Layer():
             raise config.Error('layer is not used where there is a pattern; set model.pattern.0 and so on, with '
                                'model.layer=Layer.')

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from lm import config
+from lm.config.divisors import divisor_below
 from lm.nn import losses
 from lm.nn.dropout import dropout
 from lm.nn.embedding import look_up
@@ -20,14 +21,13 @@ class Embedding:
 
     position: AbsolutePosition | None = None
     scaled: bool = False
-    dropout: float = 0.0
+    dropout: config.DecayRate = 0.0
 
     def __post_init__(self):
         if self.position and not isinstance(self.position, AbsolutePosition):
             raise config.Error(f'{type(self.position).__name__} acts in attention, not on embeddings; '
                                'try model.layer.attention.position.')
-        if not 0 <= self.dropout < 1:
-            raise config.Error(f'dropout={self.dropout} is not in [0, 1); try dropout=0.1.')
+        config.check(self)
 
     @property
     def limit(self):
@@ -54,7 +54,10 @@ class Head:
     """Logits by the embedding's table where `tied`, else by a matrix; softcap * tanh(logits / softcap) if any."""
 
     tied: bool = True
-    softcap: float = 0.0
+    softcap: config.NonNegative = 0.0
+
+    def __post_init__(self):
+        config.check(self)
 
     def __call__(self, x, matrix):
         """Returns logits [B T V'] of x [B T D] by a Weight [V' D], or [D V'] where not tied."""
@@ -76,8 +79,8 @@ def padded(vocab, chunks):
     """Returns the vocabulary rounded up to whole lanes, so that any size shards; refuses chunks that do not divide it.
     """
     size = -(-vocab // LANES) * LANES
-    if chunks < 1 or size % chunks:
-        near = max(n for n in range(1, max(2, chunks)) if size % n == 0)
+    if size % chunks:
+        near = divisor_below(size, chunks)
         raise config.Error(f'vocab_chunks={chunks} does not divide the {size} rows of the output; '
                            f'try vocab_chunks={near}.')
     return size

@@ -9,12 +9,15 @@ from lm.nn.experts import Experts
 class MupBase:
     """Sizes of the muP base (proxy) model; 0 for the same as in this model. expert_ff: Experts.ff."""
 
-    width: int = 0
-    heads: int = 0
-    kv_heads: int = 0
-    head_dim: int = 0
-    ff: int = 0
-    expert_ff: int = 0
+    width: config.Count = 0
+    heads: config.Count = 0
+    kv_heads: config.Count = 0
+    head_dim: config.Count = 0
+    ff: config.Count = 0
+    expert_ff: config.Count = 0
+
+    def __post_init__(self):
+        config.check(self)
 
     @property
     def sizes(self):

@@ -30,6 +30,9 @@ class Residual(abc.ABC):
 
     normalised = False  # whether the stream leaves a layer normalised, so that no norm follows the last
 
+    def __post_init__(self):
+        config.check(self)
+
     @abc.abstractmethod
     def branch(self, f, x, norm):
         """Returns (what f adds to the stream, extra)."""
@@ -91,11 +94,10 @@ class Layer:
     norm: Norm = field(default_factory=RMSNorm)
     residual: Residual = field(default_factory=PreNorm)
     parallel: bool = False
-    dropout: float = 0.0
+    dropout: config.DecayRate = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.dropout < 1:
-            raise config.Error(f'dropout={self.dropout} is not in [0, 1); try dropout=0.1.')
+        config.check(self)
         if self.parallel and (self.residual.normalised or self.cross):
             raise config.Error('parallel=true adds both sublayers to one input, unlike PostNorm and cross attention; '
                                'try residual=PreNorm or parallel=false.')

@@ -5,10 +5,15 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from lm import config
+
 
 @dataclass(frozen=True)
 class Activation(abc.ABC):
     """Base of the elementwise nonlinearities; one is a frozen dataclass with this call."""
+
+    def __post_init__(self):
+        config.check(self)
 
     @abc.abstractmethod
     def __call__(self, x):

@@ -44,11 +44,10 @@ class Execution:
     dtype: Literal['float32', 'bfloat16'] = 'float32'
     precision: Literal['none', 'int8', 'fp8'] = 'none'
     remat: memory.Remat = 'none'
-    unroll: int = 0
+    unroll: config.Count = 0
     kernel: attention.Kernel = 'auto'
-    vocab_chunks: int = 1
+    vocab_chunks: config.Size = 1
     pipeline: Pipeline = field(default_factory=Pipeline)
 
     def __post_init__(self):
-        if self.unroll < 0:
-            raise config.Error(f'unroll={self.unroll} is negative; try unroll=0 for the usual number.')
+        config.check(self)

@@ -27,24 +27,24 @@ class Experts(FeedForward):
     receive under expert parallelism over an even load; what exceeds it is dropped, 0 is dropless.
     """
 
-    count: int
-    top_k: int
-    ff: int
+    count: config.Size
+    top_k: config.Size
+    ff: config.Size
     activation: Activation = field(default_factory=Silu)
     gated: bool = True
-    shared: int = 0
+    shared: config.Count = 0
     router: Literal['softmax', 'sigmoid'] = 'softmax'
     normalised: bool = True
-    scale: float = 1.0
-    balance: float = 0.01
-    z_loss: float = 0.0
-    bias_rate: float = 0.0
-    capacity_factor: float = 0.0
+    scale: config.Positive = 1.0
+    balance: config.NonNegative = 0.01
+    z_loss: config.NonNegative = 0.0
+    bias_rate: config.NonNegative = 0.0
+    capacity_factor: config.NonNegative = 0.0
 
     MOVED: ClassVar[dict[str, str]] = legacy.EXPERTS
 
     def __post_init__(self):
-        config.positive(self, 'count', 'top_k', 'ff')
+        config.check(self)
         if self.top_k > self.count:
             raise config.Error(f'top_k={self.top_k} is more than count={self.count} experts; try top_k={self.count}.')
         if self.capacity_factor and self.capacity_factor < 1:

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from lm import config
+from lm.config.divisors import divisor_below
 from lm.nn import attention, memory
 from lm.nn.activations import Activation, Gelu
 from lm.nn.norms import NoNorm, Norm
-from lm.nn.positions import Position, Relative, Rope, rotate
+from lm.nn.positions import AbsolutePosition, Position, Relative, Rope, rotate
 from lm.nn.weights import Leaf, Scope, einsum, fill, normal, weight
 from lm.parallel import reductions, sharding
 
@@ -41,32 +42,29 @@ class Attention:
     output too ('all').
     """
 
-    heads: int = 6
-    kv_heads: int = 0
-    head_dim: int = 0
+    heads: config.Size = 6
+    kv_heads: config.Count = 0
+    head_dim: config.Count = 0
     causal: bool = True
-    window: int = 0
+    window: config.Count = 0
     position: Position = field(default_factory=Rope)
-    scale: float | None = None
-    softcap: float = 0.0
+    scale: config.Positive | None = None
+    softcap: config.NonNegative = 0.0
     qk_norm: Norm = field(default_factory=NoNorm)
     qk_norm_over: Literal['head', 'heads'] = 'head'
     bias: Literal['none', 'qkv', 'all'] = 'none'
 
     def __post_init__(self):
-        config.positive(self, 'heads')
-        for name in ('kv_heads', 'head_dim', 'window'):
-            if getattr(self, name) < 0:
-                raise config.Error(f'{name}={getattr(self, name)} is negative; try {name}=0 for the usual size.')
-        if not isinstance(self.position, Position):
+        if isinstance(self.position, AbsolutePosition):
             raise config.Error(f'{type(self.position).__name__} is added to embeddings, not to attention; '
                                'try model.embedding.position, and position=NoPE here.')
+        config.check(self)
         if isinstance(self.position, Relative) and self.position.causal != self.causal:
             raise config.Error(f'position.causal={self.position.causal} buckets other keys than causal={self.causal} '
                                f'attention sees; try position=Relative(causal={self.causal}).')
         if self.heads % self.num_kv_heads:
-            fits = max(n for n in range(1, self.num_kv_heads) if self.heads % n == 0)
-            raise config.Error(f'kv_heads={self.kv_heads} does not divide heads={self.heads}; try kv_heads={fits}.')
+            raise config.Error(f'kv_heads={self.kv_heads} does not divide heads={self.heads}; '
+                               f'try kv_heads={divisor_below(self.heads, self.kv_heads)}.')
 
     @property
     def num_kv_heads(self):
@@ -185,14 +183,13 @@ class FeedForward(abc.ABC):
 class MLP(FeedForward):
     """A feed-forward sublayer of `ff` hidden units (0: 4 * width), gated or not; SwiGLU is MLP(ff, Silu(), True)."""
 
-    ff: int = 0
+    ff: config.Count = 0
     activation: Activation = field(default_factory=Gelu)
     gated: bool = False
     bias: bool = False
 
     def __post_init__(self):
-        if self.ff < 0:
-            raise config.Error(f'ff={self.ff} is negative; try ff=0 for the usual size.')
+        config.check(self)
 
     def hidden(self, width):
         """Returns F, the number of hidden units."""

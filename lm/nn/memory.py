@@ -5,6 +5,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from lm.config.divisors import divisors
 from lm.nn.weights import project
 from lm.parallel import reductions, sharding
 
@@ -70,7 +71,7 @@ def mlp_chunks(ff, width, shards):
     each chunk is reduce-scattered: there a chunk is as large as the width.
     """
     most = max(1, width // 4) if shards == 1 else width
-    return next(count for count in range(1, ff + 1) if ff // shards % count == 0 and ff // shards // count <= most)
+    return next(count for count in divisors(ff // shards) if ff // shards // count <= most)
 
 
 def tensor_shards(ff):

@@ -7,12 +7,16 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from lm import config
 from lm.nn.weights import fill, weight
 
 
 @dataclass(frozen=True)
 class Norm(abc.ABC):
     """Base of the norms over the last axis, computed in float32 and returned in x's dtype."""
+
+    def __post_init__(self):
+        config.check(self)
 
     @abc.abstractmethod
     def weights(self, scope, name, size):
@@ -46,7 +50,7 @@ class NoNorm(Norm):
 class RMSNorm(Norm):
     """x over its root mean square, times a scale (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 
-    epsilon: float = 1e-5
+    epsilon: config.Positive = 1e-5
 
     def weights(self, scope, name, size):
         return (weight(scope, f'{name}_scale', {'norm': size}, fill(1.0)).value,)
@@ -59,7 +63,7 @@ class RMSNorm(Norm):
 class LayerNorm(Norm):
     """x less its mean over its deviation, times a scale, plus a bias if any (Ba et al. 2016, arXiv:1607.06450)."""
 
-    epsilon: float = 1e-5
+    epsilon: config.Positive = 1e-5
     bias: bool = True
 
     def weights(self, scope, name, size):

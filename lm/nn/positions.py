@@ -5,6 +5,7 @@ A `Position` acts in attention, layer by layer; an `AbsolutePosition` is added t
 import abc
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,9 @@ from lm.nn.weights import normal, weight
 @dataclass(frozen=True)
 class Position:
     """Base of the schemes that act on queries and keys or on their scores."""
+
+    def __post_init__(self):
+        config.check(self)
 
     def check(self, head_size):
         """Returns nothing; raises config.Error if the scheme does not support heads of `head_size` channels."""
@@ -44,6 +48,9 @@ class AbsolutePosition(abc.ABC):
 
     limit = 0  # the most tokens a text may have, 0 for any number
 
+    def __post_init__(self):
+        config.check(self)
+
     def check(self, width):  # noqa: B027
         """Returns nothing; raises config.Error if the scheme does not support embeddings of `width` channels."""
 
@@ -56,7 +63,7 @@ class AbsolutePosition(abc.ABC):
 class Learned(AbsolutePosition):
     """One trained vector for each of `length` positions, as in GPT-2."""
 
-    length: int = 1024
+    length: config.Size = 1024
 
     @property
     def limit(self):
@@ -74,7 +81,7 @@ class Learned(AbsolutePosition):
 class Sinusoidal(AbsolutePosition):
     """Fixed sines and cosines of geometrically spaced wavelengths (Vaswani et al. 2017, arXiv:1706.03762)."""
 
-    base: float = 10000.0
+    base: Annotated[float, config.Interval(1, ends='(]')] = 10000.0
 
     def check(self, width):
         if width % 2:
@@ -95,16 +102,17 @@ class Rope(Position):
     not at all, and those between smoothly (Llama 3.1). The first `fraction` of each head turns, the rest stays.
     """
 
-    base: float = 10000.0
-    factor: float = 1.0
-    original: int = 0
-    low: float = 1.0
-    high: float = 4.0
-    fraction: float = 1.0
+    base: Annotated[float, config.Interval(1, ends='(]')] = 10000.0
+    factor: config.Positive = 1.0
+    original: config.Count = 0
+    low: config.Positive = 1.0
+    high: config.Positive = 4.0
+    fraction: Annotated[float, config.Interval(0, 1, '(]')] = 1.0
 
     def __post_init__(self):
-        if not 0 < self.fraction <= 1:
-            raise config.Error(f'fraction={self.fraction} is not in (0, 1]; try fraction=1.0.')
+        super().__post_init__()
+        if self.low >= self.high:
+            raise config.Error(f'low={self.low} is not below high={self.high}; try low=1.0, high=4.0.')
 
     def check(self, head_size):
         if head_size % 2:
@@ -142,11 +150,12 @@ class Alibi(Position):
 class Relative(Position):
     """A trained scalar per head and bucketed distance, shared by all layers (T5, Raffel et al. 2019)."""
 
-    buckets: int = 32
-    distance: int = 128
+    buckets: config.Size = 32
+    distance: config.Size = 128
     causal: bool = True
 
     def __post_init__(self):
+        super().__post_init__()
         near = self.buckets // (2 if self.causal else 4)  # distances that are exact
         if near < 1 or self.distance <= near:
             raise config.Error(f'buckets={self.buckets}, distance={self.distance} leave no logarithmic buckets; '

@@ -13,9 +13,8 @@ from lm.optim.optimizers import (
     Optimizer,
     ScheduleFree,
     State,
-    decay_rate,
 )
 from lm.optim.schedules import WSD, Constant, Cosine, InverseSqrt, Linear, Schedule
 
 __all__ = ['SGD', 'WSD', 'AdaGrad', 'Adafactor', 'Adam', 'AdamW', 'Constant', 'Cosine', 'InverseSqrt', 'Linear', 'Lion',
-           'Muon', 'Optimizer', 'Schedule', 'ScheduleFree', 'State', 'decay_rate']
+           'Muon', 'Optimizer', 'Schedule', 'ScheduleFree', 'State']

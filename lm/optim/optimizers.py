@@ -12,13 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from lm import config, trees
+from lm.config import DecayRate, NonNegative, Positive, Size
 from lm.optim import matrices, transforms
 from lm.optim.schedules import Constant, Cosine, Schedule
-
-
-def decay_rate(default):
-    """Returns a dataclass field for the decay of a moving average, as of a moment: its value must be in [0, 1)."""
-    return dataclasses.field(default=default, metadata={'decay_rate': True})
 
 
 class State(NamedTuple):
@@ -41,25 +37,18 @@ class Optimizer(abc.ABC):
     direction's state between steps: bfloat16 is rounded stochastically, so that small updates are not lost.
     """
 
-    peak: float = 1e-3
+    peak: NonNegative = 1e-3
     schedule: Schedule = dataclasses.field(default_factory=Cosine)
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     decay: str = ''
     frozen: str = ''
-    rates: tuple[tuple[str, float], ...] = ()
-    clip: float = 1.0
-    ema: float = decay_rate(0.0)
+    rates: tuple[tuple[str, NonNegative], ...] = ()
+    clip: NonNegative = 1.0
+    ema: DecayRate = 0.0
     moments: Literal['float32', 'bfloat16'] = 'float32'
 
     def __post_init__(self):
-        for name in ('peak', 'weight_decay', 'clip'):
-            if getattr(self, name) < 0:
-                raise config.Error(f'{name}={getattr(self, name)} is negative; try {name}=0.0.')
-        for field in dataclasses.fields(self):
-            if field.metadata.get('decay_rate') and not 0 <= getattr(self, field.name) < 1:
-                raise config.Error(f'{field.name}={getattr(self, field.name)} is not in [0, 1); try {field.name}=0.9.')
-        if any(isinstance(pair, str) or len(pair) != 2 for pair in self.rates):
-            raise config.Error(f"rates={self.rates} is not pairs of regex and number; try rates=(('embed', 0.1),).")
+        config.check(self)
         for regex in (self.decay, self.frozen, *(regex for regex, _ in self.rates)):
             trees.pattern(regex)
 
@@ -136,8 +125,8 @@ class Optimizer(abc.ABC):
 class SGD(Optimizer):
     """Gradient descent with momentum, in the form v = momentum v + g; with `nesterov` the step is momentum v + g."""
 
-    peak: float = 0.1
-    momentum: float = decay_rate(0.9)
+    peak: NonNegative = 0.1
+    momentum: DecayRate = 0.9
     nesterov: bool = False
 
     def direction(self, views):
@@ -152,9 +141,9 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2014, arXiv:1412.6980)."""
 
-    b1: float = decay_rate(0.9)
-    b2: float = decay_rate(0.999)
-    eps: float = 1e-8
+    b1: DecayRate = 0.9
+    b2: DecayRate = 0.999
+    eps: Positive = 1e-8
 
     def direction(self, views):
         return optax.scale_by_adam(self.b1, self.b2, self.eps)
@@ -164,17 +153,17 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101) and GPT-3's second decay rate."""
 
-    weight_decay: float = 0.1
-    b2: float = decay_rate(0.95)
+    weight_decay: NonNegative = 0.1
+    b2: DecayRate = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaGrad(Optimizer):
     """AdaGrad (Duchi et al. 2011); `initial` is the sum of squares that it begins with."""
 
-    peak: float = 1e-2
-    initial: float = 0.1
-    eps: float = 1e-7
+    peak: NonNegative = 1e-2
+    initial: NonNegative = 0.1
+    eps: Positive = 1e-7
 
     def direction(self, views):
         return optax.scale_by_rss(self.initial, self.eps)
@@ -193,11 +182,11 @@ class Adafactor(Optimizer):
     `peak` is relative to the root mean square of each parameter, or to `floor` where that is less.
     """
 
-    peak: float = 1e-2
-    clip: float = 0.0
-    power: float = 0.8
-    eps: float = 1e-30
-    floor: float = 1e-3
+    peak: NonNegative = 1e-2
+    clip: NonNegative = 0.0
+    power: Positive = 0.8
+    eps: Positive = 1e-30
+    floor: NonNegative = 1e-3
 
     def direction(self, views):
         return transforms.scale_by_factored_moments(views, self.power, self.eps, self.floor)
@@ -210,10 +199,10 @@ class Adafactor(Optimizer):
 class Lion(Optimizer):
     """Lion (Chen et al. 2023, arXiv:2302.06675): wants a third to a tenth of AdamW's peak and as much more decay."""
 
-    peak: float = 1e-4
-    weight_decay: float = 1.0
-    b1: float = decay_rate(0.9)
-    b2: float = decay_rate(0.99)
+    peak: NonNegative = 1e-4
+    weight_decay: NonNegative = 1.0
+    b1: DecayRate = 0.9
+    b2: DecayRate = 0.99
 
     def direction(self, views):
         return optax.scale_by_lion(self.b1, self.b2)
@@ -230,10 +219,10 @@ class Muon(AdamW):
     'position', and vectors. Without axes every leaf of two axes is orthogonalised and one of more is an error.
     """
 
-    momentum: float = decay_rate(0.95)
-    iterations: int = 5
-    rms: float = 0.2
-    adam_rate: float = 1.0
+    momentum: DecayRate = 0.95
+    iterations: Size = 5
+    rms: NonNegative = 0.2
+    adam_rate: NonNegative = 1.0
 
     def direction(self, views):
         for name, view in trees.flatten(views).items():
@@ -266,7 +255,7 @@ class ScheduleFree(Adam):
     The loop trains y; `averaged` gives the x to evaluate.
     """
 
-    peak: float = 2.5e-3
+    peak: NonNegative = 2.5e-3
     schedule: Schedule = dataclasses.field(default_factory=Constant)
 
     def __post_init__(self):

@@ -15,11 +15,10 @@ from lm import config
 class Schedule(abc.ABC):
     """A learning rate over the steps of a run; `warmup` counts the steps before the peak."""
 
-    warmup: int = 0
+    warmup: config.Count = 0
 
     def __post_init__(self):
-        if self.warmup < 0:
-            raise config.Error(f'warmup={self.warmup} is negative; try warmup=0.')
+        config.check(self)
 
     def make(self, peak, steps):
         """Returns an optax schedule: step (an integer or array of them) -> rate, a float32 scalar.
@@ -48,11 +47,6 @@ class Schedule(abc.ABC):
         return jnp.clip((step - self.warmup) / max(steps - self.warmup, 1), 0, 1)
 
 
-def _check_end(end):
-    if not 0 <= end <= 1:
-        raise config.Error(f'end={end} is not a fraction of the peak, in [0, 1]; try end=0.1.')
-
-
 @dataclasses.dataclass(frozen=True)
 class Constant(Schedule):
     """The peak for the whole run."""
@@ -65,11 +59,7 @@ class Constant(Schedule):
 class Linear(Schedule):
     """A straight line from the peak to `end`, a fraction of it."""
 
-    end: float = 0.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        _check_end(self.end)
+    end: config.Fraction = 0.0
 
     def curve(self, step, steps):
         return 1 - (1 - self.end) * self.progress(step, steps)
@@ -79,11 +69,7 @@ class Linear(Schedule):
 class Cosine(Schedule):
     """Half a cosine from the peak to `end`, a fraction of it (Loshchilov and Hutter 2016, arXiv:1608.03983)."""
 
-    end: float = 0.1
-
-    def __post_init__(self):
-        super().__post_init__()
-        _check_end(self.end)
+    end: config.Fraction = 0.1
 
     def curve(self, step, steps):
         return self.end + (1 - self.end) * 0.5 * (1 + jnp.cos(jnp.pi * self.progress(step, steps)))
@@ -97,17 +83,9 @@ class WSD(Schedule):
     (arXiv:2405.18392) found best. The schedule is MiniCPM's (Hu et al. 2024, arXiv:2404.06395).
     """
 
-    cooldown: float = 0.2
-    end: float = 0.0
-    power: float = 1.0
-
-    def __post_init__(self):
-        super().__post_init__()
-        _check_end(self.end)
-        if not 0 <= self.cooldown <= 1:
-            raise config.Error(f'cooldown={self.cooldown} is not a fraction of the steps, in [0, 1]; try cooldown=0.2.')
-        if self.power <= 0:
-            raise config.Error(f'power={self.power} is not positive; try power=1.0.')
+    cooldown: config.Fraction = 0.2
+    end: config.Fraction = 0.0
+    power: config.Positive = 1.0
 
     def check(self, steps):
         super().check(steps)

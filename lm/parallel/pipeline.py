@@ -20,14 +20,13 @@ class Pipeline:
     microbatches: 0 for as many as there are stages.
     """
 
-    microbatches: int = 0
-    repeats: int = 1
+    microbatches: config.Count = 0
+    repeats: config.Size = 1
 
     MOVED: ClassVar[dict[str, str]] = legacy.PIPELINE
 
     def __post_init__(self):
-        if self.microbatches < 0 or self.repeats < 1:
-            raise config.Error(f'pipeline={self} has a negative size or no repeat; try Pipeline().')
+        config.check(self)
 
     def over(self, stages, depth, rows):
         """Returns the number of micro-batches; raises config.Error where `depth` layers or `rows` do not divide."""

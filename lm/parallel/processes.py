@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -23,6 +24,8 @@ from lm import config
 from lm.parallel import heartbeat
 
 EXPLICIT = ('LM_COORDINATOR', 'LM_PROCESSES', 'LM_PROCESS')
+SLURM = {'SLURM_STEP_NODELIST': r'\S+', **dict.fromkeys(  # what jax reads
+    ('SLURM_JOB_ID', 'SLURM_NTASKS', 'SLURM_PROCID', 'SLURM_LOCALID'), '[0-9]{1,12}')}
 WEEK = 7 * 24 * 3600 * 1000  # ms: a barrier has no timeout of its own, as the heartbeat ends it when a peer is lost
 SKEW = 2.0  # seconds of clock skew that are worth a warning
 _calls = itertools.count()  # numbers the barriers, which have the same order on every process
@@ -37,9 +40,22 @@ def initialize_arguments(environ=os.environ):
     """
     if any(name in environ for name in EXPLICIT):
         return _explicit(environ)
-    if int(environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
+    if _number(environ, 'SLURM_STEP_NUM_TASKS') > 1:
+        for name, form in SLURM.items():
+            if not re.fullmatch(form, environ.get(name, '')):
+                raise config.Error(f'{name}={environ.get(name, "")} is not what srun sets beside SLURM_STEP_NUM_TASKS='
+                                   f'{environ["SLURM_STEP_NUM_TASKS"]}; start by srun, or unset SLURM_STEP_NUM_TASKS.')
         return {'cluster_detection_method': 'slurm', **_slurm_devices(environ)}
     return {} if _tpu_workers(environ) > 1 else None
+
+
+def _number(environ, name):
+    """Returns the positive number that the variable `name` begins with, as 2 of '2(x3),1'; 1 where it is not set."""
+    text = environ.get(name) or '1'
+    digits = re.match(r'[0-9]{1,9}(?![^(,])', text)
+    if not digits or int(digits[0]) < 1:
+        raise config.Error(f'{name}={text} does not begin with a number of 1 or more; set it right, or unset it.')
+    return int(digits[0])
 
 
 def _explicit(environ):
@@ -48,11 +64,11 @@ def _explicit(environ):
         raise config.Error(f'{missing[0]} is not set beside {next(n for n in EXPLICIT if environ.get(n))}; '
                            'set LM_COORDINATOR=host:port LM_PROCESSES=n LM_PROCESS=i, or none of them.')
     address, count, index = (environ[name] for name in EXPLICIT)
-    if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+    if not (re.fullmatch('[0-9]{1,9}', count) and re.fullmatch('[0-9]{1,9}', index) and int(index) < int(count)):
         raise config.Error(f'LM_PROCESS={index} is not one of LM_PROCESSES={count}; number them from 0 '
                            'to LM_PROCESSES - 1.')
     host, _, port = address.rpartition(':')
-    if not (host and port.isdigit()):
+    if not (host and re.fullmatch('[0-9]{1,5}', port) and 0 < int(port) < 2 ** 16):
         raise config.Error(f'LM_COORDINATOR={address} is not host:port; name the host of process 0 and a free port, '
                            'e.g. LM_COORDINATOR=node-0:1234.')
     if int(count) == 1:
@@ -68,7 +84,7 @@ def _slurm_devices(environ):
     --gpus-per-task=1, where a task sees one GPU, name one that is not there.
     """
     visible = [name for name in environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if name]
-    tasks = int(environ.get('SLURM_STEP_TASKS_PER_NODE', '1').split('(')[0].split(',')[0])
+    tasks = _number(environ, 'SLURM_STEP_TASKS_PER_NODE')
     return {'local_device_ids': list(range(len(visible)))} if visible and (tasks == 1 or len(visible) < tasks) else {}
 
 
@@ -79,7 +95,7 @@ def _tpu_workers(environ):
     hosts = environ.get('TPU_PROCESS_ADDRESSES') or environ.get('TPU_WORKER_HOSTNAMES')
     if not hosts and not environ.get('TPU_SKIP_MDS_QUERY') and (glob('/dev/accel*') or glob('/dev/vfio/[0-9]*')):
         hosts = _metadata(environ, 'worker-network-endpoints')
-    return len((hosts or '').split(',')) * int(environ.get('MEGASCALE_NUM_SLICES') or 1)
+    return len((hosts or '').split(',')) * _number(environ, 'MEGASCALE_NUM_SLICES')
 
 
 def _metadata(environ, name):

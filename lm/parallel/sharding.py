@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lm import config, hardware
+from lm.config.divisors import divisors
 
 # Logical axis of a parameter or activation -> the mesh axes that shard it; those that a mesh lacks are skipped.
 RULES = {
@@ -94,7 +95,7 @@ def check_rows(batch, accumulate, mesh):
     """Raises config.Error where the rows of a micro-batch do not divide over the mesh axes that shard them."""
     shards, rows = math.prod(mesh.shape[axis] for axis in RULES['batch'] if axis in mesh.shape), batch // accumulate
     if rows % shards:
-        fewer = [n for n in range(1, accumulate) if batch % (n * shards) == 0]
+        fewer = [n for n in divisors(max(1, batch // shards)) if n < accumulate and batch % (n * shards) == 0]
         near = max(1, round(rows / shards)) * shards * accumulate
         raise config.Error(f'{rows} rows of a micro-batch do not divide over {shards} devices '
                            f'({" x ".join(a for a in RULES["batch"] if a in mesh.shape)}); '
@@ -112,7 +113,7 @@ def check(shapes, axes, mesh):
             for axis in RULES.get(name, ()) if name != 'kv_heads' else ():
                 shards = mesh.shape.get(axis, 1)
                 if size % shards:
-                    near = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - shards))
+                    near = min(divisors(size), key=lambda n: abs(n - shards))
                     raise config.Error(f'{size} {name} do not divide over mesh.{axis}={shards}; '
                                        f'try mesh.{axis}={near}.')
 

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 
+from lm.config.divisors import divisors
 from lm.parallel import sharding
 from lm.parallel.pipeline import Pipeline
 from lm.plan import shape
@@ -68,13 +69,13 @@ def all_layouts(settings, cluster):
     micro-batches as stages, and keeps its repeats.
     """
     model, rows = shape.shape_of(settings.model), settings.data.batch
-    chunks = min(_divisors(model.vocab), key=lambda count: abs(model.vocab / count - ROWS))
+    chunks = min(divisors(model.vocab), key=lambda count: abs(model.vocab / count - ROWS))
     for mesh in _meshes(model, settings.data.context, cluster):
         shards = mesh.get('data', 1) * mesh.get('fsdp', 1) * mesh.get('expert', 1)
         if rows % shards:
             continue
         for accumulate, remat, vocab_chunks in itertools.product(
-                _divisors(rows // shards), shape.RECOMPUTED, sorted({1, model.vocab_chunks, chunks})):
+                divisors(rows // shards), shape.RECOMPUTED, sorted({1, model.vocab_chunks, chunks})):
             for pipeline in _schedules(model.pipeline, mesh.get('stage', 1), rows // shards // accumulate):
                 yield Layout(mesh, remat, accumulate, vocab_chunks, pipeline)
 
@@ -100,11 +101,7 @@ def _meshes(model, context, cluster):
         inner = tensor * context_size * expert
         if island % inner or reach % (inner * stage):
             continue
-        for fsdp in _divisors(reach // inner // stage):
+        for fsdp in divisors(reach // inner // stage):
             mesh = {'data': cluster.devices // inner // stage // fsdp, 'stage': stage, 'fsdp': fsdp, 'expert': expert,
                     'context': context_size, 'tensor': tensor}
             yield {axis: size for axis, size in mesh.items() if size > 1} or {'data': 1}
-
-
-def _divisors(number):
-    return [n for n in range(1, number + 1) if number % n == 0]

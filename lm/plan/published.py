@@ -25,19 +25,19 @@ class Sizes:
     experts: in place of the dense MLP, of ACTIVATIONS too; a table writes {"count": 128, "top_k": 8, "ff": 768}.
     """
 
-    vocab: int
-    depth: int
-    heads: int
-    width: int
-    ff: int
-    kv_heads: int = 0
-    head_dim: int = 0
+    vocab: config.Size
+    depth: config.Size
+    heads: config.Size
+    width: config.Size
+    ff: config.Size
+    kv_heads: config.Count = 0
+    head_dim: config.Count = 0
     activation: Literal['swiglu', 'geglu', 'gelu', 'relu'] = 'swiglu'
     tied: bool = False
     experts: Experts | None = None
 
     def __post_init__(self):
-        config.positive(self, 'vocab', 'depth', 'heads', 'width', 'ff')
+        config.check(self)
 
     def model(self, execution):
         """Returns the Decoder of these sizes."""
@@ -60,27 +60,23 @@ class Row:
 
     id: str
     on: str
-    batch: int
-    seq: int
+    batch: config.Size
+    seq: config.Size
     mesh: dict
     remat_lm: memory.Remat
-    measured_step_s: float
+    measured_step_s: config.Positive
     shape: Sizes
     model: str = ''
     source: str = ''
-    accumulate: int = 1
-    loss_parts: int = 1
+    accumulate: config.Size = 1
+    loss_parts: config.Size = 1
     precision: Literal['bf16', 'fp32'] = 'bf16'
-    flops_exact: dict[str, float] = dataclasses.field(default_factory=dict)
+    flops_exact: dict[str, config.NonNegative] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        config.positive(self, 'batch', 'seq', 'accumulate', 'loss_parts')
-        if not 0 < self.measured_step_s < math.inf:
-            raise config.Error(f'measured_step_s={self.measured_step_s} is no time of a step, in seconds.')
+        config.check(self)
         if self.flops_exact and self.flops_exact.keys() != {'products', 'head', 'attention'}:
             raise config.Error(f'flops_exact has {", ".join(self.flops_exact)}; give products, head and attention.')
-        if not all(0 <= flops < math.inf for flops in self.flops_exact.values()):
-            raise config.Error('flops_exact has a number of FLOPs that is negative or not finite.')
         shards = self.accumulate * math.prod(self.mesh.get(axis, 1) for axis in analytic.ROW_AXES)
         if self.batch % shards:
             raise config.Error(f'batch={self.batch} does not divide over {shards} shards and micro-batches; '

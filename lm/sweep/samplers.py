@@ -7,7 +7,7 @@ import random
 import warnings
 from typing import Literal, NamedTuple
 
-from lm.config import Error, positive, spelled
+from lm.config import Error, Size, check, spelled
 from lm.sweep.trials import split
 
 
@@ -47,11 +47,11 @@ class Observation(NamedTuple):
 class Sampler(abc.ABC):
     """Draws `trials` points of a space {key: Range, or a tuple of texts to choose from}."""
 
-    trials: int
+    trials: Size
     seed: int = 0
 
     def __post_init__(self):
-        positive(self, 'trials')
+        check(self)
 
     @abc.abstractmethod
     def draw(self, space, observations, number):

@@ -217,7 +217,10 @@ class Words(Tokenizer):
     Any other word becomes <unk>, so text does not survive a round trip. Documents are not separated further. This is
     how WikiText is counted: its 33,278 types include <unk> and <eos>.
     """
-    least: int = 1
+    least: config.Size = 1
+
+    def __post_init__(self):
+        config.check(self)
 
     def fit(self, texts, directory):
         def learn():

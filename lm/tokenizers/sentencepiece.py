@@ -33,17 +33,16 @@ class SentencePiece(Tokenizer):
     cache is written, and on one core: unigram draws by its probabilities to the power of `alpha` (Kudo 2018; try 0.2),
     BPE drops merges with probability `alpha` (Provilkov 2020; try 0.1).
     """
-    size: int = 4096
+    size: config.Size = 4096
     kind: Literal['unigram', 'bpe'] = 'unigram'
     model: str = ''
-    alpha: float = 0.0
+    alpha: config.DecayRate = 0.0
     sample: int = 10_000_000
 
     def __post_init__(self):
+        config.check(self)
         if self.kind not in ('unigram', 'bpe'):
             raise config.Error(f'kind={self.kind} is unknown; try kind=unigram or kind=bpe.')
-        if not 0 <= self.alpha < 1:
-            raise config.Error(f'alpha={self.alpha} is not in [0, 1); try alpha=0.1, or alpha=0 for no sampling.')
         if self.size < 260:
             raise config.Error(f'size={self.size} has no room for 256 bytes and 3 control pieces; try size=512.')
 
@@ -116,7 +115,7 @@ def _pieces(text):
 class PieceEncoder(Encoder):
     """The Encoder of SentencePiece: `model` is the content of a .model file."""
     model: bytes = dataclasses.field(repr=False)
-    alpha: float = 0.0
+    alpha: config.DecayRate = 0.0
 
     @functools.cached_property
     def _processor(self):

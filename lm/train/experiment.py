@@ -1,6 +1,6 @@
 """An experiment as a value: what to train, on what, for which objective, and how often it is logged and saved."""
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from lm import config, optim
 from lm.config import legacy
@@ -17,17 +17,14 @@ class Cadence:
     eval_batches: of a validation before the end, 0 for all. keep: how many of the last checkpoints, beside the best.
     """
 
-    log: int = 10
-    eval: int = 0
-    eval_batches: int = 0
-    save: int = 0
-    keep: int = 2
+    log: config.Size = 10
+    eval: config.Count = 0
+    eval_batches: config.Count = 0
+    save: config.Count = 0
+    keep: config.Size = 2
 
     def __post_init__(self):
-        config.positive(self, 'log', 'keep')
-        for name in ('eval', 'eval_batches', 'save'):
-            if getattr(self, name) < 0:
-                raise config.Error(f'{name}={getattr(self, name)} is negative; try cadence.{name}=0.')
+        config.check(self)
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,11 @@ class Diagnosis:
     noise_scale: whether it is estimated from the micro-batches, see noise_scale.Scale, for the memory of a gradient.
     """
 
-    spike: float = 8.0
+    spike: config.NonNegative = 8.0
     noise_scale: bool = False
 
     def __post_init__(self):
-        if not self.spike >= 0:
-            raise config.Error(f'spike={self.spike} is not a number of deviations; try spike=8.0, or 0.0 for none.')
+        config.check(self)
 
 
 @dataclass(frozen=True)
@@ -58,21 +54,21 @@ class Config:
     model: Model
     data: Corpus
     optimizer: optim.Optimizer
-    steps: int
+    steps: config.Size
     objective: Objective = field(default_factory=NextToken)
     start: Start = field(default_factory=Fresh)
     cadence: Cadence = field(default_factory=Cadence)
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
-    seed: int = 0
+    seed: Annotated[int, config.Interval(-2 ** 31, 2 ** 31 - 1)] = 0  # jax keeps 32 bits of it
     mesh: dict[str, int] | str = field(default_factory=lambda: {'data': -1})
     zero: bool = False
-    accumulate: int = 1
-    patience: int = 5
+    accumulate: config.Size = 1
+    patience: config.Size = 5
 
     MOVED: ClassVar[dict[str, str]] = legacy.CONFIG
 
     def __post_init__(self):
-        config.positive(self, 'steps', 'accumulate', 'patience')
+        config.check(self)
         if self.diagnosis.noise_scale and self.accumulate == 1:
             raise config.Error('noise_scale=true compares micro-batches and accumulate=1 makes one; try accumulate=2.')
         if self.data.batch % self.accumulate:

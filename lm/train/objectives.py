@@ -17,6 +17,9 @@ from lm.parallel import processes, reductions
 class Objective(abc.ABC):
     """What a model is trained for. Models and batches of any kind: the methods alone know what is in them."""
 
+    def __post_init__(self):
+        config.check(self)
+
     @abc.abstractmethod
     def loss(self, model, params, batch, key=None):
         """Returns (loss, metrics), pure: what the gradient is taken of, a mean over metrics['weight'] tokens.
@@ -64,8 +67,8 @@ class NextToken(Objective):
     the beginning of a document. baselines: whether compressors are measured on the held-out text at the end.
     """
 
-    z_loss: float = 0.0
-    smoothing: float = 0.0
+    z_loss: config.NonNegative = 0.0
+    smoothing: config.Fraction = 0.0
     sample: str = ''
     baselines: bool = False
 
