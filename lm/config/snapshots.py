@@ -108,9 +108,9 @@ def fingerprint(value):
 
 
 def name_of(named):
-    """Returns 'module:QualName' of a class or function, with the module 'module' for any module file's own.
+    """Returns 'module:QualName' of a class or function, with the module 'experiment' for any experiment file's own.
 
-    The module is the outermost package that exports it under its own name, as an module imports it: 'lm.nn:Rope'.
+    The module is the outermost package that exports it under its own name, as an experiment imports it: 'lm.nn:Rope'.
     """
     module = named.__module__.partition('@')[0]
     parts = module.split('.')

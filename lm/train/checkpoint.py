@@ -18,14 +18,13 @@ from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 
 from lm import config, trees
 from lm.parallel import processes
 
 STATE, META = 'state', 'meta'
-# Seconds for the reads that a failed restore leaves in flight to end, before their buffers are freed: tensorstore was
-# seen to deadlock where the garbage collector freed them in the middle of the next restore.
+# Seconds for the reads that a failed restore leaves in flight, before their buffers are freed: tensorstore was seen to
+# deadlock where the garbage collector freed them in the middle of the next restore.
 SETTLE = 2.0
 PATTERN = frozenset('*?[]')  # orbax lists a checkpoint's parts by a glob of its path, and then does not see them
 checksum = jax.jit(trees.checksums)  # of one array at a time: one program for all arrays of a shape
@@ -107,12 +106,12 @@ def _read(folder, abstract):
     """Returns ((state, meta, checksums), None) of a checkpoint's folder, or (Nones, Fault); not a collective."""
     try:
         meta, saved = _meta(folder)
-        placeholders = [leaf is ocp.PLACEHOLDER for leaf in jax.tree.leaves(abstract)]
+        whole = ocp.PLACEHOLDER not in jax.tree.leaves(abstract)
         places = jax.tree.map(lambda leaf: ocp.RestoreArgs() if leaf is ocp.PLACEHOLDER
                               else ocp.checkpoint_utils.construct_restore_args(leaf), abstract)
         with _quiet():
             return (ocp.PyTreeCheckpointHandler().restore(folder / STATE, args=ocp.args.PyTreeRestore(
-                item=abstract, restore_args=places, partial_restore=not any(placeholders))), meta, saved), None
+                item=abstract, restore_args=places, partial_restore=whole)), meta, saved), None
     except Exception as error:  # orbax and tensorstore raise many kinds for a file that is broken
         text = config.first_line(error).partition('. See full')[0]
         fault = Fault(text[:300], not isinstance(error, (MemoryError, jax.errors.JaxRuntimeError)))
@@ -153,7 +152,7 @@ def _unreadable(folder):
 @contextlib.contextmanager
 def _quiet():
     """Keeps orbax, asyncio and tensorstore's threads from printing what is raised besides."""
-    logger, hooks = absl_logging.get_absl_logger(), (sys.excepthook, sys.unraisablehook)
+    logger, hooks = logging.getLogger('absl'), (sys.excepthook, sys.unraisablehook)
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     sys.excepthook = sys.unraisablehook = lambda *fault: None
@@ -283,8 +282,8 @@ class Store:
             if candidate == saved[0] or not fault.damage:
                 raise config.Error(f'checkpoint {candidate} in {self.directory} cannot be read: {fault.text}; '
                                    f'the steps there are {saved}.')
-            absl_logging.warning('checkpoint %d in %s cannot be read (%s); taking the one before it.', candidate,
-                                 self.directory, fault.text)
+            logging.getLogger('absl').warning('checkpoint %d in %s cannot be read (%s); taking the one before it.',
+                                              candidate, self.directory, fault.text)
             processes.decide(lambda step=candidate: self._put_aside(step))
             self.manager.reload()
         return None
