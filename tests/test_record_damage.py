@@ -81,7 +81,7 @@ def readers(root):
 
     def search_on():
         sweep, about = sweeps.reopened(root), search.read(root)
-        return search.ended(sweep) or (search._observations(sweep, about), search._sampler(root, about))
+        return search.ended(sweep) or (search._observations(sweep, about), search._sampler(sweep, about))
     return {
         'report': lambda: report(root, '--json', '--html', root / 'page.html'),
         'report run': lambda: report(one, '--json'), 'scaling': lambda: points.read([root]),

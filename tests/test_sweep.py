@@ -174,7 +174,7 @@ def test_only_what_is_missing_is_trained(done, cache, capsys):
     assert len(touched(done)) == 3 and before.items() <= touched(done).items()
     assert '3 finished' in capsys.readouterr().out
     assert cli.main(['sweep', '--worker', str(done / 'sweep'), '--cache', str(cache)]) == 0
-    assert cli.main(['sweep', '--watch', str(done / 'sweep')]) == 0
+    assert cli.main(['sweep', '--watch', str(done / 'sweep'), '--trust']) == 0
     assert capsys.readouterr().out.count('optimizer.peak=0.02') == 2
 
 

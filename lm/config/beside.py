@@ -7,6 +7,7 @@ import sysconfig
 from lm.config import files
 from lm.config.annotations import Error, is_component
 from lm.config.overrides import branches
+from lm.config.values import EXPERIMENT
 
 IMPORTS = 'experiment.imports'  # beside a kept experiment.py
 
@@ -30,7 +31,8 @@ def keep(experiment, directory):
     homes = (root, *map(pathlib.Path, sysconfig.get_paths().values()), pathlib.Path(__file__).parents[1])
     for key, value in branches(experiment.config):
         module = sys.modules.get(type(value).__module__)
-        if is_component(value) and not any(_file(module, file).is_relative_to(home) for home in homes):
+        own = type(value).__module__.partition('@')[0] == EXPERIMENT
+        if is_component(value) and not own and not any(_file(module, file).is_relative_to(home) for home in homes):
             raise Error(f'{key} is a {type(value).__name__} of {_file(module, file)}, which would not be kept with the '
                         f'run; put that file beside {file.name}, or install it.')
     copies = {f'{IMPORTS}/{relative}': path for relative, path in imported(file).items()}
