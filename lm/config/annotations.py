@@ -17,7 +17,7 @@ EXAMPLES = {int: '1', float: '0.1', bool: 'true', str: 'text', type(None): 'None
 SEQUENCES = {tuple: tuple, list: list, set: set, frozenset: frozenset, collections.abc.Sequence: tuple}
 MAPPINGS = (dict, collections.abc.Mapping)
 HEAD, TAIL = 600, 300  # characters of a longer message that are kept: the fact and the remedy
-FLOAT32 = 1.1754944e-38, 3.4028235e38  # the size of its normal numbers; what is computed with a setting is float32
+FLOAT32 = 2.0 ** -126, 2.0 ** 128 - 2.0 ** 104  # sizes of normal numbers; settings are computed in it
 INT64, INT32 = 2 ** 63 - 1, 2 ** 31 - 1
 
 

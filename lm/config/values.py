@@ -315,5 +315,6 @@ def _constructed(cls, call, key):
     if lacking:
         filled = ', '.join(f'{n}={example(known[n], None)}' for n in lacking)
         raise Error(f'{key}={call} lacks {", ".join(lacking)}; try {key}={cls.__name__}({filled}).')
-    fields = {name: fit(v, known[name], f'{key}.{name}') for name, v in arguments.items()}
+    defaults = {f.name: default(f) for f in dataclasses.fields(cls) if f.name in arguments}
+    fields = {name: fit(v, known[name], f'{key}.{name}', defaults[name]) for name, v in arguments.items()}
     return made(key, cls, **fields)

@@ -1,6 +1,7 @@
 """Device meshes from {axis: size}, partition specs from logical axis names, global arrays from rows of hosts."""
 import bisect
 import math
+import os
 from functools import lru_cache
 
 import jax
@@ -116,6 +117,19 @@ def check(shapes, axes, mesh):
                     near = min(divisors(size), key=lambda n: abs(n - shards))
                     raise config.Error(f'{size} {name} do not divide over mesh.{axis}={shards}; '
                                        f'try mesh.{axis}={near}.')
+
+
+def check_memory(tree, mesh):
+    """Raises config.Error where this machine's shards of a tree of ShapeDtypeStructs take more memory than there is.
+
+    XLA would compile for minutes before it says so, or be killed.
+    """
+    stats, count = mesh.local_devices[0].memory_stats(), len(mesh.local_devices)
+    whole = stats['bytes_limit'] if stats else os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / count
+    size = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    if size > whole:
+        raise config.Error(f'parameters and state of the optimizer take {size / 2 ** 30:,.1f} GiB of a device that has '
+                           f'{whole / 2 ** 30:,.1f}; try a smaller model.width, or what lm plan --search says.')
 
 
 def mirror(tree, axes, mesh, rules=RULES):

@@ -180,12 +180,13 @@ def _placed(settings, init, mesh):
 def program(settings, mesh=None):
     """Returns the Program of a Config on a mesh, by default its own over all devices; nothing is compiled yet.
 
-    Raises config.Error where a micro-batch or a size of the model does not divide over the mesh.
+    Raises config.Error where a micro-batch or a size does not divide over the mesh, or a device has too little memory.
     """
     mesh = sharding.make_mesh(settings.mesh) if mesh is None else mesh
     sharding.check_rows(settings.data.batch, settings.accumulate, mesh)
     built = parts(settings)
     abstract = _placed(settings, built.init, mesh)
+    sharding.check_memory(abstract, mesh)
     places = jax.tree.map(lambda x: x.sharding, abstract)
     begin = jax.jit(built.init, donate_argnums=0, out_shardings=places)
 
