@@ -1,0 +1,1 @@
+"""The command as a process: its standard streams, and interrupts while it imports."""
