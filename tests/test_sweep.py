@@ -263,4 +263,4 @@ def test_a_directory_in_use_is_left_alone(file, tmp_path, cache, monkeypatch):
     worker._train(sweep, [trial], cache, 1)
     run.close()
     assert trials.states(sweep)[0] == {trial.id: 'new'}
-    assert not config.diff(runs.read(trial.directory), trial.settings)
+    assert not config.diff(runs.read(trial.directory, runs.trusted(trial.directory, True)), trial.settings)
