@@ -63,7 +63,7 @@ def test_the_job_asks_for_what_the_options_say(tmp_path):
     for setting in ('nodes=2', 'gpus-per-node=8', 'ntasks-per-node=8', 'time=4:00:00', 'partition=long', 'account=me',
                     'requeue', 'signal=TERM@120'):
         assert f'#SBATCH --{setting}' in lines
-    assert next(line for line in lines if line.startswith('srun')).endswith(".%t.log echo 'a b'")
+    assert next(line for line in lines if line.startswith('srun')).endswith(".%t.log -- echo 'a b'")
 
 
 def test_what_the_dry_run_prints_is_what_is_submitted(tmp_path, tools):
@@ -77,7 +77,7 @@ def test_what_the_dry_run_prints_is_what_is_submitted(tmp_path, tools):
 
 def test_the_index_of_an_array_reaches_the_command(tmp_path):
     _, out, _ = launch('--array=0-1', '--dry-run', '--', 'printf', '%s,', "it's %a", '--dir=a b/%a/%a', cwd=tmp_path)
-    command = re.search(r'%t\.log (printf .*)', out)[1]
+    command = re.search(r'%t\.log -- (printf .*)', out)[1]
     done = subprocess.run(['bash', '-c', command], env={'SLURM_ARRAY_TASK_ID': '7'}, text=True, capture_output=True,
                           check=True)
     assert done.stdout == "it's 7,--dir=a b/7/7,"
@@ -109,7 +109,7 @@ def test_an_interrupt_leaves_the_job_alone(tmp_path, tools):
 @pytest.mark.parametrize('words, message', [
     (['--array=0-3', '--', 'lm', 'train'], '--array=0-3 would run the same line several times at once; put %a where'),
     (['--', 'lm', 'seed=%a'], '%a stands for the index of an array, and there is none; try --array=0-3.'),
-    (['--sbatch=account=me', '--', 'true'], 'try --sbatch=--account=me.'),
+    (['--sbatch=account=me', '--', 'true'], "argument --sbatch: 'account=me' is not an option; try --account=me"),
     (['--nodes=two', '--', 'true'], "'two' is not a whole number of at least 1"),
     (['--nodes=2'], 'put it after --'),
 ])
