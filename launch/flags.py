@@ -31,6 +31,9 @@ def parse(parser, arguments):
     command = arguments[border + 1:]
     if not command or not command[0]:
         raise shell.Fault('no command follows --; try -- lm train experiments/quickstart.py.')
+    for word in arguments[:border]:
+        if word.endswith('=--'):  # which argparse would read as the end of the options
+            raise shell.Fault(f'{word} names no value; leave it out, or say what it is.')
     return parser.parse_args(arguments[:border]), command
 
 

@@ -37,9 +37,9 @@ def main(arguments):
     places = environments(processes, devices, f'127.0.0.1:{options.port or free_port()}')
     words = shell.wrapped(command)
     if options.dry_run:
-        shell.result('\n'.join(
+        shell.result('\n'.join([f'mkdir -p {shell.shown([logs])}', *(
             f'{shell.shown(["env", *(f"{name}={value}" for name, value in place.items()), *words])} '
-            f'>>{shell.shown([logs / f"{i}.log"])} 2>&1' for i, place in enumerate(places)))
+            f'>>{shell.shown([logs / f"{i}.log"])} 2>&1' for i, place in enumerate(places))]))
         return 0
     shell.make(logs)
     files = [open(logs / f'{i}.log', 'ab') for i in range(processes)]

@@ -168,10 +168,14 @@ def ask(words, text=None):
     return done.returncode, done.stdout, done.stderr
 
 
-def folder(given, launcher):
-    """Returns the absolute log folder: the one given, or a new name under runs/ from the time and the process."""
+def folder(chosen, launcher):
+    """Returns the absolute log folder: the one chosen, or a new name under runs/ from the time and the process."""
     stamp = time.strftime('%Y%m%d-%H%M%S', time.gmtime())
-    return pathlib.Path(given or f'runs/{launcher}/{stamp}-{os.getpid()}').absolute()
+    path = pathlib.Path(chosen or f'runs/{launcher}/{stamp}-{os.getpid()}').absolute()
+    longest = max(len(os.fsencode(part)) for part in path.parts)
+    if longest > 255:
+        raise Fault(f'the log folder {path} has a name of {longest} bytes, and file systems take 255; try --logs=DIR.')
+    return path
 
 
 def make(logs):
