@@ -8,6 +8,10 @@ import time
 
 import shell
 
+OURS = 'launch/tpu.py'  # the description of slices that this project has created, and may delete
+RESULTS = '/results'  # the folder that is the bucket, on workers and in pods
+STATE = 'state.state,tpu.nodeSpec[0].node.description'
+MISSING = 'install it from https://cloud.google.com/sdk/docs/install and run gcloud auth login.'
 LOST = ('SUSPENDING', 'SUSPENDED', 'FAILED', 'PREEMPTED', 'TERMINATED', 'DELETING', 'STOPPED', 'STOPPING')
 # Patterns of errors of gcloud and the services behind it, each with its remedy.
 LOGIN = (r'active account selected|Reauthentication|invalid_grant|gcloud auth login|application-default login',
@@ -31,6 +35,16 @@ REMEDIES = [
 STOCKOUT = r'no more capacity|[Ss]tockout|STOCKOUT|[Ii]nsufficient capacity|ZONE_RESOURCE_POOL_EXHAUSTED'
 
 
+def check_bucket(bucket, command):
+    """Raises a Fault for what is no name of a bucket, and for a run directory of lm that is no folder."""
+    if bucket and not re.fullmatch('[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]', bucket):
+        raise shell.Fault(f'--bucket={bucket} is not the name of a bucket; try --bucket=NAME, without gs://.')
+    place = re.search(r'--workdir[= ]gs://([^/\s]+)(\S*)', ' '.join(command)) if command[0] == 'lm' else None
+    if place:
+        raise shell.Fault(f'--workdir=gs://{place[1]}{place[2]} is not a folder, which a run of lm needs; try '
+                          f'--bucket={place[1]} before --, and --workdir={RESULTS}{place[2] or "/run"} after it.')
+
+
 class Gone(Exception):
     """The slices were preempted, or there is no capacity for them; the reason is its text."""
 
@@ -39,7 +53,7 @@ class Queued:
     """A queued resource: a request for slices of TPU that becomes machines, by its name."""
 
     def __init__(self, name, zone, project):
-        self.name = name
+        self.name, self.creator = name, None
         self.place = [f'--zone={zone}', *([f'--project={project}'] if project else []), '--quiet']
 
     def words(self, verb, *rest):
@@ -48,7 +62,8 @@ class Queued:
     def create(self, kind, slices, extra):
         nodes = ([f'--node-id={self.name}'] if slices == 1 else
                  [f'--node-count={slices}', f'--node-prefix={self.name}'])
-        return self.words('create', self.name, f'--accelerator-type={kind.accelerator}', *nodes, *extra)
+        return self.words('create', self.name, f'--accelerator-type={kind.accelerator}', *nodes, *extra,
+                          f'--description={OURS}')
 
     def describe(self, field):
         return self.words('describe', self.name, f'--format=value({field})')
@@ -69,13 +84,14 @@ class Queued:
         return self.words('scp', f'{self.name}:{remote}', local, '--recurse', '--node=0', '--worker=0')
 
     def state(self):
-        """Returns the state of the request, e.g. ACTIVE; None if there is no such request."""
-        code, out, err = shell.ask(self.describe('state.state'))
+        """Returns the state of the request, e.g. ACTIVE, or None if there is no such request; notes who created it."""
+        code, out, err = shell.ask(self.describe(STATE))
         if code and re.search('NOT_FOUND|not found|404', err):
             return None
         if code:
             raise failure('tell the state', err)
-        return out.strip()
+        state, _, self.creator = out.strip().partition('\t')
+        return state
 
     def node_state(self, slices):
         """Returns the state of the first slice itself, e.g. READY or PREEMPTED; None if it cannot be had."""
@@ -131,17 +147,18 @@ class Log:
         again and start over), and at last `exit code`.
         """
         before, code = self.seen, None
-        with tempfile.TemporaryFile('w+') as errors:
+        with tempfile.TemporaryFile('w+', errors='replace') as errors:
             process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
-                                       text=True, errors='replace', start_new_session=True)
+                                       encoding=sys.getfilesystemencoding(), errors='surrogateescape',
+                                       start_new_session=True)
             try:
                 for line in process.stdout:
                     numbered = re.match(r'(\d+):(.*)', line)
                     if numbered and before + int(numbered[1]) > self.seen:
                         self.seen = before + int(numbered[1])
-                        print(numbered[2], flush=True)
-                    elif line.startswith('exit '):
-                        code = int(line[5:].strip() or -1)
+                        shell.show(numbered[2])
+                    elif ended := re.fullmatch(r'exit ([0-9]*)\s*', line):
+                        code = int(ended[1] or -1)
             finally:
                 if process.poll() is None:
                     process.terminate()
@@ -149,5 +166,5 @@ class Log:
             errors.seek(0)
             tail = [line for line in errors.read().splitlines() if line.strip()]
         if code is None:
-            print(tail[-1] if tail else 'the connection ended', file=sys.stderr)
+            shell.tell(tail[-1] if tail else 'the connection ended')
         return code

@@ -2,15 +2,19 @@
 
 The fields are those of jobset.x-k8s.io/v1alpha2 (https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2/); labels
 of nodes: https://cloud.google.com/kubernetes-engine/docs/how-to/tpu-multislice and .../how-to/gpus; locked memory, in
-which a TPU's driver moves what goes to and from the host: .../how-to/tpus#privileged-mode.
+which a TPU's driver moves what goes to and from the host: .../how-to/tpus#privileged-mode; buckets as folders:
+.../how-to/cloud-storage-fuse-csi-driver-ephemeral.
 """
 
 import json
+import os
 from collections import namedtuple
 
+import gcloud
 import shell
 
 PORT = 8476
+OURS = {'app.kubernetes.io/managed-by': 'lm-launch-gke'}  # the label of the objects that this project has created
 # A pool of nodes: labels that choose it, the resource a pod asks for and how much, pods of a job, and jobs.
 Pool = namedtuple('Pool', 'labels resource amount pods jobs')
 GPUS = {'a100-40g': 'nvidia-tesla-a100', 'a100': 'nvidia-a100-80gb', 'h100': 'nvidia-h100-80gb',
@@ -25,9 +29,9 @@ LOCKED = 'ulimit -l 68719476736\n'
 NVIDIA = '''export PATH=$PATH:/usr/local/nvidia/bin LD_LIBRARY_PATH=/usr/local/nvidia/lib64:${LD_LIBRARY_PATH:-}
 '''  # where GKE mounts the driver
 INSTALL = '''cd /lm && export PYTHONPATH=/lm
-command -v "$0" >/dev/null || exec launch/local.sh "$0" "$@"
+type -P -- "$0" >/dev/null || exec launch/local.sh "$0" "$@"
 '''
-RUN = 'exec "$0" "$@"'  # becomes the command, so that a request to stop reaches it
+RUN = 'exec -- "$0" "$@"'  # becomes the command, so that a request to stop reaches it
 
 
 def tpu_pool(kind, count):
@@ -57,11 +61,11 @@ def manifest(name, pool, options, command, code):
 
 
 def jobset(name, pool, options, command, code):
-    metadata = {'name': name}
+    metadata = {'name': name, 'labels': dict(OURS)}
     if pool.resource == 'google.com/tpu' and pool.pods > 1:  # a slice of several hosts is a node pool of its own
         metadata['annotations'] = {'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'}
     if options.queue:
-        metadata['labels'] = {'kueue.x-k8s.io/queue-name': options.queue}
+        metadata['labels']['kueue.x-k8s.io/queue-name'] = options.queue
     return {
         'apiVersion': 'jobset.x-k8s.io/v1alpha2', 'kind': 'JobSet', 'metadata': metadata,
         'spec': {
@@ -80,7 +84,8 @@ def job(name, pool, options, command, code):
         'podFailurePolicy': {'rules': [
             {'action': 'FailJob', 'onExitCodes': {'containerName': 'lm', 'operator': 'In', 'values': [shell.STOPPED]}},
             {'action': 'FailJob', 'onPodConditions': [{'type': 'DisruptionTarget', 'status': 'True'}]}]},
-        'template': {'spec': pod(name, pool, options, command, code)}}
+        'template': {**({'metadata': {'annotations': {'gke-gcsfuse/volumes': 'true'}}} if options.bucket else {}),
+                     'spec': pod(name, pool, options, command, code)}}
 
 
 def pod(name, pool, options, command, code):
@@ -103,14 +108,26 @@ def pod(name, pool, options, command, code):
         spec['volumes'].append({'name': 'code', 'emptyDir': {}})
         spec['initContainers'] = [{'name': 'code', 'image': FETCHER, 'volumeMounts': [files],
                                    'command': literal('bash', '-c', FETCH, code.url, code.digest)}]
+    if options.bucket:
+        spec['volumes'].append({'name': 'results', 'csi': {
+            'driver': 'gcsfuse.csi.storage.gke.io',
+            'volumeAttributes': {'bucketName': options.bucket, 'mountOptions': 'implicit-dirs'}}})
+        spec['containers'][0]['volumeMounts'].append({'name': 'results', 'mountPath': gcloud.RESULTS})
     if options.account:
         spec['serviceAccountName'] = options.account
     return spec
 
 
 def literal(*words):
-    """Returns words of a container's command as Kubernetes leaves them alone: it replaces $(NAME), and $$ by $."""
-    return [word.replace('$', '$$') for word in words]
+    """Returns words of a container's command as Kubernetes leaves them alone: it replaces $(NAME), and $$ by $.
+
+    An object is UTF-8, whatever the encoding of this terminal; raises a Fault for a word that is not.
+    """
+    try:
+        return [os.fsencode(word).decode('utf-8').replace('$', '$$') for word in words]
+    except UnicodeDecodeError as error:
+        raise shell.Fault(f'{error.object!r} in the command is not UTF-8, as Kubernetes needs it; write it so, or '
+                          'leave it out.') from error
 
 
 def environment(name, pool):

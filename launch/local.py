@@ -8,9 +8,12 @@ output goes to <logs>/<process>.log; that of process 0 is shown as well. When on
 the end of its log is shown. Ctrl-C and SIGTERM are passed on to all.
 """
 
+import interrupt  # isort: skip  # noqa: F401 - first, so that Ctrl-C is one line from here on
 import contextlib
+import itertools
 import os
 import queue
+import resource
 import shutil
 import signal
 import socket
@@ -19,37 +22,53 @@ import sys
 import threading
 import time
 
+import flags
 import shell
+
+FILES = 32  # open files of this program beside two for each process
 
 
 def main(arguments):
-    options, command = shell.parse(parser(), arguments)
+    options, command = flags.parse(parser(), arguments)
     devices = gpus(os.environ)
     processes = options.processes or len(devices)
-    if not processes:
-        raise shell.Fault('--processes is not given and this machine has no GPU to count; try --processes=2.')
+    check(options, processes)
     logs = shell.folder(options.logs, 'local')
     places = environments(processes, devices, f'127.0.0.1:{options.port or free_port()}')
     words = shell.wrapped(command)
     if options.dry_run:
-        for i, place in enumerate(places):
-            print(shell.shown(['env', *(f'{name}={value}' for name, value in place.items()), *words]),
-                  f'>{shell.shown([logs / f"{i}.log"])} 2>&1')
+        shell.result('\n'.join([f'mkdir -p {shell.shown([logs])}', *(
+            f'{shell.shown(["env", *(f"{name}={value}" for name, value in place.items()), *words])} '
+            f'>>{shell.shown([logs / f"{i}.log"])} 2>&1' for i, place in enumerate(places))]))
         return 0
     shell.make(logs)
+    files = [open(logs / f'{i}.log', 'ab') for i in range(processes)]
     shell.say(f'{processes} processes, logs in {logs}')
-    return Group(words, places, logs, options.grace).wait()
+    return Group(words, places, files, options.grace).wait()
 
 
 def parser():
-    made = shell.Parser(prog='local.py', description=__doc__, usage='local.py [options] -- command ...')
-    made.add_argument('--processes', type=shell.count, metavar='N', help='how many; by default one for each GPU')
-    made.add_argument('--logs', metavar='DIR', help='folder of the logs; by default a new one under runs/local')
-    made.add_argument('--port', type=shell.count, help='port of process 0 for the others; by default a free one')
-    made.add_argument('--grace', type=shell.positive, default=45, metavar='SECONDS',
+    made = flags.Parser(prog='local.py', description=__doc__, usage='local.py [options] -- command ...')
+    made.add_argument('--processes', type=flags.count, metavar='N', help='how many; by default one for each GPU')
+    made.add_argument('--logs', metavar='DIR', help='folder of the logs, to which they are added; by default a new one '
+                      'under runs/local')
+    made.add_argument('--port', type=flags.count, help='port of process 0 for the others; by default a free one')
+    made.add_argument('--grace', type=flags.positive, default=45, metavar='SECONDS',
                       help='how long the others may take to stop when one fails (%(default)s)')
     made.add_argument('--dry-run', action='store_true', help='print the commands and run nothing')
     return made
+
+
+def check(options, processes):
+    """Raises a Fault for numbers that cannot be."""
+    if not processes:
+        raise shell.Fault('--processes is not given and this machine has no GPU to count; try --processes=2.')
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if 2 * processes + FILES > limit:
+        raise shell.Fault(f'--processes={processes:,} needs more open files than the {limit:,} that this shell allows; '
+                          f'try --processes={max((limit - FILES) // 2, 1)}, or ulimit -n.')
+    if options.port and options.port > 65535:
+        raise shell.Fault(f'--port={options.port} is no port; try one from 1024 to 65535.')
 
 
 def gpus(environ):
@@ -57,7 +76,8 @@ def gpus(environ):
     if environ.get('JAX_PLATFORMS') == 'cpu':
         return []
     if 'CUDA_VISIBLE_DEVICES' in environ:
-        return [name for name in environ['CUDA_VISIBLE_DEVICES'].split(',') if name]
+        names = filter(None, environ['CUDA_VISIBLE_DEVICES'].split(','))
+        return list(itertools.takewhile(lambda name: not name.startswith('-'), names))  # -1 ends them
     if not shutil.which('nvidia-smi'):
         return []
     code, out, _ = shell.ask(['nvidia-smi', '--query-gpu=index', '--format=csv,noheader'])
@@ -92,10 +112,14 @@ class Group:
         self.logs, self.grace, self.ended, self.signals, self.processes = logs, grace, queue.Queue(), 0, []
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.forward)
-        for place in places:
-            self.processes.append(subprocess.Popen(
-                words, env={**os.environ, **place}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, start_new_session=True))
+        try:
+            for place in places:
+                self.processes.append(subprocess.Popen(
+                    words, env={**os.environ, **place}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT, start_new_session=True))
+        except OSError:
+            self.send(signal.SIGKILL)
+            raise
         if self.signals:
             self.send(signal.SIGTERM)
         for i, process in enumerate(self.processes):
@@ -103,12 +127,11 @@ class Group:
 
     def follow(self, index, process):
         """Writes the output of a process to its log, shows that of process 0, and tells when it has ended."""
-        with open(self.logs / f'{index}.log', 'wb') as log:
+        with self.logs[index] as log:
             for line in process.stdout:
-                log.write(line)
-                log.flush()
+                shell.write(log, line, log.name)
                 if index == 0:
-                    show(b'[0] ' + line)
+                    shell.write(sys.stdout.buffer, b'[0] ' + line, 'standard output')
         self.ended.put((index, process.wait()))
 
     def forward(self, number, frame):
@@ -145,21 +168,11 @@ class Group:
         return codes[failed] if failed is not None else max(codes.values())
 
     def report(self, index, code):
-        log = self.logs / f'{index}.log'
+        log = self.logs[index].name
         running = sum(process.poll() is None for process in self.processes)
         shell.say(f'process {index} ended with code {code}; stopping {running} others. The end of {log}:')
         for line in shell.last_lines(log):
-            print(f'[{index}] {line}', file=sys.stderr)
-        sys.stderr.flush()
-
-
-def show(line):
-    """Writes bytes to standard output as long as somebody reads it."""
-    try:
-        sys.stdout.buffer.write(line)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            shell.tell(f'[{index}] {line}')
 
 
 if __name__ == '__main__':

@@ -6,33 +6,44 @@
 #
 # The command runs in the current directory. Settings, all optional, come from the environment:
 #     LM_PYTHON   the interpreter to build on (3.11 or newer); otherwise the first found of python3.13, 3.12, 3.11, python3
-#     LM_VENV     the folder of the environment, relative to the project (.venv)
+#     LM_VENV     the folder of the environment, relative to the project (.venv); new, empty or created by this script
 #     LM_EXTRAS   extras of setup.py to install beside `test`, e.g. cuda, tpu or none; otherwise found from the machine
 set -euo pipefail
 
+# Shows one line, whatever settings it holds; of a very long one the beginning and the end.
+say() {
+    local line=${*//[[:cntrl:]]/ }
+    ((${#line} < 1000)) || line="${line:0:400} ... ${line: -400}"
+    printf 'local.sh: %s\n' "$line" >&2 || :
+}
+die() { say "$@"; exit 2; }
+
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-venv=$(cd "$root" && realpath -m -- "${LM_VENV:-.venv}")
+[[ -r $root/setup.py ]] || die "$root/setup.py cannot be read; chmod +r it, or ask its owner to."
+venv=$(cd "$root" && realpath -m -- "${LM_VENV:-.venv}" 2>/dev/null) || die 'LM_VENV is no path; set it to a folder.'
+# All that this script writes and removes is in the folder of the environment.
 stamp=$venv/installed
 marker=$venv/created-by-local.sh
-log=$venv.log
-
-say() { printf 'local.sh: %s\n' "$*" >&2; }
-die() { say "$@"; exit 1; }
+log=$venv/install.log
 
 version_of() {
-    "$1" -c 'import sys; print(sys.version.split()[0]); sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+    local program version
+    program=$(type -P -- "$1") &&
+        version=$("$program" -c 'import sys; print(sys.version.split()[0]); sys.exit(sys.version_info < (3, 11))' \
+            2>/dev/null) && [[ $version =~ ^3\.[0-9] ]] && printf '%s' "$version"
 }
 
 find_python() {
     local candidate
     if [[ -n ${LM_PYTHON:-} ]]; then
-        version_of "$LM_PYTHON" >/dev/null || die "LM_PYTHON=$LM_PYTHON is not a Python of version 3.11 or newer."
-        command -v "$LM_PYTHON"
+        version_of "$LM_PYTHON" >/dev/null ||
+            die "LM_PYTHON=$LM_PYTHON is not a Python of version 3.11 or newer; name one, or unset LM_PYTHON."
+        type -P -- "$LM_PYTHON"
         return
     fi
     for candidate in python3.13 python3.12 python3.11 python3 python; do
         if version_of "$candidate" >/dev/null; then
-            command -v "$candidate"
+            type -P "$candidate"
             return
         fi
     done
@@ -82,19 +93,29 @@ vacant() {  # the marker is looked for last: another run may be writing it now, 
     [[ ! -e $venv ]] || [[ -d $venv && -z $(shopt -s nullglob dotglob; printf '%s' "$venv"/*) ]] || [[ -f $marker ]]
 }
 
-mark() { { mkdir -p "$venv" && printf '%s\n' "$root" >"$marker"; } || die "could not write to $venv."; }
-
-# Removes all but the two files that make the environment ours, so that an interrupted removal can be taken up again.
-empty() {
-    local path
-    for path in "$venv"/* "$venv"/.[!.]*; do
-        [[ $path == "$marker" || $path == "$venv/pyvenv.cfg" ]] || rm -rf -- "$path"
+# Refuses settings that cannot be, and folders in which an environment would not work or may not be. The scripts of an
+# environment name its Python in their first line, which a shell reads where the path is long or has spaces.
+check() {
+    local folder
+    [[ ${LM_EXTRAS:-none} =~ ^[A-Za-z0-9._,-]+$ ]] || die "LM_EXTRAS=$LM_EXTRAS lists no extras; try cuda, tpu or none."
+    [[ "$venv${LM_VENV:-}" != *[[:cntrl:]:\"\'\\\`\$\;\&\|\<\>\(\)]* ]] ||
+        die "$venv has characters that a script cannot name its Python by; set LM_VENV to a folder without."
+    for folder in "$root" "${HOME:-/}"; do
+        [[ $(realpath -m -- "$folder")/ != "${venv%/}"/* ]] || die "$venv holds $folder; set LM_VENV to another folder."
     done
+    ours || vacant || die "$venv exists and was not created by local.sh; set LM_VENV to another folder, or remove it."
 }
+
+mark() {
+    { mkdir -p -- "$venv" && : >>"$marker" && { [[ -s $marker ]] || printf '%s\n' "$root" >"$marker"; }; } 2>/dev/null ||
+        die "could not write to $venv; set LM_VENV to a folder that can be written to."
+}
+
+# Removes what installers put into an environment, and nothing that somebody else has put there.
+empty() { rm -rf -- "$venv"/{bin,etc,include,lib,lib64,share} "$stamp"; }
 
 create() {
     local python=$1
-    mark
     ! ours || empty
     if "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         "$python" -m venv "$venv" || die "could not create $venv with $python."
@@ -129,8 +150,7 @@ install() {
         [[ -z ${LM_PYTHON:-} || $old == "$(version_of "$LM_PYTHON")" ]] || old=
         grep -qxF "root $root" "$stamp" && grep -qxF "python $old" "$stamp" || old=
     fi
-    ! ours || mark
-    rm -f "$stamp"
+    rm -f -- "$stamp"
     if [[ -z $old ]]; then
         local base
         base=$(find_python)
@@ -154,15 +174,16 @@ if (($# == 0)); then
     exit 2
 fi
 if ! up_to_date; then
-    ours || vacant || die "$venv exists and was not created by local.sh; set LM_VENV to another folder, or remove it."
+    check
+    mark
     (
         flock -n 9 || { say "another run is installing; waiting for it"; flock 9; }
         up_to_date || install 9>&-
-    ) 9>>"$venv.lock"
+    ) 9>>"$marker"
 fi
 export VIRTUAL_ENV=$venv PATH=$venv/bin:$PATH
 unset PYTHONHOME
 # Huge pages spare the page faults of large temporaries: a CPU step of 10M parameters takes about a tenth less time.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
-command -v -- "$1" >/dev/null || die "no command '$1'; try: $0 lm --help"
-exec "$@"
+type -P -- "$1" >/dev/null || die "no command '$1'; try: $0 lm --help"
+exec -- "$@"

@@ -1,10 +1,9 @@
-"""What the launchers share: their command lines, one-line errors, commands and log folders."""
+"""What the launchers share: their ends, one-line errors, standard streams, commands and log folders."""
 
-import argparse
+import contextlib
 import errno
 import os
 import pathlib
-import re
 import shlex
 import shutil
 import subprocess
@@ -17,78 +16,123 @@ LOST = 76  # EX_PROTOCOL: the command ended because it had waited long enough fo
 LONGEST = 120 * 2 ** 10  # bytes of one argument: Linux takes 128 KiB, some of which ssh and xpk need for their own
 
 
+REMEDIES = {
+    errno.E2BIG: 'the command and the environment are longer than this system takes; move settings from the command '
+                 'into the experiment file',
+    errno.EAGAIN: 'free some processes or memory, or try a smaller number',
+    errno.EMFILE: 'allow more open files with ulimit -n',
+    errno.ENOSPC: 'free some space there',
+}
+
+
 class Fault(Exception):
     """A mistake or a missing tool, told in one line: fact, value, remedy."""
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are Faults, and whose options may not be shortened."""
-
-    def __init__(self, **settings):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings)
-
-    def error(self, message):
-        raise Fault(f'{message}; see {self.prog} --help.')
-
-
 def run(main):
-    """Exits with what `main(arguments)` returns; a Fault is one line on standard error and code 2."""
-    program = os.path.basename(sys.argv[0])
+    """Exits with what `main(arguments)` returns; a Fault or an error of the system is one line and code 2."""
+    open_streams()
     try:
         code = main(sys.argv[1:])
-        sys.stdout.flush()
     except Fault as fault:
-        print(f'{program}: {fault}', file=sys.stderr)
+        say(shortened(one_line(str(fault))))
         code = 2
     except KeyboardInterrupt:
-        print(f'{program}: interrupted', file=sys.stderr)
+        say('interrupted')
         code = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         code = 141
     except OSError as error:
-        if error.errno != errno.E2BIG:
-            raise
-        print(f'{program}: the command and the environment are longer than this system takes; move settings from the '
-              'command into the experiment file.', file=sys.stderr)
+        place = f' ({error.filename})' if error.filename else ''
+        remedy = REMEDIES.get(error.errno, 'run this in a folder that exists and may be read and written')
+        say(shortened(f'{error.strerror or error}{place}: {remedy}.'))
         code = 2
     sys.exit(code)
 
 
-def parse(parser, arguments):
-    """Returns (options, command): the parsed words before the first `--`, and the words after it."""
-    if '--' not in arguments:
-        parser.parse_args(arguments)
-        raise Fault('no command is given; put it after --, e.g. -- lm train experiments/quickstart.py.')
-    border = arguments.index('--')
-    command = arguments[border + 1:]
-    if not command:
-        raise Fault('no command follows --; try -- lm train experiments/quickstart.py.')
-    return parser.parse_args(arguments[:border]), command
+def open_streams():
+    """Makes standard output carry any argument of this program, and standard streams that are closed fail as files do.
+
+    Without that the next file that is opened would take the number of the closed one, and get its output.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)
+    sys.stdout = sys.stdout or open(1, 'w')
+    sys.stderr = sys.stderr or open(2, 'w', errors='backslashreplace')
+    sys.stdout.reconfigure(encoding=sys.getfilesystemencoding(), errors='surrogateescape')
 
 
-def count(text):
-    """Returns a whole number of at least 1."""
-    if not re.fullmatch('[0-9]+', text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of at least 1')
-    return int(text)
+def one_line(text):
+    """Returns a text with its line breaks and other characters that cannot be printed as escapes."""
+    return ''.join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
-def positive(text):
-    """Returns a number above 0."""
-    if not re.fullmatch(r'\d+(\.\d*)?|\.\d+', text) or float(text) <= 0:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number above 0')
-    return float(text)
+def shortened(text, limit=1000):
+    """Returns the beginning and the end of a text that is longer than the limit."""
+    return text if len(text) <= limit else f'{text[:limit // 3]} ... {text[-limit // 3:]}'
 
 
 def say(text):
     """Prints a line of the launcher's own to standard error, beside the command's output."""
-    print(f'{os.path.basename(sys.argv[0])}: {text}', file=sys.stderr, flush=True)
+    tell(f'{os.path.basename(sys.argv[0])}: {one_line(text)}')
+
+
+def tell(text):
+    """Prints to standard error, as long as it takes it."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def result(text):
+    """Prints what the launcher was asked for; raises a Fault where standard output does not take it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard(sys.stdout)
+        raise Fault(f'standard output cannot be written ({error.strerror}); send it to a pipe or a file that takes '
+                    'it.') from error
+
+
+def write(stream, content, name):
+    """Writes bytes of the command's output; a stream that takes no more is told once, and the command goes on."""
+    try:
+        stream.write(content)
+        stream.flush()
+    except OSError as error:
+        discard(stream)
+        if not isinstance(error, BrokenPipeError):
+            say(f'{name} cannot be written ({error.strerror}); the command goes on, and what it prints is not kept '
+                'there.')
+
+
+def show(line):
+    """Prints a line of the command's output."""
+    write(sys.stdout.buffer, os.fsencode(f'{line}\n'), 'standard output')
+
+
+def discard(stream):
+    """Has a stream that takes no more, and what it still holds, lead nowhere."""
+    with open(os.devnull, 'wb') as nothing:
+        os.dup2(nothing.fileno(), stream.fileno())
 
 
 def shown(words):
     """Returns a command as a shell takes it."""
     return ' '.join(shlex.quote(str(word)) for word in words)
+
+
+def document(content):
+    """Returns a text as a here-document of a shell, which ends at a line that is none of the text's."""
+    end = 'END'
+    while end in content.split('\n'):
+        end += '_'
+    return f'<<"{end}"\n{content}\n{end}'
 
 
 def check_length(text, what):
@@ -97,15 +141,6 @@ def check_length(text, what):
     if size > LONGEST:
         raise Fault(f'{what} takes {size:,} bytes as one argument, and at most {LONGEST:,} get through; move settings '
                     'from the command into the experiment file.')
-
-
-def packing(how, *options):
-    """Returns the shell command that gives the project's files to tar, `how` being its letters, e.g. czf FILE.
-
-    The files are those that git does not ignore, without pictures and pages of results.
-    """
-    return (f'cd {shown([ROOT])} && git ls-files -z --cached --others --exclude-standard -- . ":!*.png" '
-            f'":!experiments/*.html" | tar --null --ignore-failed-read {" ".join([*options, f"-{how}"])} -T -')
 
 
 def wrapped(command):
@@ -124,18 +159,23 @@ def need(tool, remedy):
 def ask(words, text=None):
     """Returns (exit code, standard output, standard error) of a command, given `text` as its input.
 
-    Ctrl-C does not reach it, so that what it does is not left half done.
+    Ctrl-C does not reach it, so that what it does is not left half done. Its output may hold any bytes, as names of
+    files do.
     """
     feed = {'stdin': subprocess.DEVNULL} if text is None else {'input': text}
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False,
-                          start_new_session=True, **feed)
+    done = subprocess.run([str(word) for word in words], capture_output=True, check=False, start_new_session=True,
+                          encoding=sys.getfilesystemencoding(), errors='surrogateescape', **feed)
     return done.returncode, done.stdout, done.stderr
 
 
-def folder(given, launcher):
-    """Returns the absolute log folder: the one given, or a new name under runs/ from the time and the process."""
+def folder(chosen, launcher):
+    """Returns the absolute log folder: the one chosen, or a new name under runs/ from the time and the process."""
     stamp = time.strftime('%Y%m%d-%H%M%S', time.gmtime())
-    return pathlib.Path(given or f'runs/{launcher}/{stamp}-{os.getpid()}').absolute()
+    path = pathlib.Path(chosen or f'runs/{launcher}/{stamp}-{os.getpid()}').absolute()
+    longest = max(len(os.fsencode(part)) for part in path.parts)
+    if longest > 255:
+        raise Fault(f'the log folder {path} has a name of {longest} bytes, and file systems take 255; try --logs=DIR.')
+    return path
 
 
 def make(logs):
@@ -146,9 +186,14 @@ def make(logs):
         raise Fault(f'the log folder {logs} cannot be made ({error.strerror}); try --logs=DIR.') from error
 
 
+def lines(path):
+    """Returns the lines of a log or a script."""
+    return pathlib.Path(path).read_text(encoding='utf-8', errors='replace').splitlines()
+
+
 def last_lines(path, limit=20):
     """Returns the end of a log: from its last traceback, if that is near the end, or its last `limit` lines."""
-    lines = pathlib.Path(path).read_text(encoding='utf-8', errors='replace').splitlines()
-    starts = [i for i, line in enumerate(lines) if line.startswith('Traceback (most recent call last)')]
-    first = starts[-1] if starts and len(lines) - starts[-1] <= 5 * limit else max(len(lines) - limit, 0)
-    return lines[first:]
+    content = lines(path)
+    starts = [i for i, line in enumerate(content) if line.startswith('Traceback (most recent call last)')]
+    first = starts[-1] if starts and len(content) - starts[-1] <= 5 * limit else max(len(content) - limit, 0)
+    return content[first:]

@@ -24,7 +24,7 @@ Slice = namedtuple('Slice', 'accelerator chips hosts topology generation')
 
 def find(name):
     """Returns the Slice that a name such as v5e-16 or v5litepod-16 means; raises a Fault with the nearest names."""
-    match = re.fullmatch(r'(.+)-(\d+)', name)
+    match = re.fullmatch(r'(.+)-([0-9]{1,9})', name)
     kind = match and ALIASES.get(match[1], match[1])
     if not match or kind not in GENERATIONS:
         raise shell.Fault(f'{name!r} is no TPU slice; try one of {", ".join(f"{kind}-16" for kind in GENERATIONS)}.')

@@ -1,45 +1,39 @@
 #!/usr/bin/env python3
 """Runs a command on Cloud TPUs: creates the slice, copies the project, runs, fetches the results, deletes the slice.
 
-    launch/tpu.py v5e-16 --spot -- lm train experiments/llama_1b.py --workdir=gs://bucket/run
+    launch/tpu.py v5e-16 --spot --bucket=NAME -- lm train experiments/llama_1b.py --workdir=/results/run
 
-The command runs on every worker; the output of worker 0 is shown. When the slice is preempted it is created anew and
+The command runs on every worker; the output of worker 0 is shown. Every worker sees the bucket as the folder /results,
+through Cloud Storage FUSE: create it with a hierarchical namespace (gcloud storage buckets create gs://NAME
+--uniform-bucket-level-access --enable-hierarchical-namespace), without which a save that is interrupted can be left
+half renamed. When the slice is preempted it is created anew and
 the same line is run again, as when the command ends with code 75 (it was asked to stop, and has saved). Ctrl-C asks
 the command to stop; a second one deletes the slice at once. If this program or its machine is lost, the slice stays
 and goes on costing; the same line takes up the same run. Slices are named as Cloud TPU names them: v5p-16 and v4-16
 count cores, v5e-16 and v6e-16 chips.
 """
 
+import interrupt  # isort: skip  # noqa: F401 - first, so that Ctrl-C is one line from here on
 import hashlib
 import os
+import pathlib
 import re
 import signal
-import subprocess
+import tempfile
 import time
 
+import archive
+import flags
 import gcloud
 import shell
 import slices
+import workers
 
-# What runs on the workers. ~/lm is the project, ~/lm.run the run: token, pid, log, code.
-UNPACK = 'mkdir -p ~/lm && tar xzf ~/lm.tgz -C ~/lm'
-INSTALL = 'cd ~/lm && LM_EXTRAS=tpu launch/install.sh'
-START = r'''mkdir -p ~/lm.run && cd ~/lm.run
-[ "$(cat token 2>/dev/null)" != {token} ] || exit 0
-[ ! -f pid ] || [ -f code ] || ! kill -0 "$(cat pid)" 2>/dev/null || exit 0
-rm -f code; echo {token} >token; cd ~/lm; export LM_EXTRAS=tpu
-setsid bash -c {run} >~/lm.run/log 2>&1 </dev/null &
-echo $! >~/lm.run/pid'''
-RUN = 'trap : TERM; {command}; echo $? >~/lm.run/code'
-FOLLOW = r'''cd ~/lm.run
-tail -s 0.2 -n +{first} --pid="$(cat pid)" -f log | grep --line-buffered -n ''; echo "exit $(cat code)"'''
-STOP = 'pkill -TERM -P "$(cat ~/lm.run/pid)"'
-CHECK = r'''cd ~/lm.run; timeout 60 tail --pid="$(cat pid)" -f /dev/null; code=$(cat code 2>/dev/null || echo 137)
-[ $code = 0 ] || { echo "$(hostname) ended with code $code; the end of its log:"; tail -n 30 log; }; exit $code'''
+PACK = archive.packing('cz')
 
 
 def main(arguments):
-    options, command = shell.parse(parser(), arguments)
+    options, command = flags.parse(parser(), arguments)
     kind = slices.find(options.slice)
     if not kind.generation.runtime:
         raise shell.Fault(f'{options.slice} cannot be had as a queued resource, only in GKE; try launch/gke.py '
@@ -49,19 +43,17 @@ def main(arguments):
     shell.check_length(job.start(time.time_ns()), 'the command, quoted for the workers,')
     shell.say(slices.cost(kind, options.slices, options))
     if options.dry_run:
-        for words in job.steps():
-            print(words if isinstance(words, str) else shell.shown(words))
+        shell.result('\n'.join(words if isinstance(words, str) else shell.shown(words) for words in job.steps()))
         return 0
-    shell.need('gcloud', 'install it from https://cloud.google.com/sdk/docs/install and run gcloud auth login.')
-    shell.need('git', 'install it; it names the files to copy.')
+    shell.need('gcloud', gcloud.MISSING)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return job.run()
 
 
 def parser():
-    made = shell.Parser(prog='tpu.py', description=__doc__, usage='tpu.py SLICE [options] -- command ...')
+    made = flags.Parser(prog='tpu.py', description=__doc__, usage='tpu.py SLICE [options] -- command ...')
     made.add_argument('slice', help='e.g. v5e-16, v5p-128, v6e-256')
-    made.add_argument('--slices', type=shell.count, default=1, metavar='N', help='slices joined by the slow network')
+    made.add_argument('--slices', type=flags.count, default=1, metavar='N', help='slices joined by the slow network')
     tier = made.add_mutually_exclusive_group()
     tier.add_argument('--spot', action='store_true', help='capacity that may be taken away, for less')
     tier.add_argument('--reserved', action='store_true', help='capacity of a reservation')
@@ -69,28 +61,35 @@ def parser():
     made.add_argument('--project', help="by default gcloud's own")
     made.add_argument('--name', help='name of the slice; by default made from the command')
     made.add_argument('--runtime', help='software of the machines; by default what the slice needs')
-    made.add_argument('--gcloud', action='append', default=[], metavar='OPTION',
+    made.add_argument('--gcloud', type=flags.option, action='append', default=[], metavar='OPTION',
                       help='any other option of queued-resources create, e.g. --gcloud=--network=mine')
-    made.add_argument('--fetch', action='append', metavar='PATH', help='what to copy back from worker 0 (runs)')
-    made.add_argument('--hours', type=shell.positive, help='ask the command to stop after this long on the slice')
-    made.add_argument('--price', type=shell.positive, help='dollars for an hour of a chip, for the cost stated')
-    made.add_argument('--retries', type=shell.count, default=20, metavar='N',
+    made.add_argument('--bucket', metavar='NAME', help='bucket that is the folder /results of every worker')
+    made.add_argument('--fetch', action='append', metavar='PATH',
+                      help='what to copy back from worker 0 (runs), into a new folder under runs/tpu')
+    made.add_argument('--hours', type=flags.positive, help='ask the command to stop after this long on the slice')
+    made.add_argument('--price', type=flags.positive, help='dollars for an hour of a chip, for the cost stated')
+    made.add_argument('--retries', type=flags.count, default=20, metavar='N',
                       help='how often to start again after a preemption or for want of capacity (%(default)s)')
     made.add_argument('--keep', action='store_true', help='do not delete the slice at the end: it goes on costing')
-    made.add_argument('--poll', type=shell.positive, default=20, metavar='SECONDS',
+    made.add_argument('--poll', type=flags.positive, default=20, metavar='SECONDS',
                       help='how often to ask for its state (%(default)s)')
     made.add_argument('--dry-run', action='store_true', help='print the cost and the commands and run nothing')
     return made
 
 
 def check(options, command):
-    """Raises a Fault for a name that Google Cloud refuses, and warns of a run that preemption would lose."""
+    """Raises a Fault for names that Google Cloud or ssh refuse, and warns of a run that preemption would lose."""
+    gcloud.check_bucket(options.bucket, command)
     if options.name and not re.fullmatch('[a-z]([-a-z0-9]{0,61}[a-z0-9])?', options.name):
         raise shell.Fault(f'--name={options.name} is not a name there: lower-case letters, digits and -, beginning '
                           'with a letter, at most 63; try --name=run-1.')
-    if options.spot and not any('gs://' in word for word in command):
-        shell.say('nothing in the command is kept in a bucket: what it saves is lost when the slice is preempted; '
-                  'try --workdir=gs://bucket/run')
+    for path in options.fetch or ():
+        if not re.fullmatch(r'[\w.+=@%,-]+(/[\w.+=@%,-]+)*', path, re.ASCII) or '..' in path.split('/'):
+            raise shell.Fault(f'--fetch={path} is not a path in the project of letters, digits, / and ._+=@%,- alone, '
+                              'which a shell there reads; try --fetch=runs.')
+    if options.spot and not options.bucket:
+        shell.say('what the command saves is lost when the slice is preempted; try --bucket=NAME, and '
+                  '--workdir=/results/run in the command')
 
 
 class Job:
@@ -99,11 +98,10 @@ class Job:
     def __init__(self, options, kind, command):
         self.options, self.kind = options, kind
         line = shell.shown(['launch/local.sh', *command])
-        digest = hashlib.sha256(f'{options.slice} {options.slices} {line}'.encode()).hexdigest()[:6]
+        digest = hashlib.sha256(os.fsencode(f'{options.slice} {options.slices} {line}')).hexdigest()[:6]
         self.queued = gcloud.Queued(options.name or f'lm-{options.slice}-{digest}',
                                     options.zone or kind.generation.zone, options.project)
         self.line, self.began, self.asked = line, None, False
-        self.file = f'/tmp/{self.queued.name}-{os.getpid()}.tgz'
 
     def create(self):
         options = self.options
@@ -111,25 +109,32 @@ class Job:
                  *(['--spot'] if options.spot else []), *(['--reserved'] if options.reserved else [])]
         return self.queued.create(self.kind, options.slices, extra)
 
-    def pack(self):
-        return shell.packing(f'czf {shell.shown([self.file])}')
+    def unpack(self):
+        """Returns the shell commands that make the workers ready, and what each does."""
+        mount = workers.MOUNT.format(bucket=self.options.bucket, results=gcloud.RESULTS)
+        return {**({'mount the bucket': mount} if self.options.bucket else {}), 'unpack the code': workers.UNPACK,
+                'install the project': workers.INSTALL}
 
     def start(self, token):
         limit = ''
         if self.options.hours:
             spent = time.monotonic() - self.began if self.began else 0
             limit = f'timeout --preserve-status --signal=TERM {max(int(self.options.hours * 3600 - spent), 1)} '
-        return START.format(token=token, run=shell.shown([RUN.format(command=limit + self.line)]))
+        return workers.START.format(token=token, run=shell.shown([workers.RUN.format(command=limit + self.line)]))
 
-    def fetched(self):
-        return [self.queued.fetch(f'lm/{path}', '.') for path in self.options.fetch or ['runs']]
+    def fetched(self, place):
+        """Returns [(folder of this machine under `place`, the command that fetches a path into it)]."""
+        paths = [pathlib.PurePath(path) for path in self.options.fetch or ['runs']]
+        return [(place / path.parent, self.queued.fetch(f'lm/{path}', place / path.parent)) for path in paths]
 
     def steps(self):
         """Yields the commands in order, as if nothing went wrong."""
-        queued = self.queued
-        yield from (self.create(), queued.describe('state.state'), self.pack(), queued.send(self.file),
-                    queued.on_all(UNPACK), queued.on_all(INSTALL), queued.on_all(self.start('1')),
-                    queued.on_first(FOLLOW.format(first=1)), queued.on_all(CHECK), *self.fetched())
+        queued, file = self.queued, '/tmp/lm.tgz'
+        yield from (self.create(), queued.describe(gcloud.STATE), f'{PACK} >{file}', queued.send(file),
+                    *map(queued.on_all, self.unpack().values()), queued.on_all(self.start('1')),
+                    queued.on_first(workers.FOLLOW.format(first=1)), queued.on_all(workers.CHECK))
+        for folder, words in self.fetched(shell.folder(None, 'tpu')):
+            yield from (['mkdir', '-p', folder], words)
         if not self.options.keep:
             yield queued.delete()
 
@@ -154,6 +159,9 @@ class Job:
     def acquire(self):
         """Returns once the slices are there; creates the request unless a lost launcher has left it."""
         state, last = self.queued.state(), None
+        if state is not None and self.queued.creator != gcloud.OURS:
+            raise shell.Fault(f'{self.queued.name} exists and was not created by tpu.py; try another --name, or delete '
+                              f'it: {shell.shown(self.queued.delete())}')
         self.asked = True
         if state in gcloud.LOST:
             self.delete()
@@ -192,16 +200,13 @@ class Job:
 
     def attempt(self):
         """Returns the exit code of the command on slices that are there, run again as long as it ends with 75."""
-        try:
-            if subprocess.run(['sh', '-c', self.pack()], check=False).returncode or not os.path.exists(self.file):
-                raise shell.Fault(f'git cannot name the files of {shell.ROOT}; try git init there.')
-            shell.say(f'copying {os.path.getsize(self.file) / 1e6:.1f} MB of code and installing on every worker')
-            self.remotely('copy the code', self.queued.send(self.file))
-            self.remotely('unpack the code', self.queued.on_all(UNPACK))
-            self.remotely('install the project', self.queued.on_all(INSTALL))
-        finally:
-            if os.path.exists(self.file):
-                os.remove(self.file)
+        with tempfile.NamedTemporaryFile(suffix='.tgz') as file:
+            file.write(archive.packed(PACK))
+            file.flush()
+            shell.say(f'copying {file.tell() / 1e6:.1f} MB of code and installing on every worker')
+            self.remotely('copy the code', self.queued.send(file.name))
+        for what, command in self.unpack().items():
+            self.remotely(what, self.queued.on_all(command))
         stopped, code = False, shell.STOPPED
         while code == shell.STOPPED and not stopped:
             self.remotely('start the command', self.queued.on_all(self.start(time.time_ns())))
@@ -212,13 +217,19 @@ class Job:
         if code not in (0, shell.STOPPED):
             self.check_alive()
         if code != shell.STOPPED:
-            others, out, _ = shell.ask(self.queued.on_all(CHECK))
-            print(out, end='')
+            others, out, _ = shell.ask(self.queued.on_all(workers.CHECK))
+            for line in out.splitlines():
+                shell.show(line)
             code = code or others
-        for words in self.fetched():
-            if shell.ask(words)[0]:
-                shell.say(f'nothing was fetched with {shell.shown(words)}')
+        self.fetch()
         return code
+
+    def fetch(self):
+        """Copies results into a new folder, where they replace nothing; tells what could not be had."""
+        for folder, words in self.fetched(shell.folder(None, 'tpu')):
+            folder.mkdir(parents=True, exist_ok=True)
+            missing = shell.ask(words)[0]
+            shell.say(f'nothing was fetched with {shell.shown(words)}' if missing else f'the results are in {folder}')
 
     def overdue(self):
         hours = self.options.hours
@@ -245,7 +256,7 @@ class Job:
         while True:
             try:
                 before = log.seen
-                code = log.follow(self.queued.on_first(FOLLOW.format(first=before + 1)))
+                code = log.follow(self.queued.on_first(workers.FOLLOW.format(first=before + 1)))
                 if code == -1:
                     raise gcloud.Gone(f'worker 0 of {self.queued.name} was restarted under the command')
                 if code is not None:
@@ -262,7 +273,7 @@ class Job:
                     raise
                 stopped = True
                 shell.say('asking the command to stop and save; once more deletes the slice at once')
-                shell.ask(self.queued.on_all(STOP))
+                shell.ask(self.queued.on_all(workers.STOP))
 
 
 if __name__ == '__main__':

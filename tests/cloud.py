@@ -102,6 +102,7 @@ def create(options):
     for i in range(int(os.environ.get('FAKE_WORKERS', '2'))):
         (FAKE / f'worker-{i}').mkdir()
     (FAKE / 'state').write_text('WAITING_FOR_RESOURCES')
+    (FAKE / 'description').write_text(options['description'])
 
 
 def describe(options):
@@ -109,7 +110,7 @@ def describe(options):
     if not state.exists():
         fail('missing')
     if 'error' not in options['format']:
-        print(state.read_text())
+        print(state.read_text(), (FAKE / 'description').read_text(), sep='\t')
     if state.read_text() == 'WAITING_FOR_RESOURCES':
         state.write_text('ACTIVE')
 

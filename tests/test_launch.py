@@ -108,7 +108,7 @@ def test_lm_python_chooses_and_lm_venv_places(machine):
     assert machine.run('show', LM_PYTHON='mine', LM_VENV='.venv311')[0] == 0
     assert (machine.root / '.venv311' / 'bin' / 'show').exists() and not (machine.root / '.venv').exists()
     code, _, err = machine.run('show', LM_PYTHON='no-such-python')
-    assert code == 1 and 'LM_PYTHON=no-such-python is not a Python of version 3.11 or newer' in err
+    assert code == 2 and 'LM_PYTHON=no-such-python is not a Python of version 3.11 or newer' in err
 
 
 def test_a_shim_that_does_not_run_is_passed_over(machine):
@@ -120,17 +120,17 @@ def test_a_shim_that_does_not_run_is_passed_over(machine):
 
 def test_an_old_python_is_refused(machine):
     code, _, err = machine.run('show', FAKE_VERSION='3.9.2')
-    assert code == 1 and 'no Python 3.11 or newer on PATH' in err
+    assert code == 2 and 'no Python 3.11 or newer on PATH' in err
 
 
 def test_a_python_without_venv_names_the_package(machine):
     code, _, err = machine.run('show', FAKE_NO_VENV='1')
-    assert code == 1 and 'apt install python3.12-venv' in err
+    assert code == 2 and 'apt install python3.12-venv' in err
 
 
 def test_a_failed_installation_says_why_and_is_tried_again(machine):
     code, out, err = machine.run('show', FAKE_FAIL='1')
-    assert (code, out) == (1, '') and 'ERROR: no network here' in err and '.venv.log' in err
+    assert (code, out) == (2, '') and 'ERROR: no network here' in err and '.venv/install.log' in err
     assert machine.run('show')[0] == 0
 
 
@@ -157,24 +157,66 @@ def test_an_environment_killed_before_its_first_file_is_created_again(machine):
     assert machine.installs().count('venv') == 2
 
 
-@pytest.mark.parametrize('name, files', [
-    ('../precious', ['thesis.tex']), ('../precious', ['.hidden']), ('../precious', ['installed', 'thesis.tex']),
-    ('../precious', ['pyvenv.cfg', 'bin/python']), ('../precious', ['pyvenv.cfg', 'installed', 'bin/python']),
-    ('.', []), ('launch', []), ('setup.py', []),
-])
-def test_a_folder_that_is_no_environment_of_the_launcher_is_left_alone(machine, name, files):
+def contents(folder):
+    """Returns what is in a folder: {path: (where a link leads or None, the bytes of a file)}."""
+    return {path: (os.readlink(path) if path.is_symlink() else None, path.is_file() and path.read_bytes())
+            for path in folder.rglob('*')}
+
+
+STRANGER = ' exists and was not created by local.sh; set LM_VENV to another folder, or remove it.'
+OTHER = '; set LM_VENV to another folder.'
+UNWRITABLE = '; set LM_VENV to a folder that can be written to.'
+SCRIPTS = ' has characters that a script cannot name its Python by; set LM_VENV to a folder without.'
+REFUSED = [
+    ('../precious', ['precious/thesis.tex'], STRANGER), ('../precious', ['precious/.hidden'], STRANGER),
+    ('../precious', ['precious/installed', 'precious/thesis.tex'], STRANGER),
+    ('../precious', ['precious/pyvenv.cfg', 'precious/bin/python'], STRANGER),
+    ('../precious', ['precious/pyvenv.cfg', 'precious/installed', 'precious/bin/python'], STRANGER),
+    ('../my thesis', ['my thesis/thesis.tex'], STRANGER), ('launch', [], STRANGER), ('setup.py', [], STRANGER),
+    ('../link', ['precious/thesis.tex'], STRANGER), ('../fifo', [], STRANGER), ('/dev/null', [], STRANGER),
+    ('.', [], OTHER), ('..', [], OTHER), ('/', [], OTHER), ('../home', [], OTHER), ('../loop', [], UNWRITABLE),
+    ('../a:b', [], SCRIPTS), ('../new\n', [], SCRIPTS), ('../$(touch canary) x', [], SCRIPTS), ('../"', [], SCRIPTS),
+    ('setup.py/venv', [], UNWRITABLE), ('/proc/venv', [], UNWRITABLE), ('../' + 300 * 'x', [], UNWRITABLE),
+]
+
+
+@pytest.mark.parametrize('name, files, message', REFUSED)
+def test_a_folder_that_is_no_environment_of_the_launcher_is_left_alone(machine, name, files, message):
+    above = machine.root.parent
     for file in files:
-        path = machine.root / name / file
-        path.parent.mkdir(parents=True, exist_ok=True)
+        (above / file).parent.mkdir(parents=True, exist_ok=True)
+        (above / file).write_text('dear')
+    (above / 'home').mkdir()
+    (above / 'link').symlink_to('precious')
+    (above / 'loop').symlink_to('loop')
+    os.mkfifo(above / 'fifo')
+    before = contents(above)
+    code, out, err = machine.run('show', LM_VENV=name, HOME=str(above / 'home'))
+    assert (code, out) == (2, '') and err.endswith(f'{message}\n') and len(err.splitlines()) == 1, err
+    assert before == contents(above) and machine.installs() == []
+
+
+def test_only_what_installers_put_there_is_removed_from_an_environment(machine, tmp_path):
+    (tmp_path / 'thesis.log').write_text('dear')
+    assert machine.run('show', LM_VENV='../thesis')[0] == 0
+    venv = tmp_path / 'thesis'
+    for path in (venv / 'lib' / 'old.py', venv / 'notes' / 'dear.txt', venv / '.hidden'):
+        path.parent.mkdir(exist_ok=True)
         path.write_text('dear')
-    before = sorted((path, path.is_file() and path.read_bytes()) for path in machine.root.parent.rglob('*'))
-    code, out, err = machine.run('show', LM_VENV=name)
-    venv = (machine.root / name).resolve()
-    assert (code, out) == (1, '')
-    assert err == (f'local.sh: {venv} exists and was not created by local.sh; set LM_VENV to another folder, '
-                   'or remove it.\n')
-    assert before == sorted((path, path.is_file() and path.read_bytes()) for path in machine.root.parent.rglob('*'))
-    assert machine.installs() == []
+    assert machine.run('show', LM_VENV='../thesis', FAKE_VERSION='3.13.0')[0] == 0
+    assert machine.installs().count('venv') == 2 and not (venv / 'lib' / 'old.py').exists()
+    assert [path.read_text() for path in (venv / 'notes' / 'dear.txt', venv / '.hidden', tmp_path / 'thesis.log')] == [
+        'dear'] * 3
+    assert {path.name for path in tmp_path.iterdir()} == {'project', 'bin', 'log', 'thesis', 'thesis.log'}
+
+
+@pytest.mark.parametrize('name, place', [('../a  b', 'a  b'), ('../ü', 'ü'), ('../dangling', 'target'),
+                                         ('../project-2', 'project-2'), ('sub/new/venv', 'project/sub/new/venv')])
+def test_an_environment_may_be_anywhere_else(machine, tmp_path, name, place):
+    (tmp_path / 'dangling').symlink_to('target')
+    assert machine.run('show', LM_VENV=name)[:2] == (0, f'{machine.root} \n')
+    assert (tmp_path / place / 'installed').exists()
+    assert machine.run('show', LM_VENV=name) == (0, f'{machine.root} \n', '')
 
 
 def test_an_empty_folder_becomes_the_environment(machine, tmp_path):
@@ -187,13 +229,11 @@ def test_an_environment_without_a_marker_is_known_by_its_stamp(machine):
     """Those that earlier versions of the launcher created have no marker."""
     machine.run('show')
     (machine.root / '.venv' / 'created-by-local.sh').unlink()
-    leftovers = [machine.root / '.venv' / name for name in ('lib/old.py', '.cache')]
-    for path in leftovers:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text('')
+    old = machine.root / '.venv' / 'lib' / 'old.py'
+    old.parent.mkdir()
+    old.write_text('')
     assert machine.run('show', FAKE_VERSION='3.13.0')[0] == 0
-    assert machine.installs().count('venv') == 2
-    assert not any(path.exists() for path in leftovers)
+    assert machine.installs().count('venv') == 2 and not old.exists()
 
 
 def test_two_first_runs_at_once_install_once(machine):
@@ -222,9 +262,43 @@ def test_exit_code_and_signals_reach_the_command(machine):
     assert process.communicate(timeout=60)[0] == 'saved\n' and process.returncode == 3
 
 
+@pytest.mark.parametrize('name, value', [
+    ('LM_PYTHON', 'true'), ('LM_PYTHON', 'echo'), ('LM_PYTHON', 'exit'), ('LM_PYTHON', 'say'),
+    ('LM_PYTHON', '-c'), ('LM_PYTHON', 'a\nb'), ('LM_PYTHON', 'x' * 5000), ('LM_EXTRAS', 'cuda] @ x'),
+    ('LM_EXTRAS', '$(touch canary)'), ('LM_EXTRAS', 'a\nroot /')])
+def test_an_odd_setting_is_one_line(machine, name, value):
+    code, out, err = machine.run('show', **{name: value})
+    assert (code, out, len(err.splitlines())) == (2, '', 1) and name in err and len(err) < 1000
+    assert '; name one' in err or '; try' in err
+    assert machine.installs() == [] and not list(machine.root.rglob('canary'))
+
+
+@pytest.mark.parametrize('word', ['cd', 'exit', 'die', '-x', '', '--help', '$(touch canary)', 'a\nb'])
+def test_what_is_no_program_is_refused(machine, word):
+    machine.run('show')
+    code, out, err = machine.run(word)
+    assert (code, out, len(err.splitlines())) == (2, '', 1) and 'no command' in err and 'lm --help' in err
+
+
+def test_a_program_may_have_any_name_and_get_any_words(machine):
+    machine.run('show')
+    for name in ('-x', "it's $(touch canary)", 'ü'):
+        shutil.copy(machine.root / '.venv' / 'bin' / 'show', machine.root / '.venv' / 'bin' / name)
+        assert machine.run(name, '--', '-n', '') == (0, f'{machine.root} -- -n \n', '')
+    assert not list(machine.root.rglob('canary'))
+
+
+def test_a_standard_error_that_takes_nothing_stops_no_installation(machine):
+    for closed in ('>&-', '>/dev/full'):
+        shutil.rmtree(machine.root / '.venv', ignore_errors=True)
+        done = subprocess.run(['bash', '-c', f'exec launch/local.sh show 2{closed}'], cwd=machine.root, text=True,
+                              env={'PATH': str(machine.bin), 'FAKE_LOG': str(machine.log)}, capture_output=True)
+        assert (done.returncode, done.stdout) == (0, f'{machine.root} \n')
+
+
 def test_an_unknown_command_is_named(machine):
     code, _, err = machine.run('shwo')
-    assert code == 1 and "no command 'shwo'" in err
+    assert code == 2 and "no command 'shwo'" in err
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='the launcher is for Linux')

@@ -20,7 +20,8 @@ echo "$*" >>"$FAKE/calls"
 if [[ -e $FAKE/error ]]; then cat "$FAKE/error" >&2; exit 1; fi
 case "$*" in
     *"get jobset"*) state=$(head -n 1 "$FAKE/states"); sed -i 1d "$FAKE/states"
-        [[ $state = none ]] || printf '{"status": {"terminalState": "%s"}}' "$state" ;;
+        [[ $state = none ]] || printf '{"metadata": {"labels": {%s}}, "status": {"terminalState": "%s"}}' \
+            "${LABEL-\"app.kubernetes.io/managed-by\": \"lm-launch-gke\"}" "$state" ;;
     *"get pods"*) printf '{"items": [{"metadata": {"name": "pod-0", "uid": "u"}, "status": {"phase": "Running",
         "containerStatuses": [{"name": "lm", "state": %s}]%s}}]}' "$ENDED" "${INIT:-}" ;;
     *"logs --follow --container=lm"*) echo "output of worker 0" ;;
@@ -76,7 +77,7 @@ class Cluster:
         return path.read_text().splitlines() if path.exists() else []
 
 
-LM = ('--', 'lm', '--workdir=gs://bucket/run')
+LM = ('--bucket=bucket', '--', 'lm', '--workdir=/results/run')
 
 
 @pytest.fixture
@@ -113,8 +114,10 @@ def test_the_objects_fit_the_published_api_and_ask_for_the_right_nodes(cluster, 
     assert worker['replicas'] == (2 if '--slices=2' in options else 1)
     assert len(f'{made["metadata"]["name"]}-worker-1-{pods}') <= 63
     mounts = [(mount['name'], mount['mountPath']) for mount in container['volumeMounts']]
-    assert mounts == [('memory', '/dev/shm'), ('code', '/lm')]
-    assert [volume['name'] for volume in pod['volumes']] == ['memory', 'code']
+    assert mounts == [('memory', '/dev/shm'), ('code', '/lm'), ('results', '/results')]
+    assert [volume['name'] for volume in pod['volumes']] == ['memory', 'code', 'results']
+    assert pod['volumes'][2]['csi']['volumeAttributes']['bucketName'] == 'bucket'
+    assert job['template']['metadata']['annotations'] == {'gke-gcsfuse/volumes': 'true'}
     tpu = 'gke-tpu-topology' in labels
     assert ('ulimit -l' in container['command'][2], 'securityContext' in container) == (tpu, tpu)
 
@@ -145,7 +148,7 @@ def test_the_pods_fetch_the_code_from_the_bucket_and_run_the_command(cluster, tm
         (cluster.project / name).parent.mkdir(exist_ok=True)
         (cluster.project / name).write_text('x')
     (cluster.project / 'launch' / 'local.sh').chmod(0o755)
-    words = ['v5e-16', '--detach', '--', 'no-lm', 'a  b', '$(HOME) $$ ${X} "\'', '--workdir=gs://bucket/run']
+    words = ['v5e-16', '--detach', '--bucket=bucket', '--', 'no-lm', 'a  b', '$(HOME) $$ ${X} "\'']
     assert cluster.run(*words, states=['none'])[0] == 0
     spec = json.loads((cluster.folder / 'manifest').read_text())['spec']
     pod = spec['replicatedJobs'][0]['template']['spec']['template']['spec']
@@ -162,7 +165,7 @@ def test_the_pods_fetch_the_code_from_the_bucket_and_run_the_command(cluster, tm
     assert start(fetch).returncode == 0
     assert {'launch', 'lm', '.gitignore'} == {path.name for path in (tmp_path / 'lm').iterdir()}
     assert (tmp_path / 'lm' / 'lm' / 'page.html').exists() and not (tmp_path / 'lm' / 'experiments').exists()
-    assert start(container).stdout == 'through local.sh: no-lm a  b $(HOME) $$ ${X} "\' --workdir=gs://bucket/run\n'
+    assert start(container).stdout == 'through local.sh: no-lm a  b $(HOME) $$ ${X} "\'\n'
     [archive] = cluster.bucket()
     archive.write_bytes(archive.read_bytes()[:-1])
     assert start(fetch).returncode != 0
@@ -204,10 +207,18 @@ def test_an_image_that_holds_the_project_gets_no_code(cluster):
 
 
 @pytest.mark.parametrize('words, place', [
-    (['lm', '--workdir=gs://one/a/b'], 'gs://one/lm-code/'), (['lm', '--workdir', 'gs://two'], 'gs://two/lm-code/'),
-    (['bash', '-c', "lm train x.py --workdir='gs://three/a' && echo"], 'gs://three/lm-code/')])
-def test_the_bucket_is_that_of_the_workdir(cluster, words, place):
-    assert cluster.pod('v5e-16', '--', *words)['initContainers'][0]['command'][3].startswith(place)
+    (['--bucket=one'], 'gs://one/lm-code/'), (['--bucket=one', '--code=gs://two/a/'], 'gs://two/a/')])
+def test_the_code_goes_through_the_bucket_or_the_folder_named(cluster, words, place):
+    assert cluster.pod('v5e-16', *words, '--', 'lm')['initContainers'][0]['command'][3].startswith(place)
+
+
+@pytest.mark.parametrize('words', [('v5e-16', '--poll=0.05'), ('v5e-16', '--detach')])
+@pytest.mark.parametrize('state', ['', 'Failed', 'Completed'])
+def test_what_others_have_created_is_neither_watched_nor_replaced(cluster, words, state):
+    cluster.environ['LABEL'] = ''
+    code, out, err = cluster.run(*words, '--name=prod', *LM, states=[state])
+    assert (code, out) == (2, '') and 'prod exists and was not created by gke.py; try another --name' in err
+    assert not any(re.search('apply|delete|storage|logs', call) for call in cluster.calls())
 
 
 @pytest.mark.parametrize('name, message', [
@@ -306,7 +317,9 @@ def test_xpk_gets_the_same_run(cluster):
     (['v5e-16', '--name=A'], '--name=A is not a name there'),
     (['h100-8', '--code=here'], '--code=here is not a folder in a bucket; try --code=gs://bucket/folder'),
     (['h100-8', '--code=image'], 'the image python:3.12 does not hold the project; name yours with --image=NAME.'),
-    (['h100-8'], 'the command names no bucket to copy the code through; add --workdir=gs://bucket/run, or'),
+    (['h100-8'], 'there is no bucket to copy the code through; add --bucket=NAME, or'),
+    (['h100-8', '--bucket=gs://b'], '--bucket=gs://b is not the name of a bucket; try --bucket=NAME, without gs://.'),
+    (['h100-8', '--xpk-option=x'], "argument --xpk-option: 'x' is not an option; try --x"),
 ])
 def test_a_mistake_is_one_line(cluster, words, message):
     code, out, err = cluster.run(*words, '--', 'lm')

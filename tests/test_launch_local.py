@@ -122,10 +122,9 @@ def test_gpus_are_shared_out(tmp_path, gpus):
 def test_dry_run_prints_what_runs_and_runs_nothing(tmp_path):
     code, out, _ = launch('--processes=2', '--port=1234', '--logs=l', '--dry-run', *script('touch "a b"'), cwd=tmp_path)
     assert code == 0 and not list(tmp_path.iterdir())
-    assert out.splitlines()[1] == (f"env LM_COORDINATOR=127.0.0.1:1234 LM_PROCESSES=2 LM_PROCESS=1 bash -c "
-                                   f"'touch \"a b\"' >{tmp_path}/l/1.log 2>&1")
-    (tmp_path / 'l').mkdir()
-    assert subprocess.run(['sh', '-c', out.splitlines()[1]], cwd=tmp_path, check=False).returncode == 0
+    assert out.splitlines()[2] == (f"env LM_COORDINATOR=127.0.0.1:1234 LM_PROCESSES=2 LM_PROCESS=1 bash -c "
+                                   f"'touch \"a b\"' >>{tmp_path}/l/1.log 2>&1")
+    assert subprocess.run(['sh', '-c', out], cwd=tmp_path, check=False).returncode == 0
     assert (tmp_path / 'a b').exists()
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import launches
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -63,7 +64,7 @@ def test_the_job_asks_for_what_the_options_say(tmp_path):
     for setting in ('nodes=2', 'gpus-per-node=8', 'ntasks-per-node=8', 'time=4:00:00', 'partition=long', 'account=me',
                     'requeue', 'signal=TERM@120'):
         assert f'#SBATCH --{setting}' in lines
-    assert next(line for line in lines if line.startswith('srun')).endswith(".%t.log echo 'a b'")
+    assert next(line for line in lines if line.startswith('srun')).endswith(".%t.log -- echo 'a b'")
 
 
 def test_what_the_dry_run_prints_is_what_is_submitted(tmp_path, tools):
@@ -77,7 +78,7 @@ def test_what_the_dry_run_prints_is_what_is_submitted(tmp_path, tools):
 
 def test_the_index_of_an_array_reaches_the_command(tmp_path):
     _, out, _ = launch('--array=0-1', '--dry-run', '--', 'printf', '%s,', "it's %a", '--dir=a b/%a/%a', cwd=tmp_path)
-    command = re.search(r'%t\.log (printf .*)', out)[1]
+    command = re.search(r'%t\.log -- (printf .*)', out)[1]
     done = subprocess.run(['bash', '-c', command], env={'SLURM_ARRAY_TASK_ID': '7'}, text=True, capture_output=True,
                           check=True)
     assert done.stdout == "it's 7,--dir=a b/7/7,"
@@ -109,7 +110,7 @@ def test_an_interrupt_leaves_the_job_alone(tmp_path, tools):
 @pytest.mark.parametrize('words, message', [
     (['--array=0-3', '--', 'lm', 'train'], '--array=0-3 would run the same line several times at once; put %a where'),
     (['--', 'lm', 'seed=%a'], '%a stands for the index of an array, and there is none; try --array=0-3.'),
-    (['--sbatch=account=me', '--', 'true'], 'try --sbatch=--account=me.'),
+    (['--sbatch=account=me', '--', 'true'], "argument --sbatch: 'account=me' is not an option; try --account=me"),
     (['--nodes=two', '--', 'true'], "'two' is not a whole number of at least 1"),
     (['--nodes=2'], 'put it after --'),
 ])
@@ -147,6 +148,25 @@ def test_a_batch_script_is_submitted_up_to_the_size_that_slurm_takes(tmp_path, t
     code, out, err = launch(*words, 'x' * (2 ** 20 - empty + 1), cwd=tmp_path, **tools)
     assert (code, out) == (2, '') and len(err.splitlines()) == 1 and not (tmp_path / 'calls').exists()
     assert 'the batch script takes 1,048,577 bytes, and Slurm takes 1,048,576; move settings' in err
+
+
+def test_a_script_of_the_users_own_is_not_replaced(tmp_path, tools):
+    for name in ('job.sh', 'fifo', 'ours'):
+        (tmp_path / name).mkdir()
+    (tmp_path / 'job.sh' / 'job.sh').write_text('#!/bin/bash\n#SBATCH --job-name=thesis\n')
+    os.mkfifo(tmp_path / 'fifo' / 'job.sh')
+    for name in ('job.sh', 'fifo'):
+        code, out, err = launch('--detach', f'--logs={name}', '--', 'true', cwd=tmp_path, **tools)
+        assert (code, out, len(err.splitlines())) == (2, '', 1) and 'was not written by slurm.py; choose another' in err
+    assert 'thesis' in (tmp_path / 'job.sh' / 'job.sh').read_text() and not (tmp_path / 'calls').exists()
+    for _ in range(2):
+        assert launch('--detach', '--logs=ours', '--', 'true', cwd=tmp_path, **tools)[:2] == (0, '42\n')
+
+
+def test_a_job_that_slurm_has_forgotten_is_not_said_to_have_succeeded(tmp_path, tools):
+    (tmp_path / 'states').write_text('')
+    code, _, err = launch('--poll=0.01', '--', 'true', cwd=tmp_path, **tools)
+    assert code == 1 and 'job 42 is forgotten' in err
 
 
 def lacking():
@@ -206,6 +226,34 @@ def test_slurm_an_array_runs_every_index(tmp_path, slurm):
     code, out, _ = launch('--poll=0.5', '--array=0-2', '--', 'bash', '-c', 'echo index %a; exit %a', cwd=tmp_path,
                           **slurm)
     assert code == 2 and sorted(re.findall(r'_(\d)\] index (\d)', out)) == [('0', '0'), ('1', '1'), ('2', '2')]
+
+
+@pytest.mark.slurm
+def test_slurm_takes_hostile_names_folders_and_words_letter_by_letter(tmp_path, slurm):
+    name, logs = 'a  b "c" \'d\' $(touch canary) `e` \\ %j #f ö', 'a  b "c" \'d\' $(touch canary) `e` %j #f ö'
+    words = [word for word in launches.HOSTILE if '\r\n' not in word]
+    place = tmp_path / logs
+    place.mkdir()
+    line = ['--poll=0.5', '--nodes=2', f'--name={name}', f'--sbatch=--comment={name}', f'--logs={logs}', '--',
+            sys.executable, '-c', 'import sys; print(ascii(sys.argv[1:]))', *words]
+    code, out, err = launch(*line, cwd=place, **slurm)
+    assert (code, out) == (0, f'{words!a}\n'), err
+    job = re.search(r'job (\d+) is submitted', err)[1]
+    names = sorted(path.name for path in (place / logs).iterdir())
+    assert names == [f'{job}.0.log', f'{job}.1.log', f'{job}.out', 'job.sh']
+    details = control(slurm, 'scontrol', 'show', 'job', job)
+    assert f'JobName={name}\n' in details and f'Comment={name} \n' in details
+    assert not list(tmp_path.rglob('canary'))
+
+
+@pytest.mark.slurm
+def test_slurm_follows_the_options_and_not_the_variables_of_another_job(tmp_path, slurm):
+    odd = {'SBATCH_JOB_NAME': 'odd', 'SBATCH_TIMELIMIT': '1', 'SBATCH_OUTPUT': '/dev/null', 'SBATCH_ARRAY_INX': '0-3',
+           'SLURM_JOB_ID': '99', 'SLURM_RESTART_COUNT': 'odd', 'SLURM_CPUS_PER_TASK': 'odd', 'SQUEUE_USERS': 'nobody',
+           'LM_COORDINATOR': 'odd', 'LM_PROCESSES': '7', 'LM_PROCESS': '6'}
+    code, out, err = launch('--poll=0.5', '--time=5', '--nodes=2', '--', 'bash', '-c',
+                            'echo $SLURM_JOB_NAME $LM_PROCESSES; exit 3', cwd=tmp_path, **slurm, **odd)
+    assert code == 3 and out == 'lm\n', err
 
 
 @pytest.fixture(scope='module')

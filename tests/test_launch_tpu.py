@@ -70,7 +70,8 @@ def test_a_run_from_creation_to_deletion(cloud):
     assert code == 3 and lines[:2] == ['worker-0', 'here']
     assert sum('ended with code 3' in line for line in lines) == 2
     assert '19.20 dollars an hour, 38.40 dollars for 2 hours' in err.splitlines()[0] + err.splitlines()[1]
-    assert (cloud.project / 'runs' / 'x' / 'record').read_text() == 'tpu\n'
+    [record] = (cloud.project / 'runs' / 'tpu').glob('*/runs/x/record')
+    assert record.read_text() == 'tpu\n' and f'the results are in {record.parents[2]}' in err
     assert not cloud.left() and cloud.verbs()[-1] == 'delete'
     create = next(words for words in cloud.calls() if words[3] == 'create')
     assert {'--accelerator-type=v5litepod-16', '--runtime-version=v2-alpha-tpuv5-lite'} < set(create)
@@ -117,7 +118,7 @@ def test_a_preempted_run_starts_again_on_a_new_slice(cloud):
         f'[[ -e {kept}-$WORKER ]] && echo resumed && exit 0; touch {kept}-$WORKER; echo began; sleep 100'))
     assert code == 0 and out.splitlines()[-1] == 'resumed' and 'was taken away (suspended)' in err
     assert cloud.verbs().count('create') == 2 and not cloud.left()
-    assert 'nothing in the command is kept in a bucket' in err
+    assert 'what the command saves is lost when the slice is preempted; try --bucket=NAME' in err
 
 
 def test_a_lost_connection_is_taken_up_where_it_broke(cloud):
@@ -158,7 +159,7 @@ def test_an_interrupt_saves_fetches_and_deletes(cloud, number):
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75 and out == 'saved\n' and 'asking the command to stop' in err
-    assert (cloud.project / 'runs' / 'saved').exists() and not cloud.left()
+    assert list((cloud.project / 'runs' / 'tpu').glob('*/runs/saved')) and not cloud.left()
 
 
 @pytest.mark.long
@@ -197,10 +198,31 @@ def test_keep_keeps_and_says_how_to_delete(cloud):
     (['v5e-16', '--hours=-1'], "'-1' is not a number above 0"),
     (['v5e-16', '--name=My_Run'], '--name=My_Run is not a name there'),
     (['v5e-16', '--spot', '--reserved'], 'not allowed with argument'),
+    (['v5e-16', '--bucket=gs://b/x'], '--bucket=gs://b/x is not the name of a bucket; try --bucket=NAME, without gs://.'),
+    (['v5e-16', '--fetch=../x'], '--fetch=../x is not a path in the project'),
+    (['v5e-１６'], "'v5e-１６' is no TPU slice"), (['v5e-' + '9' * 5000], 'has 5,004 letters; use at most 4,096'),
+    (['v5e-' + '9' * 4000], 'is no TPU slice; try one of v4-16'),
+    (['v5e-16', '--hours=' + '9' * 5000], 'is not a number above 0'), (['v5e-16', '--gcloud=x'], 'try --x'),
 ])
 def test_a_mistake_is_one_line(cloud, words, message):
     code, out, err = cloud.run(*words, '--', 'true')
+    assert len(err) < 1200
     assert (code, out) == (2, '') and message in err and len(err.splitlines()) == 1 and not cloud.calls()
+
+
+def test_a_run_directory_that_is_no_folder_is_refused(cloud):
+    for words in (['--workdir=gs://b/run'], ['--workdir', 'gs://b/run']):
+        code, out, err = cloud.run('v5e-16', '--', 'lm', 'train', 'x.py', *words)
+        assert (code, out, len(err.splitlines())) == (2, '', 1) and not cloud.calls()
+        assert '--workdir=gs://b/run is not a folder, which a run of lm needs; try --bucket=b before --, and ' \
+               '--workdir=/results/run after it.' in err
+
+
+@pytest.mark.skipif(not os.geteuid(), reason='root may read every file')
+def test_a_file_that_cannot_be_read_is_named_and_not_left_out(cloud):
+    (cloud.project / 'data.txt').chmod(0)
+    code, _, err = cloud.run('v5e-16', '--', 'true')
+    assert code == 2 and 'data.txt cannot be read, and would not be copied; chmod +r it' in err and not cloud.left()
 
 
 def test_a_command_reaches_the_workers_up_to_the_size_of_one_argument(cloud):
@@ -217,6 +239,38 @@ def test_a_command_reaches_the_workers_up_to_the_size_of_one_argument(cloud):
     assert 'the command, quoted for the workers, takes 122,881 bytes as one argument, and at most 122,880' in err
 
 
+@pytest.mark.parametrize('state', ['ACTIVE', 'SUSPENDED'])
+def test_a_slice_that_others_have_created_is_neither_used_nor_deleted(cloud, state):
+    (cloud.folder / 'state').write_text(state)
+    (cloud.folder / 'description').write_text('production')
+    code, out, err = cloud.run('v5e-16', '--name=prod', '--', 'true')
+    assert (code, out) == (2, '') and 'prod exists and was not created by tpu.py; try another --name' in err
+    assert cloud.left() and cloud.verbs() == ['describe']
+
+
+def test_results_replace_nothing_here(cloud):
+    (cloud.project / 'runs' / 'x').mkdir(parents=True)
+    (cloud.project / 'runs' / 'x' / 'record').write_text('dear')
+    (cloud.project / '.gitignore').write_text('runs\n')
+    code, _, err = cloud.run('v5e-16', '--fetch=runs', '--fetch=a/x', *script(
+        'mkdir -p runs/x a/x; echo new >runs/x/record; echo other >a/x/record'))
+    assert code == 0 and (cloud.project / 'runs' / 'x' / 'record').read_text() == 'dear', err
+    made = {str(path.relative_to(cloud.project / 'runs' / 'tpu')).partition('/')[2]: path.read_text()
+            for path in (cloud.project / 'runs' / 'tpu').rglob('record')}
+    assert made == {'runs/x/record': 'new\n', 'a/x/record': 'other\n'}
+
+
+def test_the_bucket_is_a_folder_of_every_worker(cloud):
+    for name, text in (('mountpoint', 'exit 1'), ('sudo', 'echo "$*" >>$FAKE/sudo-$WORKER'), ('gcsfuse', '')):
+        (cloud.project.parent / 'bin' / name).write_text(f'#!/bin/bash\n{text}\n')
+        (cloud.project.parent / 'bin' / name).chmod(0o755)
+    code, _, err = cloud.run('v5e-16', '--bucket=mine', '--', 'true')
+    assert code == 0, err
+    for worker in ('worker-0', 'worker-1'):
+        assert (cloud.folder / f'sudo-{worker}').read_text() == (
+            'mkdir -p /results\ngcsfuse -o allow_other --implicit-dirs --file-mode=666 --dir-mode=777 mine /results\n')
+
+
 def test_without_gcloud_it_says_where_to_get_it(cloud):
     tools = cloud.project.parent / 'none'
     tools.mkdir()
@@ -229,11 +283,12 @@ def test_without_gcloud_it_says_where_to_get_it(cloud):
 @pytest.mark.skipif(not shutil.which('gcloud'), reason='gcloud is not installed')
 def test_the_real_gcloud_takes_every_command(cloud, tmp_path):
     """It is logged out and may not look for an account, so that it stops where it would begin."""
-    words = ['v5e-16', '--slices=2', '--spot', '--project=none', '--dry-run', '--', 'true']
-    lines = cloud.run(*words)[1].replace('\ngcloud', '\0gcloud').replace('\ncd /', '\0cd /').strip().split('\0')
+    words = ['v5e-16', '--slices=2', '--spot', '--bucket=mine', '--project=none', '--dry-run', '--', 'true']
+    lines = cloud.run(*words)[1].strip()
+    lines = re.split('\n(?=gcloud|cd /|mkdir)', lines)
     environ = {**os.environ, 'CLOUDSDK_CONFIG': str(tmp_path / 'config'), 'CLOUDSDK_CORE_CHECK_GCE_METADATA': 'false'}
     commands = [line for line in lines if line.startswith('gcloud')]
-    assert len(commands) == 10
+    assert len(commands) == 11
     for command in commands:
         done = subprocess.run(command, shell=True, env=environ, capture_output=True, text=True, check=False)
         assert done.returncode == 1 and 'active account selected' in done.stderr, (command, done.stderr)
