@@ -157,7 +157,7 @@ def add(directory, trials):
     """Adds trials to sweep.json; call it within `alone`."""
     about = records.sweep(directory)
     about = {**about, 'trials': about['trials'] | _dumped(trials)}
-    files.replace(directory / records.SWEEP, json.dumps(about, indent=1) + '\n')
+    files.replace(directory / records.SWEEP, files.sealed(json.dumps(about, indent=1)) + '\n')
 
 
 def _dumped(trials):
@@ -172,7 +172,7 @@ def _write(sweep, file, words):
     copy = sweep.directory / 'experiment.py'
     if path != copy.resolve():
         files.replace(copy, files.content(file))
-    files.replace(sweep.directory / records.SWEEP, json.dumps(about, indent=1) + '\n')
+    files.replace(sweep.directory / records.SWEEP, files.sealed(json.dumps(about, indent=1)) + '\n')
 
 
 def open_sweep(directory):
