@@ -1,4 +1,5 @@
 """Files that lm wrote and reads back: what is wrong with one is said with its name and a remedy, never raised raw."""
+import json
 import re
 
 import damage
@@ -70,3 +71,22 @@ def test_a_warning_is_one_line_and_comes_once(capsys):
     files.warn('a\nb')
     files.warn('a\nb')
     assert capsys.readouterr().err == 'lm: a b\n'
+
+
+def test_a_sealed_object_is_read_whole_or_refused(tmp_path):
+    value = {'step': 3, 'loss': 2.25, 'name': 'a "b", {c}'}
+    for text in (json.dumps(value), json.dumps(value, indent=1) + '\n'):
+        content = files.sealed(text).encode()
+        assert files.parse_json(content, dict) == value and json.loads(content).keys() - value.keys() == {'crc32'}
+        for place in range(8 * len(content)):
+            flipped = bytearray(content)
+            flipped[place // 8] ^= 1 << place % 8
+            try:
+                other = files.parse_json(bytes(flipped), dict)
+            except ValueError:
+                continue
+            # The name of the checksum itself has changed.
+            assert {name: other[name] for name in value} == value and len(other) == 4
+    with pytest.raises(ValueError, match='after an edit by hand, remove that item'):
+        files.parse_json(files.sealed('{"a": 1}').replace('1,', '2,'), dict)
+    assert files.parse_json('{"a": 2}', dict) == {'a': 2}

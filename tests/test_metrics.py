@@ -182,11 +182,11 @@ def test_a_disk_that_fills_up_is_one_line_and_the_record_stays_readable(tmp_path
     code = ('import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n'
             'from lm.train import metrics; metrics._tensorboard = lambda *_: None; from lm import config\n'
             'writer = metrics.Writer(sys.argv[1], 5)\n'
-            'resource.setrlimit(resource.RLIMIT_FSIZE, (70, 70))\n'
+            'resource.setrlimit(resource.RLIMIT_FSIZE, (110, 110))\n'
             'try:\n    for step in range(1, 6): writer.write(step, {"loss": 2.5})\n'
             'except config.Error as error: print(error)\n'
             'writer.close()')
     done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert f'cannot write to {tmp_path}: ' in done.stdout.splitlines()[-1] and not done.stderr
     assert records.intact(tmp_path) == [{'step': 1, 'loss': 2.5}, {'step': 2, 'loss': 2.5}]
-    assert (tmp_path / 'metrics.jsonl').stat().st_size == 70
+    assert (tmp_path / 'metrics.jsonl').stat().st_size == 110

@@ -3,8 +3,10 @@ import dataclasses
 import json
 import os
 import pathlib
+import random
 import types
 
+import damage
 import numpy as np
 import pytest
 
@@ -167,3 +169,42 @@ def test_bench_prints_the_plan_beside_the_step_and_keeps_what_it_shows(tmp_path,
     assert printed['predicted_floor_seconds'] == pytest.approx(products, abs=1e-6)
     assert printed['product_efficiency'] == pytest.approx(0.25)
     assert calibration.calibrated(hardware.cluster('8xh100')).chip.efficiency == pytest.approx(0.25)
+
+
+def test_a_damaged_efficiency_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    cluster = hardware.cluster('8xh100')
+    path = calibration._path(cluster.chip)
+    value = {'chip': 'h100', 'efficiency': 0.5, 'step_seconds': 1.0}
+    content, rng = json.dumps(value).encode(), random.Random(0)
+    for _, other in [*damage.damaged(content, rng), *((name, json.dumps(other).encode())
+                                                      for name, other in damage.garbled(value, rng))]:
+        path.write_bytes(other)
+        try:
+            assert 0 < calibration.calibrated(cluster).chip.efficiency <= 1
+        except config.Error as error:
+            assert str(path) in str(error) and 'delete it, or run lm bench on that chip again' in str(error)
+    for obstacle in damage.OBSTACLES[1:-1]:
+        obstacle(path)
+        with pytest.raises(config.Error, match=f'cannot read {path}'):
+            calibration.calibrated(cluster)
+    damage.absent(path)
+    assert calibration.calibrated(cluster) == cluster
+
+
+def test_a_damaged_table_is_one_line_or_names_its_rows(tmp_path):
+    path, rng, planned = tmp_path / 'rows.json', random.Random(0), 0
+    content = json.dumps([RECIPE]).encode()
+    for _, other in [*damage.damaged(content, rng, 5, 10), *((name, json.dumps(other).encode())
+                                                             for name, other in damage.garbled([RECIPE], rng, 60))]:
+        path.write_bytes(other)
+        try:
+            rows, refused = published.read(path)
+        except config.Error as error:
+            assert 'docs/planning.md' in str(error)
+            continue
+        planned += len(rows)
+        assert all(len(reason) < 1500 for reason in refused.values())
+        for row in rows:
+            assert published.cost_of(row)[-1]['flops'] > 0
+    assert planned >= 5

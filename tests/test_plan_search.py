@@ -1,10 +1,14 @@
 """Layouts, the search among them, and its messages where none fits."""
 import ast
+import contextlib
 import dataclasses
+import gzip
 import json
 import pathlib
+import random
 import types
 
+import damage
 import numpy as np
 import pytest
 
@@ -174,10 +178,48 @@ def test_a_search_whose_compiles_do_not_fit_says_what_the_compiler_takes(fake_co
     assert 'compiling' in said and 'None fits' in said and 'more than the 15.75 of v5e' in said
 
 
-@pytest.mark.parametrize('options, remedy', [({'check': 0}, '--check=1'), ({'price': -1.0}, '--price=2.5')])
-def test_options_must_make_sense(options, remedy):
+@pytest.mark.parametrize('options, remedy', [
+    ({'check': 0}, '--check=1'), ({'price': -1.0}, '--price=2.5'), ({'price': float('nan')}, '--price=2.5'),
+    ({'check': 5, 'search': False}, '--check changes nothing without --search; add that'),
+    ({'check': 0, 'search': False, 'on': '', 'against': 'a.json'}, '--check=0 compiles nothing'),
+    ({'against': 'a.json', 'search': False}, '--against reads a table, in which --on changes nothing'),
+    ({'against': 'a.json', 'on': ''}, 'in which --search changes nothing'),
+    ({'against': 'a.json', 'on': '', 'search': False, 'price': 2.0}, 'in which --price changes nothing'),
+    ({'against': 'a.json', 'on': '', 'search': False, 'check': 2}, 'in which --check changes nothing')])
+def test_options_must_make_sense_and_change_something(options, remedy):
     with pytest.raises(config.Error, match=remedy):
-        plan.main(TINY, on='v5e-8', search=True, **options)
+        plan.main(TINY, **{'on': 'v5e-8', 'search': True, **options})
+
+
+KEPT = {'text': 'HloModule', 'memory': {'arguments': 1, 'temporaries': 2, 'outputs': 3}, 'needed': 0, 'warnings': 0,
+        'seconds': 1.5}
+
+
+def test_a_compiled_step_in_the_cache_is_whole_or_compiled_again(tmp_path, monkeypatch):
+    settings, cluster = settings_of('tiny'), hardware.cluster('8xh100')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.setattr(compiler, 'lower_step', lambda *_: None)
+    monkeypatch.setattr(compiler, 'cache_key', lambda *_: 'key')
+    monkeypatch.setattr(compiler, '_compile', lambda _: KEPT)
+    monkeypatch.setattr(compiler.topology, 'devices', lambda cluster: [])
+    request = {'settings': config.dump(settings), 'cluster': cluster.name, 'file': None}
+    path = tmp_path / 'lm' / 'plan' / 'key.json.gz'
+    answer = {'path': str(path), 'cached': False, 'damaged': ''}
+    assert compiler._answer(request) == answer and compiler._answer(request) == {**answer, 'cached': True}
+    content = path.read_bytes()
+    rng = random.Random(0)
+    cases = [other for _, other in damage.damaged(content, rng, 8, 12)]
+    cases += [gzip.compress(json.dumps(value).encode()) for _, value in damage.garbled(KEPT, rng, 40)]
+    for other in cases:
+        path.write_bytes(other)
+        response = compiler._answer(request)
+        if not response['cached']:
+            assert response['damaged'].startswith(f'{path} is damaged (')
+        assert compiler._kept(path).keys() == KEPT.keys()
+    for obstacle in damage.OBSTACLES[1:]:
+        obstacle(path)
+        with pytest.raises(config.Error) if obstacle != damage.dangling else contextlib.nullcontext():
+            compiler._kept(path)
 
 
 def test_what_is_wrong_with_settings_is_said_as_everywhere(monkeypatch, tmp_path):

@@ -121,7 +121,7 @@ def test_a_replay_is_the_step_to_the_last_bit_and_measures_its_layers(jumped, pl
 
 def test_a_replay_says_where_the_record_differs(jumped, place, capsys):
     _, directory, _, step = jumped
-    rows = [json.loads(line) for line in (directory / 'metrics.jsonl').read_text().splitlines()]
+    rows = records.read(directory)
     changed = [{**row, 'loss': row['loss'] + 1e-6} if row['step'] == step - 1 else row for row in rows]
     spikes.path(directory, step).rename(place / 'aside')
     (directory / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, changed)) + '\n')
@@ -195,3 +195,21 @@ def test_what_is_resumed_sees_what_was_never_stopped():
         part.observe(loss)
     resumed.begin(json.loads(json.dumps(list(part.losses))))
     assert [resumed.observe(loss) for loss in losses[50:]] == told[50:] and told[-1]
+
+
+def test_a_damaged_record_of_a_step_is_refused_with_its_file(tmp_path, capsys):
+    record = {'step': 5, 'loss': 3.0, 'median': None, 'deviation': None, 'grad_norm': 1.0, 'batch': 4, 'passages': [{}],
+              'layers': [{'name': 'a', 'layer': 0, 'gradient': 1.0, 'weight': None, 'update': 2.0, 'bits': [1, 2, 3]}]}
+    assert spikes.steps(tmp_path) == [] and spikes.read(tmp_path, 5) is None
+    spikes.write(tmp_path, record)
+    assert spikes.read(tmp_path, 5) == record
+    for other in ({**record, 'step': 6}, {**record, 'layers': [{**record['layers'][0], 'bits': [1]}]}, [], None,
+                  {**record, 'layers': 3}, {**record, 'batch': True}):
+        spikes.path(tmp_path, 5).write_text(json.dumps(other))
+        with pytest.raises(config.Error, match='spikes/5.json is damaged .*delete it, and lm replay writes it again'):
+            spikes.read(tmp_path, 5)
+    for name in ('²', '05', 'x', '-1', '9' * 30):
+        (tmp_path / 'spikes' / f'{name}.json').write_text('{}')
+    (tmp_path / 'spikes' / '.7.json.99').write_text('')
+    assert spikes.steps(tmp_path) == [5]
+    assert capsys.readouterr().err.count('is no record of a step') == 5

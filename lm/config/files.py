@@ -9,10 +9,12 @@ import re
 import stat
 import sys
 import typing
+import zlib
 
 from lm.config.annotations import Error, described
 
 _NAMED = 200  # characters of the name of a misfit
+_SEAL = ', "crc32": '
 _LONG = re.compile('[0-9]{20}')
 _DEPTH = 100  # levels of nesting; records of lm have less, and what walks them recurses
 
@@ -60,6 +62,15 @@ def read_json(path, shape, remedy, optional=False):
         raise Error(f'{path} is damaged ({error}); {remedy}') from error
 
 
+def sealed(text):
+    """Returns the text of a JSON object with an item crc32 behind the others: the checksum of the text before it.
+
+    parse_json compares and removes it. It finds a flipped bit that leaves a number a number.
+    """
+    before = text.rstrip().removesuffix('}').rstrip()
+    return f'{before}{_SEAL}{zlib.crc32(before.encode())}}}'
+
+
 def parse_json(text, shape):
     """Returns the JSON value of a text or bytes; raises ValueError that says what is wrong with it.
 
@@ -78,6 +89,10 @@ def parse_json(text, shape):
         raise ValueError(f'nested over {_DEPTH} deep') from None
     if text.count('[') + text.count('{') > _DEPTH and _depth(value) > _DEPTH:
         raise ValueError(f'nested over {_DEPTH} deep')
+    if isinstance(value, dict) and 'crc32' in value:
+        before, seal, _ = text.rpartition(_SEAL)
+        if not seal or zlib.crc32(before.encode(errors='replace')) != value.pop('crc32'):
+            raise ValueError('crc32 is the checksum of another content; after an edit by hand, remove that item')
     if misfit := _misfit(value, shape, ''):
         raise ValueError(misfit)
     return value

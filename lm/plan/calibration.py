@@ -33,7 +33,7 @@ def record(chip, roof, seconds):
     efficiency = min(1.0, roof.nominal['products'] / max(seconds - rest, roof.nominal['products']))
     about = {'chip': chip.name, 'efficiency': efficiency, 'step_seconds': seconds}
     try:
-        files.replace(_path(chip), json.dumps(about) + '\n')
+        files.replace(_path(chip), files.sealed(json.dumps(about)) + '\n')
     except OSError as error:
         raise config.Error(f'cannot write {_path(chip)}: {error.strerror}; free some space.') from error
     return efficiency

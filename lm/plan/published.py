@@ -15,6 +15,7 @@ from lm.plan import analytic, roofline
 from lm.plan.layout import layout_of
 
 ACTIVATIONS = {'swiglu': (Silu(), True), 'geglu': (Gelu(), True), 'gelu': (Gelu(), False), 'relu': (Relu(), False)}
+LARGEST = {'depth': 2 ** 12, '': 2 ** 24}  # of a row's whole numbers: what is traced takes time by the layers
 PRECISIONS = {'bf16': 'bfloat16', 'fp32': 'float32'}
 
 
@@ -106,7 +107,7 @@ def read(path):
     for number, fields in enumerate(table, start=1):
         try:
             rows.append(_row(fields))
-        except config.Error as error:
+        except (config.Error, TypeError) as error:  # TypeError: of a text where a model compares a number
             name = fields.get('id') if isinstance(fields, dict) else None
             refused[f'row {number} ({name})' if name else f'row {number}'] = str(error)
     return rows, refused
@@ -115,7 +116,6 @@ def read(path):
 def _row(fields):
     """Returns the Row of a table's fields, whose model, hardware and mesh exist; fields of other names are remarks."""
     row = _made(Row, 'a row', fields)
-    overrides.check(row)
     cluster = hardware.cluster(row.on)
     layout_of(row.settings(), cluster.devices)
     return row
@@ -137,9 +137,17 @@ def _made(cls, name, fields):
               and field.default is field.default_factory is dataclasses.MISSING]
     if absent:
         raise config.Error(f'{name} has no {absent[0]!r}; see docs/planning.md.')
+    values = {field: value for field, value in fields.items() if field in known}
+    for field, value in values.items():
+        if isinstance(value, int) and value > LARGEST.get(field, LARGEST['']):
+            raise config.Error(f'{field}={value} of {name} is more than any run had; see docs/planning.md.')
     try:
-        return cls(**{field: value for field, value in fields.items() if field in known})
-    except TypeError as error:  # a text or null where a number is compared
+        made = cls(**values)
+        overrides.check(made)
+        return made
+    except config.Error:
+        raise
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:  # a text or null where a number is
         raise config.Error(f'{name} has a value of a wrong type: {error}') from error
 
 

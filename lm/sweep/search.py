@@ -55,7 +55,7 @@ def read(directory):
 
 
 def _write(directory, about):
-    files.replace(Path(directory) / RECORD, json.dumps(about, indent=1) + '\n')
+    files.replace(Path(directory) / RECORD, files.sealed(json.dumps(about, indent=1)) + '\n')
 
 
 def ended(sweep):

@@ -162,7 +162,7 @@ def add(directory, trials):
     """Adds trials to sweep.json; call it within `alone`."""
     about = records.sweep(directory)
     about = {**about, 'trials': about['trials'] | _dumped(trials)}
-    files.replace(directory / records.SWEEP, json.dumps(about, indent=1) + '\n')
+    files.replace(directory / records.SWEEP, files.sealed(json.dumps(about, indent=1)) + '\n')
 
 
 def _dumped(trials):
@@ -175,7 +175,8 @@ def _write(sweep, experiment, words):
     about = {'experiment': str(near), 'given': list(words), 'config': config.dump(sweep.base),
              'rule': config.dump(sweep.rule), 'trials': _dumped(sweep.trials)}
     beside.keep(experiment, sweep.directory)
-    files.replace(sweep.directory / records.SWEEP, json.dumps(about, indent=1) + '\n')
+    files.replace(sweep.directory / records.SWEEP, files.sealed(json.dumps(about, indent=1)) + '
+')
 
 
 def open_sweep(directory, code=None):

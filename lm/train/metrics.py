@@ -57,7 +57,7 @@ class Writer:
     def write(self, step, values):
         """Records {name: number} at `step`; a number that is not finite becomes null."""
         values = finite(values)
-        line = json.dumps({'step': step, **values}).encode() + b'\n'
+        line = files.sealed(json.dumps({'step': step, **values})).encode() + b'\n'
         if self.file.write(line) < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._add(lambda: self.board and self.board.add_scalars(step, values))

@@ -108,4 +108,4 @@ def write(directory, record):
     file.parent.mkdir(exist_ok=True)
     layers = record['layers'] and [records.finite(row) for row in record['layers']]
     text = json.dumps({**records.finite(record), 'layers': layers}, indent=1, ensure_ascii=False)
-    files.replace(file, text + '\n')
+    files.replace(file, files.sealed(text) + '\n')
