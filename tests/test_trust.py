@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from lm import config, train
+from lm.config import files
 from lm.train import runs
 
 MODELS = '''
@@ -98,7 +99,7 @@ def hostile(tmp_path):
 ])
 def test_a_hostile_record_executes_nothing(hostile, monkeypatch, key, value, message):
     monkeypatch.chdir(hostile)
-    about = json.loads((hostile / 'config.json').read_text())
+    about = files.parse_json((hostile / 'config.json').read_bytes(), dict)
     about['config'][key] = value
     (hostile / 'config.json').write_text(json.dumps(about))
     before = sorted(hostile.rglob('*'))

@@ -35,7 +35,7 @@ class Trial:
 class Sweep:
     """A directory in which trials of one experiment are trained, each at most once; `rule` stops bad ones early.
 
-    code: the experiment file that is executed where a record has types of its own, None where none is trusted.
+    code: the experiment file to execute where a record has types of its own, None where none is trusted.
     """
 
     directory: Path
@@ -175,15 +175,14 @@ def _write(sweep, experiment, words):
     about = {'experiment': str(near), 'given': list(words), 'config': config.dump(sweep.base),
              'rule': config.dump(sweep.rule), 'trials': _dumped(sweep.trials)}
     beside.keep(experiment, sweep.directory)
-    files.replace(sweep.directory / records.SWEEP, files.sealed(json.dumps(about, indent=1)) + '
-')
+    files.replace(sweep.directory / records.SWEEP, files.sealed(json.dumps(about, indent=1)) + '\n')
 
 
 def open_sweep(directory, code=None):
     """Returns the Sweep of a directory as listed now; other processes may add trials at any time.
 
-    `code` is an experiment file to execute where types of its own are listed; by default none is. Raises config.Error
-    where there is no sweep, or its sweep.json is damaged.
+    `code` is an experiment file to execute where types of its own are listed. Raises config.Error where there is no
+    sweep, or its sweep.json is damaged.
     """
     about = records.sweep(directory)
     if about is None:

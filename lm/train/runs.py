@@ -172,7 +172,7 @@ def _record(directory, experiment, devices):
              'device': devices[0].device_kind, 'devices': len(devices),
              'commit': _commit(), 'versions': {'python': sys.version.split()[0], **_versions()}}
     with _writing(directory):
-        files.replace(path, json.dumps(about, indent=1) + '\n')
+        files.replace(path, files.sealed(json.dumps(about, indent=1)) + '\n')
         beside.keep(experiment, directory)
 
 
