@@ -1,5 +1,6 @@
 """Becomes the command in the variable COMMAND, whose words are quoted as for a shell; nothing in them is expanded."""
 
+import interrupt  # isort: skip  # noqa: F401 - first, so that Ctrl-C is one line from here on
 import os
 import shlex
 

@@ -1,6 +1,5 @@
 """What the launchers share: their ends, one-line errors, standard streams, commands and log folders."""
 
-import contextlib
 import errno
 import os
 import pathlib
@@ -83,8 +82,10 @@ def say(text):
 
 def tell(text):
     """Prints to standard error, as long as it takes it."""
-    with contextlib.suppress(OSError):
+    try:
         print(text, file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
 
 
 def result(text):

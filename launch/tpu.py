@@ -101,7 +101,7 @@ class Job:
         digest = hashlib.sha256(os.fsencode(f'{options.slice} {options.slices} {line}')).hexdigest()[:6]
         self.queued = gcloud.Queued(options.name or f'lm-{options.slice}-{digest}',
                                     options.zone or kind.generation.zone, options.project)
-        self.line, self.began, self.asked = line, None, False
+        self.line, self.content, self.began, self.asked = line, None, None, False
 
     def create(self):
         options = self.options
@@ -140,6 +140,7 @@ class Job:
 
     def run(self):
         """Returns the exit code of the command; starts again what was preempted, and deletes the slice at the end."""
+        self.content = archive.packed(PACK)  # before anything costs
         try:
             for attempt in range(self.options.retries + 1):
                 try:
@@ -201,7 +202,7 @@ class Job:
     def attempt(self):
         """Returns the exit code of the command on slices that are there, run again as long as it ends with 75."""
         with tempfile.NamedTemporaryFile(suffix='.tgz') as file:
-            file.write(archive.packed(PACK))
+            file.write(self.content)
             file.flush()
             shell.say(f'copying {file.tell() / 1e6:.1f} MB of code and installing on every worker')
             self.remotely('copy the code', self.queued.send(file.name))
