@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 
+import damage
 import pytest
 import rich.console
 from sweeps import FILE, one_device, reopened  # noqa: F401
@@ -264,3 +265,32 @@ def test_a_directory_in_use_is_left_alone(file, tmp_path, cache, monkeypatch):
     run.close()
     assert trials.states(sweep)[0] == {trial.id: 'new'}
     assert not config.diff(runs.read(trial.directory, runs.trusted(trial.directory, True)), trial.settings)
+
+
+def test_a_trial_that_cannot_be_written_and_garbled_claims_stop_no_worker(file, tmp_path, cache, monkeypatch, capsys):
+    sweep = listed(file, tmp_path / 'a', [{'seed': 1}, {'seed': 2}, {'seed': 3}])
+    blocked, claimed, free = sweep.trials
+    blocked.directory.mkdir()
+    damage.fifo(blocked.directory / records.RECORD)
+    claims.Claims(sweep.directory)
+    for name in (f'{claimed.id}.1', f'{claimed.id}.²', f'{free.id}.{"9" * 23}'):
+        (sweep.directory / 'claims' / name).write_text('null')
+    monkeypatch.setattr(claims, 'DEAD', 0.5)
+    monkeypatch.setattr(claims, 'PERIOD', 0.1)
+    assert worker.work(sweep, cache) == 1
+    assert trials.states(sweep)[0] == {blocked.id: 'failed', claimed.id: 'finished', free.id: 'finished'}
+    assert trials.reason(blocked).startswith(f'{blocked.directory} holds metrics.jsonl and no config.json of lm')
+    shown = capsys.readouterr().err
+    assert shown.count('\n') == 4 and all(line.startswith('lm: ') for line in shown.splitlines())
+    assert f'{claimed.id}.1 cannot be read as a claim: the trial is free' in shown
+
+
+@pytest.mark.parametrize('name', ['search.json', 'sweep.json', 'claims', 'lock'])
+def test_a_worker_over_a_damaged_list_is_one_line(file, tmp_path, cache, capsys, name):
+    listed(file, tmp_path / 'a', [{'seed': 1}])
+    path = tmp_path / 'a' / name
+    damage.loop(path)
+    command = ['sweep', *((str(file), f'--workdir={tmp_path}/a') if name == 'lock' else ('--worker', f'{tmp_path}/a'))]
+    assert cli.main([*command, f'--cache={cache}']) == 2
+    shown = capsys.readouterr().err
+    assert shown.count('\n') == 1 and str(path.parent) in shown
