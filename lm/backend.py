@@ -1,12 +1,15 @@
 """Environment variables of XLA and JAX, to be set before JAX is imported: compiler flags, platform, GPU memory."""
 import os
+import resource
 
+from lm.config.annotations import Error
 from lm.hardware import GPU_SHARE
 
 # CPU: vectors of 512 bits, faster than XLA's default of 256 where there is AVX-512. TPU: lets libtpu change the layout
 # of gradients in groups of any size, without which reductions over few devices are all-reduces, not reduce-scatters.
 FLAGS = {'XLA_FLAGS': '--xla_cpu_prefer_vector_width=512',
          'LIBTPU_INIT_ARGS': '--xla_tpu_relayout_group_size_threshold_for_reduce_scatter=1'}
+ADDRESS_SPACE = 2 * 10 ** 9  # bytes; a toy model's training ended in a segmentation fault at 1.2e9 and ran at 2.0e9
 
 
 def tune(environ=os.environ):
@@ -17,9 +20,20 @@ def tune(environ=os.environ):
     """
     for name, flag in FLAGS.items():
         present = environ.get(name, '')
-        if flag.partition('=')[0] not in present:
+        is_file = present.strip() and not present.lstrip().startswith('-')  # XLA reads its flags from a file then
+        if flag.partition('=')[0] not in present and not is_file:
             environ[name] = f'{present} {flag}'.strip()
     environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', str(GPU_SHARE))
+
+
+def check_limits(limit=None):
+    """Raises Error where `ulimit -v` leaves too little address space: XLA then ends the process without a word.
+
+    limit: in bytes, by default this process's own.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0] if limit is None else limit
+    if limit != resource.RLIM_INFINITY and limit < ADDRESS_SPACE:
+        raise Error(f'ulimit -v {limit // 1024} is too little address space for XLA; try ulimit -v unlimited.')
 
 
 def hide_accelerators(environ=os.environ):

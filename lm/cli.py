@@ -16,6 +16,7 @@ import pathlib
 import re
 import signal
 import sys
+import traceback
 
 import lm
 from lm.config.annotations import Error, close, first_line
@@ -60,7 +61,7 @@ def main(argv=None):
         streams.discard_output()
         print(f'lm: standard output takes no more ({error.strerror}); send it to another file.', file=sys.stderr)
         return 1
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, AssertionError) as error:
         if not (lack := _lack(error)):
             raise
         print(f'lm: {lack}', file=sys.stderr)
@@ -72,7 +73,8 @@ def _lack(error):
     text = first_line(error)
     if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in text:
         return f'out of memory ({text}); try a smaller data.batch, a larger accumulate, or lm plan --search.'
-    if 'Unable to initialize backend' in text or 'Unknown backend' in text:
+    place = traceback.extract_tb(error.__traceback__)[-1].filename
+    if 'Unable to initialize backend' in text or place.endswith('jax/_src/xla_bridge.py'):
         platforms = os.environ.get('JAX_PLATFORMS', '')
         return f'JAX_PLATFORMS={platforms} does not start here ({text}); try JAX_PLATFORMS=cpu.'
     return ''
@@ -92,6 +94,7 @@ def _run(argv):
     flags = _flags(verb)
     if flags.get('JAX', True):
         from lm import backend
+        backend.check_limits()
         backend.tune()
     if not flags.get('ACCELERATORS', True):
         backend.hide_accelerators()

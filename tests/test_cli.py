@@ -2,13 +2,14 @@ import importlib
 import io
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
 
 import lm.commands
-from lm import backend, cli
+from lm import backend, cli, interrupts
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -46,6 +47,10 @@ def main(kind: str, *rest: str, **unused):
             raise ValueError('inside')
         case 'interrupt':
             raise KeyboardInterrupt
+        case 'memory':
+            raise MemoryError
+        case 'runtime':
+            raise RuntimeError(' '.join(rest))
         case 'exit':
             raise SystemExit(75)
     print(kind, *rest)
@@ -106,6 +111,21 @@ def test_exit_codes(verbs, capsys):
         cli.main(['echo', 'crash'])
 
 
+@pytest.mark.parametrize('argv, message', [
+    (['memory'], 'out of memory (MemoryError); try a smaller data.batch, a larger accumulate, or lm plan --search.'),
+    (['runtime', 'RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore'], 'out of memory (RESOURCE_EXHAUSTED: '
+     'Out of memory allocating 9 bytes.); try a smaller data.batch, a larger accumulate, or lm plan --search.'),
+    (['runtime', "Unable to initialize backend 'bogus': no such"], "JAX_PLATFORMS=bogus does not start here (Unable to "
+     "initialize backend 'bogus': no such); try JAX_PLATFORMS=cpu."),
+])
+def test_what_the_machine_lacks_is_one_line_and_exit_1(verbs, capsys, monkeypatch, argv, message):
+    monkeypatch.setenv('JAX_PLATFORMS', 'bogus')
+    assert cli.main(['echo', *argv]) == 1
+    assert capsys.readouterr() == ('', f'lm: {message}\n')
+    with pytest.raises(RuntimeError, match='^a bug$'):
+        cli.main(['echo', 'runtime', 'a bug'])
+
+
 def test_text_that_standard_output_cannot_spell_shows_as_question_marks(verbs, monkeypatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding='latin-1', newline='\n')
     monkeypatch.setattr('sys.stdout', out)
@@ -159,6 +179,54 @@ finally:
 def test_module_is_the_command():
     done = subprocess.run([sys.executable, '-m', 'lm', 'trian'], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (2, "lm: no verb 'trian'; did you mean 'train'?\n")
+
+
+@pytest.mark.parametrize('command, code, out, err', [
+    ('{lm} --version >/dev/full', 1, '', 'lm: standard output takes no more (No space left on device); send it to '
+     'another file.\n'),
+    ('{lm} --version >&-', 0, '', ''),
+    ('{lm} trian >&- 2>&- <&-', 2, '', ''),
+    ('{lm} trian 2>/dev/full', 2, '', ''),
+    ('{lm} trian >/dev/full', 2, '', "lm: no verb 'trian'; did you mean 'train'?\n"),
+    ('PYTHONIOENCODING=ascii {lm} é', 2, '', "lm: no verb '\\xe9'; there are {verbs}.\n"),
+    ('PYTHONIOENCODING=latin-1 {lm} €', 2, '', "lm: no verb '\\u20ac'; there are {verbs}.\n"),
+])
+def test_standard_streams_that_are_closed_full_or_of_few_letters(command, code, out, err):
+    command = command.replace('{lm}', f'{sys.executable} -m lm')
+    done = subprocess.run(['bash', '-c', command], capture_output=True, cwd=ROOT)
+    err = err.replace('{verbs}', ', '.join(cli.verbs()))
+    assert (done.returncode, done.stdout.decode(), done.stderr.decode('latin-1')) == (code, out, err)
+
+
+def test_a_file_that_a_closed_stream_would_have_taken_is_not_written_to(tmp_path):
+    code = ('import os, sys\nfrom lm import streams\nstreams.open_all()\n'
+            f'file = open({str(tmp_path / "own")!r}, "w")\nprint(file.fileno(), flush=True)\nsys.exit(file.fileno())')
+    command = f"{sys.executable} -c '{code.replace(chr(39), chr(34))}' >&- 2>&- <&-"
+    done = subprocess.run(['bash', '-c', command], cwd=ROOT)
+    assert done.returncode > 2 and (tmp_path / 'own').read_text() == ''
+
+
+@pytest.mark.parametrize('code', [
+    'interrupts.leave_at_once()\nsignal.raise_signal(2)',
+    'interrupts.leave_at_once()\ntry:\n    signal.raise_signal(2)\nexcept BaseException:\n    pass',
+])
+def test_an_interrupt_while_modules_are_imported_is_one_line(code):
+    code = f'import signal\nfrom lm import interrupts\n{code}'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (130, 'lm: interrupted\n')
+
+
+def test_an_interrupt_is_an_exception_again_once_a_verb_runs_and_stays_ignored_in_the_background(monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        for handler in signal.default_int_handler, signal.SIG_IGN:
+            signal.signal(signal.SIGINT, handler)
+            interrupts.leave_at_once()
+            assert (signal.getsignal(signal.SIGINT) is interrupts.leave) == (handler is not signal.SIG_IGN)
+            interrupts.raise_again()
+            assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_closed_pipe_is_quiet(tmp_path):

@@ -62,6 +62,22 @@ def test_what_the_user_set_stays():
     assert environ == given
 
 
+def test_a_file_of_flags_stays_a_file():
+    environ = {'XLA_FLAGS': 'flags.txt'}
+    backend.tune(environ)
+    assert environ['XLA_FLAGS'] == 'flags.txt'
+
+
+@pytest.mark.parametrize('limit', [-1, 2 ** 31])
+def test_address_space_that_is_enough(limit):
+    backend.check_limits(limit)
+
+
+def test_address_space_that_is_too_little():
+    with pytest.raises(config.Error, match='^ulimit -v 1171875 is too little address space for XLA; try'):
+        backend.check_limits(1_200_000_000)
+
+
 def test_what_the_user_set_is_added_to():
     environ = {'LIBTPU_INIT_ARGS': '--xla_tpu_other=1'}
     backend.tune(environ)
