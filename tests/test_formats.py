@@ -111,6 +111,12 @@ def test_text_that_begins_like_another_format_is_text(text, tmp_path):
 
 
 def test_an_empty_file_is_told(tmp_path):
-    (tmp_path / 'a.jsonl.gz').write_bytes(b'')
-    assert list(data.Files(str(tmp_path / 'a.jsonl.gz')).records()) == [
-        data.Reject('empty file', f'{tmp_path}/a.jsonl.gz', 0)]
+    for content in b'', gzip.compress(b''):
+        (tmp_path / 'a.jsonl.gz').write_bytes(content)
+        assert list(data.Files(str(tmp_path / 'a.jsonl.gz')).records()) == [
+            data.Reject('empty file', f'{tmp_path}/a.jsonl.gz', len(content))]
+
+
+def test_a_stream_of_several_members_is_read_whole(tmp_path):
+    (tmp_path / 'a.txt.gz').write_bytes(gzip.compress(b'one\n') + gzip.compress(b'two\n'))
+    assert [document.text for document in data.Files(str(tmp_path / 'a.txt.gz')).documents()] == ['one\ntwo\n']

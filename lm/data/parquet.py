@@ -68,9 +68,9 @@ def checked(file, field):
         metadata = _table(file, raw).metadata
         if not metadata.num_row_groups:
             return True
-        group = metadata.row_group(0)
-        columns = [group.column(number) for number in range(group.num_columns)]
-        column = next(column for column in columns if column.path_in_schema.split('.')[0] == field)
+        paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+        # Of no other column: the process ends where pyarrow looks at one whose metadata is damaged (26.0.1).
+        column = metadata.row_group(0).column(next(n for n, path in enumerate(paths) if path.split('.')[0] == field))
         raw.seek(min(filter(None, (column.dictionary_page_offset, column.data_page_offset))))
         return _has_checksum(raw.read(32))
 

@@ -95,7 +95,8 @@ def _blocks(stream):
 
 
 def broken(file):
-    """Returns the Reject of a compressed file that cannot be read to its end, with its first bad line; None if whole.
+    """Returns the Reject of a compressed file that cannot be read to its end, with its first bad line, or that holds
+    nothing; None of a whole one, and of one that is not compressed.
     """
     return _broken(file, file.stamp()) if file.formats()[1] else None
 
@@ -112,4 +113,4 @@ def _broken(file, _):
             if getattr(error, 'errno', None) is not None:
                 raise
             return Reject(f'broken {compression[1:]} stream', f'{file.path}:{line}', max(size, file.size()))
-    return None
+    return None if size else Reject('empty file', file.path, file.size())
