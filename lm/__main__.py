@@ -1,6 +1,6 @@
 import sys
 
-from lm import interrupts
+from lm.console import interrupts
 
 
 def main():

@@ -19,9 +19,9 @@ import sys
 import traceback
 
 import lm
-from lm import interrupts, streams
 from lm.config.annotations import Error, close, first_line
 from lm.config.values import Text, fit
+from lm.console import interrupts, streams
 
 TYPES = {'int': int, 'float': float, 'str': str}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import collections.abc
 import contextlib
 import dataclasses
@@ -33,28 +32,12 @@ from lm.config.annotations import (
     mismatch,
     printed,
 )
+from lm.config.literals import Call, Text, read
 
 EXPERIMENT = 'experiment'  # the module, in a record, of what an experiment file defines
 WORDS = {bool: {'true': True, 'yes': True, 'on': True, '1': True, 'false': False, 'no': False, 'off': False,
                 '0': False},
          type(None): {'none': None, 'null': None}}
-
-
-class Text(str):
-    """Text from a shell, still to be read as the type of its field."""
-
-
-@dataclasses.dataclass(frozen=True, repr=False)
-class Call:
-    """A constructor expression that is parsed and not yet called: `Lion(peak=1e-4)`."""
-
-    name: str
-    args: tuple
-    fields: dict
-
-    def __repr__(self):
-        inside = [str(a) for a in self.args] + [f'{name}={value}' for name, value in self.fields.items()]
-        return f'{self.name}({", ".join(inside)})'
 
 
 def fit(value, hint, key, current=None):
@@ -98,14 +81,6 @@ def verify(value, hint, key, field):
     raise mismatch(value, hint, key, default(field))
 
 
-def read(text):
-    """Returns the literal or the `Call` that `text` spells, names in it as `Text`; the text itself if none."""
-    try:
-        return _literal(ast.parse(text.strip(), mode='eval').body)
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # TypeError: a list as a key
-        return Text(text)
-
-
 def made(key, make, *args, **fields):
     """Returns make(*args, **fields), with a refused value reported as an `Error` that begins with `key`.
 
@@ -121,26 +96,6 @@ def made(key, make, *args, **fields):
             raise
         text = message(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {message(error)}'
         raise Error(f'{key}: {text}' if key else text) from error
-
-
-def _literal(node):
-    match node:
-        case ast.Constant(value):
-            return value
-        case ast.Name() | ast.Attribute():
-            return Text(ast.unparse(node))
-        case ast.Tuple(items) | ast.List(items) | ast.Set(items):
-            make = {ast.Tuple: tuple, ast.List: list, ast.Set: set}[type(node)]
-            return make(_literal(item) for item in items)
-        case ast.Dict(names, items) if None not in names:
-            return {_literal(name): _literal(item) for name, item in zip(names, items, strict=True)}
-        case ast.UnaryOp(ast.USub() | ast.UAdd(), ast.Constant(value)) if type(value) in (int, float):
-            return -value if isinstance(node.op, ast.USub) else value
-        case ast.UnaryOp(ast.USub(), ast.Name(name)):
-            return Text(f'-{name}')  # -inf, for its field to refuse
-        case ast.Call(ast.Name() | ast.Attribute() as name, args, fields) if all(f.arg for f in fields):
-            return Call(ast.unparse(name), tuple(map(_literal, args)), {f.arg: _literal(f.value) for f in fields})
-    raise ValueError('not a literal')
 
 
 def _plain(value, key):

@@ -1,0 +1,1 @@
+"""The command and its terminal: standard streams, and interrupts."""
