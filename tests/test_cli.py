@@ -9,7 +9,8 @@ import sys
 import pytest
 
 import lm.commands
-from lm import backend, cli, interrupts
+from lm import backend, cli
+from lm.console import interrupts
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -199,7 +200,7 @@ def test_standard_streams_that_are_closed_full_or_of_few_letters(command, code, 
 
 
 def test_a_file_that_a_closed_stream_would_have_taken_is_not_written_to(tmp_path):
-    code = ('import os, sys\nfrom lm import streams\nstreams.open_all()\n'
+    code = ('import os, sys\nfrom lm.console import streams\nstreams.open_all()\n'
             f'file = open({str(tmp_path / "own")!r}, "w")\nprint(file.fileno(), flush=True)\nsys.exit(file.fileno())')
     command = f"{sys.executable} -c '{code.replace(chr(39), chr(34))}' >&- 2>&- <&-"
     done = subprocess.run(['bash', '-c', command], cwd=ROOT)
@@ -211,7 +212,7 @@ def test_a_file_that_a_closed_stream_would_have_taken_is_not_written_to(tmp_path
     'interrupts.leave_at_once()\ntry:\n    signal.raise_signal(2)\nexcept BaseException:\n    pass',
 ])
 def test_an_interrupt_while_modules_are_imported_is_one_line(code):
-    code = f'import signal\nfrom lm import interrupts\n{code}'
+    code = f'import signal\nfrom lm.console import interrupts\n{code}'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (130, 'lm: interrupted\n')
 
