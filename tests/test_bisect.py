@@ -10,6 +10,7 @@ import pytest
 
 from lm import config, data, optim, records, train
 from lm.commands import bisect as command
+from lm.config import files
 from lm.models import Decoder, Layer
 from lm.nn import Attention
 from lm.parallel import sharding
@@ -49,7 +50,7 @@ def trained(tmp_path_factory, cache):
         loop.fit(built, [Monitor(SETTINGS, run, SETTINGS.data.open(cache, 'train'))])
     finally:
         run.close()
-    about = json.loads((directory / 'config.json').read_text())
+    about = files.parse_json((directory / 'config.json').read_bytes(), dict)
     (directory / 'config.json').write_text(json.dumps({**about, 'devices': 1}))
     return directory
 
@@ -58,7 +59,7 @@ def twin(trained, directory, differs_from=None, **changes):
     """Copies a run as it would be with other settings: without checkpoints, its losses other from some step on."""
     kept = shutil.ignore_patterns('checkpoints') if changes else None
     shutil.copytree(trained, directory, ignore=kept)
-    about = json.loads((directory / 'config.json').read_text())
+    about = files.parse_json((directory / 'config.json').read_bytes(), dict)
     about['config'] = config.dump(dataclasses.replace(SETTINGS, **changes))
     (directory / 'config.json').write_text(json.dumps(about))
     changed = [record if not differs_from or record['step'] < differs_from else {**record, 'loss': record['loss'] + 0.1}

@@ -145,6 +145,15 @@ def test_nothing_is_deleted_before_the_first_save_is_read_back(tmp_path):
     assert store.steps() == [3, 4]
 
 
+def test_arrays_of_the_host_are_saved_and_read_back_as_those_of_devices_are(tmp_path):
+    store = checkpoint.Store(tmp_path / 'checkpoints', keep=1)
+    for step in (3, 4, 5):
+        store.save(step, jax.device_get(STATE), META)
+    jax.tree.map(np.testing.assert_array_equal, store.restore(ABSTRACT)[0], STATE)
+    store.close()
+    assert store.proved and store.steps() == [4, 5]
+
+
 def test_a_checkpoint_removed_under_a_run_is_told_at_the_next_save(store):
     store.wait()
     shutil.rmtree(store.directory / '3')

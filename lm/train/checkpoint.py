@@ -209,7 +209,7 @@ class Store:
             **{STATE: ocp.args.PyTreeSave(state), META: ocp.args.JsonSave(meta)})))
         if self.first is None:
             self.first = step, jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None)), state)
 
     def wait(self):
         """Returns when the save in flight is complete on disk."""
