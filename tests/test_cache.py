@@ -130,10 +130,29 @@ def test_an_error_of_the_encoder_reaches_the_caller(tmp_path, small_chunks):
         cache.build(data.Synthetic(50, 700, seed=5), encoder, tmp_path)
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
+@pytest.mark.parametrize('place', ['file', 'file/cache', 'loop', 'loop/cache', 'n' * 300])
+def test_a_place_that_cannot_be_written_is_named(place, tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(config.Error, match='cannot write the token cache under'):
-        cache.prepare(SOURCE, data.Bytes(), tmp_path / 'file' / 'cache')
+    (tmp_path / 'loop').symlink_to('loop')
+    with pytest.raises(config.Error, match=f'^cannot write the token cache under {tmp_path}/{place}: .* --cache or'):
+        cache.prepare(SOURCE, data.Bytes(), tmp_path / place)
+
+
+def test_a_cache_of_somebody_without_a_home_needs_another_place(monkeypatch):
+    monkeypatch.delenv('HOME')
+    monkeypatch.delenv('LM_CACHE', raising=False)
+    monkeypatch.setattr(os.path, 'expanduser', lambda path: path)  # as it is for a user without an entry
+    with pytest.raises(config.Error, match=r'^there is no home directory for .*, ~/\.cache/lm; choose .*\$LM_CACHE'):
+        cache.root()
+
+
+@pytest.mark.parametrize('tokenizer', [data.HuggingFace, lambda path: data.SentencePiece(model=path)])
+def test_a_tokenizer_file_that_is_none_is_named(tokenizer, tmp_path):
+    os.mkfifo(tmp_path / 'fifo')
+    (tmp_path / 'loop').symlink_to('loop')
+    for name in 'fifo', 'loop', '.', 'n' * 300, 'none':
+        with pytest.raises(config.Error, match=f"^cannot read the .* '{tmp_path}/{name}' at .*; check the path"):
+            cache.prepare(SOURCE, tokenizer(f'{tmp_path}/{name}'), tmp_path / 'cache')
 
 
 def test_a_full_disk_is_one_line_and_the_build_continues_later(tmp_path, small_chunks):

@@ -42,7 +42,7 @@ def read(path, kind):
         raise Error(f'a {kind} is read from a local disk, not from {place}; copy it and give its absolute path.')
     try:
         if os.path.exists(place) and not os.path.isfile(place):
-            raise OSError(0, 'it is no file')
+            raise OSError(0, 'it is no file')  # a FIFO would never end
         return pathlib.Path(place).read_bytes()
     except (OSError, ValueError) as error:
         raise Error(f'cannot read the {kind} {path!r} at {os.path.abspath(place)}: '
