@@ -289,7 +289,7 @@ def test_a_run_of_an_older_version_is_of_the_same_variant_in_a_report(tmp_path):
             model = old_decoder(position=old_rope() if name.startswith('a') else {'type': 'lm.positions:Alibi'})
             run['config'] |= {'log_every': 50, 'sample': '\n', 'baselines': False, 'model': model}
         file.write_text(json.dumps(run))
-    groups = variants.gather(reported.read([tmp_path]), 'optimizer.peak')
+    groups = variants.gather(reported.read([tmp_path])[0], 'optimizer.peak')
     assert sorted((group.name, len(group.trials)) for group in groups) == [('baseline', 2), ('position=Alibi', 2)]
 
 
