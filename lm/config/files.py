@@ -55,7 +55,7 @@ def read_json(path, shape, remedy, optional=False):
     try:
         return parse_json(content(path), shape)
     except OSError as error:
-        if optional and isinstance(error, FileNotFoundError):
+        if optional and not os.path.lexists(path):
             return None
         raise Error(f'cannot read {path}: {error.strerror}; {remedy}') from error
     except ValueError as error:
