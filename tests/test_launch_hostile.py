@@ -49,7 +49,7 @@ def targets(name):
         made['slice'] = lambda word: [word, *base[1:], '--', 'program']
     if name == 'gke':
         made['word through xpk'] = lambda word: [*XPK, '--', 'program', word]
-        made['folder of a bucket'] = lambda word: [*base, f'--code=gs://bucket/{word}', '--', 'program']
+        made['folder of a bucket'] = lambda word: [*base, f'--code=gs://bucket/a{word}', '--', 'program']
     return made
 
 
