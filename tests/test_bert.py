@@ -3,6 +3,7 @@
 Devlin et al. 2018, arXiv:1810.04805, without the prediction of the next sentence and the head's hidden layer.
 """
 import json
+import os
 import shutil
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -129,7 +130,8 @@ def settings():
         cadence=train.Cadence(log=1, save=20))
 
 
-def test_it_trains_and_resumes_as_it_went_on(tmp_path):
+def test_it_trains_and_resumes_as_it_went_on(tmp_path, monkeypatch):
+    monkeypatch.setenv('PYTHONPATH', os.path.dirname(__file__))
     file = tmp_path / 'bert.py'
     file.write_text('from test_bert import settings\n\n\ndef config():\n    return settings()\n')
 

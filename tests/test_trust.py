@@ -62,7 +62,7 @@ def test_a_class_from_elsewhere_is_refused_at_the_start(tmp_path):
     (elsewhere / 'faraway.py').write_text(MODELS.replace('from sizes import DEPTH', 'DEPTH = 3'))
     path = f'import sys\nsys.path.append({str(elsewhere)!r})\n'
     with pytest.raises(config.Error, match='model is a Mine of .*faraway.py, which would not be kept with the run; '
-                                           'put that file beside tiny.py, or install it'):
+                                           'put that file beside tiny.py, install it, or set PYTHONPATH'):
         begin(tmp_path / 'lab', tmp_path / 'run', imports=f'{path}from faraway import Mine', model='Mine')
     sys.path.remove(str(elsewhere))
 

@@ -1,5 +1,6 @@
 """The Python files beside an experiment that it imports: found in the source, and kept with a run. Executes nothing."""
 import ast
+import os
 import pathlib
 import sys
 import sysconfig
@@ -25,16 +26,18 @@ def root_of(file):
 def keep(experiment, directory):
     """Writes an Experiment's file as experiment.py into a directory, and what it imports from beside it into IMPORTS.
 
-    Raises Error for a component whose class is neither there nor installed: it could not be read again.
+    Raises Error for a component whose class is neither there, nor installed, nor on PYTHONPATH: another process could
+    not import it.
     """
     file, root = experiment.file, root_of(experiment.file)
-    homes = (root, *map(pathlib.Path, sysconfig.get_paths().values()), pathlib.Path(__file__).parents[1])
+    places = [*sysconfig.get_paths().values(), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
+    homes = [root, pathlib.Path(__file__).parents[1], *(pathlib.Path(place).resolve() for place in places if place)]
     for key, value in branches(experiment.config):
         module = sys.modules.get(type(value).__module__)
         own = type(value).__module__.partition('@')[0] == EXPERIMENT
         if is_component(value) and not own and not any(_file(module, file).is_relative_to(home) for home in homes):
             raise Error(f'{key} is a {type(value).__name__} of {_file(module, file)}, which would not be kept with the '
-                        f'run; put that file beside {file.name}, or install it.')
+                        f'run; put that file beside {file.name}, install it, or set PYTHONPATH.')
     copies = {f'{IMPORTS}/{relative}': path for relative, path in imported(file).items()}
     for name, path in {'experiment.py': file, **copies}.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
