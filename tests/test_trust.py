@@ -95,7 +95,7 @@ def hostile(tmp_path):
     ('optimizer', {'type': 'lm.train.checkpoint:Store', 'directory': 'written'}, 'is no component of an experiment'),
     ('optimizer', {'type': 'lm.cli:sys.exit'}, 'is not a dataclass'),
     ('optimizer', {'type': 'lm.no:Such'}, 'does not exist here'),
-    ('optimizer', {'type': ':'}, 'is code beside lm'),
+    ('optimizer', {'type': ':'}, 'is nothing that lm records'),
 ])
 def test_a_hostile_record_executes_nothing(hostile, monkeypatch, key, value, message):
     monkeypatch.chdir(hostile)
