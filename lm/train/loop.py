@@ -94,6 +94,7 @@ def _advance(program, monitors, valid, state):
             if last or not any(monitor.open for monitor in monitors):
                 break
     for monitor in monitors:
+        monitor.stream.verify()
         monitor.run.store.wait()
     return state
 

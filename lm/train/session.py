@@ -29,7 +29,6 @@ def train(settings, run, cache, mesh=None):
           f'{settings.data.context} tokens, mesh {dict(program.mesh.shape)} of {jax.devices()[0].device_kind}, '
           f'run {run.directory}', flush=True)
     state = loop.fit(program, [monitor], valid)
-    monitor.stream.verify()
     if valid:
         (scores,) = loop.validate(program, [monitor], valid, state)
         print('\n'.join(settings.objective.summary(scores, settings.data)))
