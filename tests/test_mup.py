@@ -10,10 +10,10 @@ import stacks
 from architectures import jit, parameters, small
 
 from lm import config, data, optim, train, trees
+from lm.config.overrides import with_traced_fields
 from lm.models import Embedding, Head, Layer, MupBase
 from lm.nn import MLP, Attention, Execution, Experts, RMSNorm
 from lm.optim import transforms
-from lm.sweep import vectors
 
 ALL = (optim.SGD(), optim.AdamW(ema=0.9), optim.Adafactor(), optim.Lion(), optim.Muon(), optim.Muon(rms=0.0),
        optim.ScheduleFree())
@@ -156,10 +156,15 @@ def test_trials_of_one_program_have_their_own_rates_at_any_width():
     wide = settings(small(width=32, depth=1, layer=Layer(Attention(8)), base=BASE), optim.AdamW(weight_decay=0.1))
 
     def one(peak):
-        return ran(vectors.with_traced_fields(wide, {'optimizer.peak': peak, 'optimizer.weight_decay': 10 * peak}))
+        return ran(with_traced_fields(wide, {'optimizer.peak': peak, 'optimizer.weight_decay': 10 * peak}))
     together = jax.vmap(one)(np.float32([1e-3, 1e-2]))
     alone = ran(config.override(wide, {'optimizer.peak': 1e-2, 'optimizer.weight_decay': 0.1}))
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x[1], y, rtol=2e-4, atol=1e-5), together, alone)
+
+
+def test_a_negative_size_of_the_base_is_refused_where_it_is_written():
+    with pytest.raises(config.Error, match='width=-2 is not an int'):
+        MupBase(width=-2)
 
 
 def test_an_optimizer_without_a_law_is_refused():
@@ -171,7 +176,6 @@ def test_an_optimizer_without_a_law_is_refused():
 @pytest.mark.parametrize('fields, words', [
     ({'width': 512, 'layer': Layer(Attention(8)), 'base': MupBase(width=250)},
      ['base', 'width=250', 'heads=8', 'try width=248']),
-    ({'base': MupBase(width=-2)}, ['base', 'width=-2']),
     ({'base': MupBase(expert_ff=8)}, ['base.expert_ff=8', 'none', 'try base.ff=8']),
     ({'layer': Layer(Attention(4), Experts(8, 2, 16)), 'base': MupBase(ff=8)},
      ['base.ff=8', 'none', 'try base.expert_ff=8']),

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from lm import config, data, optim, records, train, trees
+from lm.config.overrides import with_traced_fields
 from lm.models import Decoder, Head, Layer
 from lm.nn import Attention
 from lm.parallel import sharding
-from lm.sweep import vectors
 from lm.train import loop, runs
 from lm.train.monitor import Monitor
 
@@ -106,7 +106,7 @@ def test_a_resumed_run_asks_its_start_no_more(source, tmp_path, cache):
 
 def test_trials_in_one_program_begin_there_too(source):
     settings = dataclasses.replace(SETTINGS, start=train.From(str(source)))
-    state = jax.jit(lambda seed: train.parts(vectors.with_traced_fields(settings, {'seed': seed})).init())(3)
+    state = jax.jit(lambda seed: train.parts(with_traced_fields(settings, {'seed': seed})).init())(3)
     jax.tree.map(np.testing.assert_array_equal, trees.flatten(state.params), averaged(source, 4))
 
 

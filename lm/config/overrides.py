@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import typing
@@ -55,6 +56,18 @@ def override(config, changes):
         if now := moved(config, asked):
             raise Error(f'no field {asked!r}; it is {now} now.') from None
         raise Error(_unknown_field(missing, [key for key, _ in branches(config)])) from None
+
+
+def with_traced_fields(value, changes):
+    """Returns a component with fields at dotted keys replaced, unchecked: a traced number has no value to check."""
+    groups = {}
+    for key, change in changes.items():
+        name, _, rest = key.partition('.')
+        groups.setdefault(name, {})[rest] = change
+    new = copy.copy(value)
+    for name, group in groups.items():
+        object.__setattr__(new, name, group[''] if '' in group else with_traced_fields(getattr(value, name), group))
+    return new
 
 
 def moved(config, key):

@@ -1,6 +1,5 @@
 """Trials that differ only in numbers as one program: vmap of the pure step over an axis C of trials."""
 import contextlib
-import copy
 import dataclasses
 import os
 from functools import partial
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import config, records, train
-from lm.config.overrides import branches
+from lm.config.overrides import branches, with_traced_fields
 from lm.parallel import sharding
 
 _known = {}
@@ -70,18 +69,6 @@ def traceable(settings, key):
         except (TypeError, ValueError, AttributeError):
             _known[known] = False
     return _known[known]
-
-
-def with_traced_fields(value, changes):
-    """Returns a component with fields at dotted keys replaced, unchecked: a traced number has no value to check."""
-    groups = {}
-    for key, change in changes.items():
-        name, _, rest = key.partition('.')
-        groups.setdefault(name, {})[rest] = change
-    new = copy.copy(value)
-    for name, group in groups.items():
-        object.__setattr__(new, name, group[''] if '' in group else with_traced_fields(getattr(value, name), group))
-    return new
 
 
 @dataclasses.dataclass(frozen=True)
