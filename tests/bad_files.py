@@ -159,6 +159,7 @@ def change_of(path, rng):
         drawn += [(words, b'\n'.join([*lines, json.dumps(value).encode(), b'']))
                   for words, value in damage.garbled(json.loads(last), rng, 12)]
     words, damaged = rng.choice(drawn)
+    words += ', in the name of a checksum' * (damaged.count(b'crc32') < content.count(b'crc32') and 'bit' in words)
     return rng.choice(cases) if not rng.randrange(12) else (words, lambda: path.write_bytes(damaged))
 
 
@@ -168,13 +169,13 @@ class Written:
     def __init__(self, folder, readers):
         self.folder, self.readers, self.whole = folder, readers, folder.with_name(f'{folder.name}.whole')
         shutil.copytree(folder, self.whole)
-        self.results, self.pairs = {}, []
+        self.results, self.pairs, names = {}, [], self.files()
         for name, read in readers.items():
             for path in folder.rglob('*'):
                 os.utime(path)  # or it would be known from the reader before
             with opening() as opened:
                 self.results[name] = text_of(read())
-            self.pairs += [f'{file} by {name}' for file in self.files() if str(folder / file) in opened]
+            self.pairs += [f'{file} by {name}' for file in names if str(folder / file) in opened]
         self.restore()
         again = {name: text_of(read()) for name, read in readers.items()}
         assert self.results == again, 'a reader whose result is not the same twice'

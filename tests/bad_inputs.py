@@ -47,6 +47,10 @@ LISTED = {
         'a claim that cannot be read is watched for 30 s as if its owner lived, and is named then',
     'written files: .*metrics.jsonl by .*(cut to|absent).*silent: another result':
         'a record that ends early is what a kill leaves: the run is unfinished, and trains those steps again',
+    r'written files: (plan|run spikes)/?.* by .*: (absent|dangling) -> silent: another result':
+        'what is not there is compiled or measured again',
+    'in the name of a checksum -> silent: another result':
+        'a record whose checksum has another name counts as one that was edited by hand, and has none',
     '(a/){999}.*RecursionError': 'Python makes directories by recursion: 1,000 in one another are beyond it'}
 
 
