@@ -185,7 +185,8 @@ class Store:
         self.scores, self.first, self.proved = {}, None, False  # (step, abstract state) of the first save; if read back
         options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=True, max_to_keep=None)
         try:
-            self.manager = ocp.CheckpointManager(self.directory, options=options)
+            with _quiet():  # what is damaged is told where it is restored
+                self.manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
             raise config.Error(f'cannot write checkpoints to {self.directory}: {error.strerror}; '
                                'try another --workdir.') from error
