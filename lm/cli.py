@@ -177,6 +177,8 @@ def _parse(verb, argv):
                      formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS)
     for parameter in parameters:
         _add(parser, parameter)
+    if empty := next((word for word in argv if word.startswith('--') and word.endswith('=--')), None):
+        raise Error(f'{empty} has no value; leave it out, or see {parser.prog} --help.')  # argparse makes it a list
     values, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         raise Error(_unknown(unknown[0], parser, any(parameter.name == 'overrides' for parameter in parameters)))

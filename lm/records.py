@@ -53,7 +53,7 @@ def intact(directory):
 
 def rewind(directory, step):
     """Drops the records of steps after `step`: what a resumed run will write again. Lines that are no record are moved
-    to metrics.jsonl.damaged. Atomic; raises Error where nothing can be written.
+    to metrics.jsonl.damaged, with a warning. Atomic; raises Error where nothing can be written.
     """
     path, aside = Path(directory) / RECORD, Path(directory) / DAMAGED
     lines = _lines(directory)
@@ -62,6 +62,7 @@ def rewind(directory, step):
         if damaged:
             before = files.content(aside) if os.path.lexists(aside) else b''
             files.replace(aside, before + b''.join(text + b'\n' for text in damaged))
+            files.warn(f'{path}: {_faults(lines)}; moved to {DAMAGED}.')
         kept = [line.text for line in lines if line.record and line.record['step'] <= step]
         files.replace(path, b''.join(text + b'\n' for text in kept))
     except OSError as error:

@@ -33,7 +33,7 @@ def pattern(regex):
     """Returns the compiled regex; raises config.Error when it is not one."""
     try:
         return re.compile(regex)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise config.Error(f'regex {regex!r} is not valid: {error}; try {re.escape(regex)!r}.') from error
 
 

@@ -64,7 +64,7 @@ def message(fault):
     """Returns what an exception says, or its type where it says nothing or cannot."""
     try:
         return str(fault).strip() or type(fault).__name__
-    except Exception:
+    except (Exception, SystemExit, GeneratorExit):
         return type(fault).__name__
 
 

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib
 import itertools
+import os
 import pathlib
 import sys
 import traceback
@@ -80,7 +81,7 @@ def build(dumped, file=None):
 def open_file(path):
     """Returns an experiment file as a module; its sibling files can be imported as `from experiments import name`."""
     file = pathlib.Path(path)
-    if not file.is_file():
+    if not os.path.isfile(file):  # unlike pathlib's, of a name that is too long too
         raise Error(_missing(file))
     name = f'{EXPERIMENT}@{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}'
     module = types.ModuleType(name)
@@ -107,12 +108,12 @@ def _config_of(path, module, kind):
 
 
 def _missing(file):
-    folders = [folder for folder in (file.parent, pathlib.Path('experiments')) if folder.is_dir()]
+    folders = [folder for folder in (file.parent, pathlib.Path('experiments')) if os.path.isdir(folder)]
     files = {str(other): other.stem for folder in folders for other in sorted(folder.glob('*.py'))
              if other.is_file()}
     near = [path for stem in close(file.stem, files.values()) for path in files if files[path] == stem]
-    kind = 'a directory' if file.is_dir() else 'no regular file'
-    fact = f'{str(file)!r} is {kind}' if file.exists() else f'no experiment file {str(file)!r}'
+    kind = 'a directory' if os.path.isdir(file) else 'no regular file'
+    fact = f'{str(file)!r} is {kind}' if os.path.exists(file) else f'no experiment file {str(file)!r}'
     if near:
         return f'{fact}; did you mean {near[0]!r}?'
     return f'{fact}; {"there are " + ", ".join(files) if files else "give the path of a .py file"}.'

@@ -107,10 +107,10 @@ def _match_remote(pattern):
     fsspec = require('fsspec', f'reading {pattern}', 'fsspec')
     try:
         system, path = fsspec.core.url_to_fs(pattern)
+        return [(match, File(match, system)) for match in sorted(system.glob(path)) if system.isfile(match)]
     except (ImportError, ValueError) as error:
         reason = str(error).rstrip('.')
         raise config.Error(f'cannot read {pattern}: {reason}; s3:// needs s3fs, gs:// needs gcsfs.') from error
-    return [(match, File(match, system)) for match in sorted(system.glob(path)) if system.isfile(match)]
 
 
 def _surroundings(pattern):

@@ -91,8 +91,8 @@ class Synthetic(Source):
     Each word is followed by one of four others with probabilities 8, 4, 2 and 1 in 15, an entropy of 1.64 bits a word.
     Every sentence of a document begins with the same name, so that a longer context helps.
     """
-    count: int = 1000
-    length: int = 2000
+    count: config.Count = 1000
+    length: config.Count = 2000
     seed: int = 0
 
     @property

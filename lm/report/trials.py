@@ -116,7 +116,7 @@ def _within(root, trust):
     try:
         names = sorted(os.listdir(root))
     except OSError as error:
-        fact = f'cannot read {root}: {error.strerror}' if root.is_dir() else f'{root} is no directory'
+        fact = f'cannot read {root}: {error.strerror}' if os.path.isdir(root) else f'{root} is no directory'
         raise Error(f'{fact}; give the --workdir of an `lm train`, or the directory of a sweep.') from error
     listed, trials, missing = records.sweep(root) or {'trials': ()}, [], {}
     for directory in (root / name for name in names):

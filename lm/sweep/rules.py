@@ -3,7 +3,7 @@ import abc
 import dataclasses
 import statistics
 
-from lm.config import Error
+from lm.config import Count, Error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Median(Rule):
     at least `least` other trials have reached it.
     """
 
-    least: int = 3
+    least: Count = 3
 
     def judges(self, step):
         return step >= self.first

@@ -37,7 +37,7 @@ class SentencePiece(Tokenizer):
     kind: Literal['unigram', 'bpe'] = 'unigram'
     model: str = ''
     alpha: config.DecayRate = 0.0
-    sample: int = 10_000_000
+    sample: config.Size = 10_000_000
 
     def __post_init__(self):
         config.check(self)

@@ -55,7 +55,7 @@ def check_name(directory):
 
 def steps(directory):
     """Returns the steps saved in a directory, oldest first."""
-    names = [path.name for path in Path(directory).iterdir() if path.is_dir()] if Path(directory).is_dir() else []
+    names = [path.name for path in Path(directory).iterdir() if path.is_dir()] if os.path.isdir(directory) else []
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
@@ -127,6 +127,8 @@ def _meta(folder):
     known = meta.pop('checksum', None)
     if known is not None and known != config.fingerprint(meta):
         raise ValueError('its meta is not what was saved, by its checksum')
+    if known is None and 'offset' not in meta:  # which older versions, without checksums, saved too
+        raise ValueError('its meta is not that of a run')
     return meta, meta.pop('checksums', {})
 
 
@@ -183,7 +185,8 @@ class Store:
         self.scores, self.first, self.proved = {}, None, False  # (step, abstract state) of the first save; if read back
         options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=True, max_to_keep=None)
         try:
-            self.manager = ocp.CheckpointManager(self.directory, options=options)
+            with _quiet():  # what is damaged is told where it is restored
+                self.manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
             raise config.Error(f'cannot write checkpoints to {self.directory}: {error.strerror}; '
                                'try another --workdir.') from error

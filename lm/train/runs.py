@@ -106,7 +106,7 @@ def _claim(directory, locks):
     with _writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         check_own(directory, 'config.json')
-        if (directory / 'config.json').exists():
+        if os.path.exists(directory / 'config.json'):
             _about(directory)
         lock = open(directory / 'lock', 'a')
     try:
@@ -129,7 +129,7 @@ def check_own(directory, record):
     """
     temporary = ('.config.json.', '.sweep.json.', '.experiment.py.')  # of a process that was killed
     names = sorted(path.name for path in directory.iterdir() if not path.name.startswith(temporary)) \
-        if directory.is_dir() else []
+        if os.path.isdir(directory) else []
     lock = directory / 'lock'
     if 'lock' in names and (lock.is_file() and MARK.fullmatch(lock.read_bytes()[:300].decode(errors='replace'))):
         names.remove('lock')
@@ -224,7 +224,7 @@ def read(directory, file=None):
     `file` is an experiment file to execute where the configuration has types of its own; by default none is.
     """
     path = Path(directory) / 'config.json'
-    if not path.exists():
+    if not os.path.exists(path):
         raise config.Error(f'{directory} holds no run; give the --workdir of an `lm train`.')
     try:
         return config.build(_about(directory)['config'], file)

@@ -95,7 +95,7 @@ def read(directory, step):
 def steps(directory):
     """Returns the steps of a run that have a record, ascending; warns of files that are named for none."""
     folder = Path(directory) / 'spikes'
-    names = os.listdir(folder) if folder.is_dir() else []
+    names = os.listdir(folder) if os.path.isdir(folder) else []
     for name in names:
         if name.endswith('.json') and not NAME.fullmatch(name):
             files.warn(f'{folder / name} is no record of a step, and is left alone.')
