@@ -23,11 +23,10 @@ def root_of(file):
     return next((up.parent for up in (folder, *folder.parents) if up.name == 'experiments'), folder)
 
 
-def keep(experiment, directory):
-    """Writes an Experiment's file as experiment.py into a directory, and what it imports from beside it into IMPORTS.
+def check(experiment):
+    """Raises Error for a component of an Experiment whose class another process could not import.
 
-    Raises Error for a component whose class is neither there, nor installed, nor on PYTHONPATH: another process could
-    not import it.
+    It can where the class is in a file beside the experiment, installed, or on PYTHONPATH.
     """
     file, root = experiment.file, root_of(experiment.file)
     places = [*sysconfig.get_paths().values(), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
@@ -38,6 +37,11 @@ def keep(experiment, directory):
         if is_component(value) and not own and not any(_file(module, file).is_relative_to(home) for home in homes):
             raise Error(f'{key} is a {type(value).__name__} of {_file(module, file)}, which would not be kept with the '
                         f'run; put that file beside {file.name}, install it, or set PYTHONPATH.')
+
+
+def keep(experiment, directory):
+    """Writes an Experiment's file as experiment.py into a directory, and what it imports from beside it into IMPORTS."""
+    file = experiment.file
     copies = {f'{IMPORTS}/{relative}': path for relative, path in imported(file).items()}
     for name, path in {'experiment.py': file, **copies}.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +73,11 @@ def imported(file):
 def _modules(path, root):
     """Yields the dotted names of the modules and packages that a file may import, and of what they hold."""
     package = path.parent.relative_to(root).parts if path.is_relative_to(root) else ()
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, RecursionError):  # a file that the experiment never comes to import
+        return
+    for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

@@ -16,7 +16,7 @@ import traceback
 import types
 
 from lm.config import beside
-from lm.config.annotations import Error, close, default, is_component, message, printed
+from lm.config.annotations import Error, close, default, first_line, is_component, message, printed
 from lm.config.overrides import branches, check, children, flatten, join, override
 from lm.config.snapshots import restore
 from lm.config.values import EXPERIMENT, Text
@@ -71,11 +71,16 @@ def build(dumped, file=None):
 
     `file` is the experiment file that it came from, executed where the configuration has types of its own.
     """
-    if file is None:
-        return restore(dumped)
-    with _importing_beside(file):
-        experiment = functools.cache(lambda: open_file(file))
-        return restore(dumped, lambda name: experiment() if name == EXPERIMENT else importlib.import_module(name))
+    try:
+        if file is None:
+            return restore(dumped)
+        with _importing_beside(file):
+            experiment = functools.cache(lambda: open_file(file))
+            return restore(dumped, lambda name: experiment() if name == EXPERIMENT else importlib.import_module(name))
+    except Error:
+        raise
+    except Exception as error:  # a damaged record can be wrong anywhere, and a trusted experiment raise anything
+        raise Error(f'the record is damaged ({first_line(error)})') from error
 
 
 def open_file(path):

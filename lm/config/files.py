@@ -68,6 +68,8 @@ def sealed(text):
     parse_json compares and removes it. It finds a flipped bit that leaves a number a number.
     """
     before = text.rstrip().removesuffix('}').rstrip()
+    if before == '{':
+        raise ValueError('an empty object has no item to seal')
     return f'{before}{_SEAL}{zlib.crc32(before.encode())}}}'
 
 

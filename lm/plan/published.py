@@ -8,7 +8,7 @@ import statistics
 from typing import Literal
 
 from lm import config, data, hardware, optim, train
-from lm.config import files, overrides
+from lm.config import files
 from lm.models import Decoder, Head, Layer
 from lm.nn import MLP, Attention, Execution, Experts, Gelu, Relu, Rope, Silu, memory
 from lm.plan import analytic, roofline
@@ -142,9 +142,7 @@ def _made(cls, name, fields):
         if isinstance(value, int) and value > LARGEST.get(field, LARGEST['']):
             raise config.Error(f'{field}={value} of {name} is more than any run had; see docs/planning.md.')
     try:
-        made = cls(**values)
-        overrides.check(made)
-        return made
+        return cls(**values)
     except config.Error:
         raise
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:  # a text or null where a number is

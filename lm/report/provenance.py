@@ -68,7 +68,7 @@ def spelled(dumped, file=None):
     """
     try:
         return config.spelled(config.build(dumped, file))
-    except Exception:  # of a damaged record, and of an experiment file that defines the type
+    except config.Error:
         if not isinstance(dumped, dict) or not isinstance(dumped.get('type'), str):
             return str(dumped)
         inside = (f'{key}={spelled(value)}' for key, value in dumped.items() if key != 'type')

@@ -68,12 +68,7 @@ class Trial:
 
     def model(self):
         """Returns its model; raises config.Error that says why it cannot be built."""
-        try:
-            return build(self.about['config']['model'], self.code)
-        except Error:
-            raise
-        except Exception as error:  # of a damaged record, and of an experiment file that defines the type
-            raise Error(f'the record of its model is damaged ({first_line(error)})') from error
+        return build(self.about['config']['model'], self.code)
 
     def series(self, name):
         """Returns (steps [n], values [n]) of a metric, NaN where it was not finite."""

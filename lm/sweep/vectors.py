@@ -12,6 +12,7 @@ import numpy as np
 from lm import config, records, train
 from lm.config.overrides import branches, with_traced_fields
 from lm.parallel import sharding
+from lm.train import checkpoint
 
 _known = {}
 DEVICES = '--xla_force_host_platform_device_count'
@@ -47,9 +48,7 @@ def can_vmap(a, b):
 
 def saved(trial):
     """Returns the last saved step of a trial, 0 where there is none."""
-    folder = trial.directory / 'checkpoints'
-    names = os.listdir(folder) if folder.is_dir() else []
-    return max((int(name) for name in names if name.isascii() and name.isdigit()), default=0)
+    return max(checkpoint.steps(trial.directory / 'checkpoints'), default=0)
 
 
 def traceable(settings, key):

@@ -41,8 +41,6 @@ class SentencePiece(Tokenizer):
 
     def __post_init__(self):
         config.check(self)
-        if self.kind not in ('unigram', 'bpe'):
-            raise config.Error(f'kind={self.kind} is unknown; try kind=unigram or kind=bpe.')
         if self.size < 260:
             raise config.Error(f'size={self.size} has no room for 256 bytes and 3 control pieces; try size=512.')
 
@@ -115,7 +113,7 @@ def _pieces(text):
 class PieceEncoder(Encoder):
     """The Encoder of SentencePiece: `model` is the content of a .model file."""
     model: bytes = dataclasses.field(repr=False)
-    alpha: config.DecayRate = 0.0
+    alpha: float = 0.0
 
     @functools.cached_property
     def _processor(self):

@@ -161,17 +161,19 @@ def _record(directory, experiment, devices):
     """
     path, saved = directory / 'config.json', checkpoint.steps(directory / 'checkpoints')
     begun = path.exists() and (saved or records.read(directory))
-    if begun and (changed := differences(read(directory, experiment.file), experiment.config)):
-        longer = changed.startswith('steps (') and changed.count('(') == 1
+    if begun and (changed := changes(known := read(directory, experiment.file), experiment.config)):
+        longer = changed.keys() == {'steps'} and known.steps < experiment.config.steps
         remedy = (f"to train on from its parameters add \"start=From('{directory}')\"" if saved and longer else
                   'or the values it was begun with')
-        raise config.Error(f'{directory} belongs to another experiment: {changed}; give another --workdir, {remedy}.')
+        raise config.Error(f'{directory} belongs to another experiment: {differences(known, experiment.config)}; '
+                           f'give another --workdir, {remedy}.')
     if begun and experiment.config.steps in saved:
         return  # finished: its record of how it was made stays
     about = {'config': config.dump(experiment.config), 'file': str(experiment.file), 'command': sys.argv,
              'device': devices[0].device_kind, 'devices': len(devices),
              'commit': _commit(), 'versions': {'python': sys.version.split()[0], **_versions()}}
     with _writing(directory):
+        beside.check(experiment)
         files.replace(path, files.sealed(json.dumps(about, indent=1)) + '\n')
         beside.keep(experiment, directory)
 
@@ -185,10 +187,14 @@ def check_data(was, now):
                                'restore what it was, or give another --workdir.')
 
 
+def changes(was, now):
+    """Returns {dotted key: (old, new)} of the settings in which two experiments compute something else."""
+    return {key: pair for key, pair in config.diff(was, now).items() if not records.free(key)}
+
+
 def differences(was, now):
-    """Returns in words the settings in which two experiments compute something else, '' for none."""
-    changed = {key: pair for key, pair in config.diff(was, now).items() if not records.free(key)}
-    return ', '.join(f'{key} ({old} there, {new} here)' for key, (old, new) in changed.items())
+    """Returns the `changes` in words, '' for none."""
+    return ', '.join(f'{key} ({old} there, {new} here)' for key, (old, new) in changes(was, now).items())
 
 
 def _commit():
@@ -228,11 +234,8 @@ def read(directory, file=None):
         raise config.Error(f'{directory} holds no run; give the --workdir of an `lm train`.')
     try:
         return config.build(_about(directory)['config'], file)
-    except config.Error:
-        raise
-    except (ValueError, LookupError, TypeError, AttributeError) as error:  # a damaged file can be wrong anywhere
-        raise config.Error(f'{path} is no record of a run ({config.first_line(error)}); repair it, or leave the run '
-                           'out.') from error
+    except config.Error as error:
+        raise config.Error(f'{error} ({path})') from error
 
 
 def trusted(directory, trust):
