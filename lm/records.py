@@ -14,7 +14,8 @@ COMPARED = 'valid/compared'  # after the last step: the loss on the batches that
 # Dotted keys of an experiment that affect no result, with all inside them: a resumed run may change them. The last line
 # is as older runs have it on record.
 FREE = ('mesh', 'zero', 'cadence', 'diagnosis', 'objective.sample', 'objective.baselines', 'data.max_rejected',
-        'start.trust', *(f'model.execution.{name}' for name in ('remat', 'unroll', 'kernel', 'vocab_chunks', 'pipeline')),
+        'start.trust',
+        *(f'model.execution.{name}' for name in ('remat', 'unroll', 'kernel', 'vocab_chunks', 'pipeline')),
         'log_every', 'eval_every', 'eval_batches', 'save_every', 'keep', 'sample', 'baselines', 'spike', 'noise_scale')
 SEEDS = ('seed', 'data.seed')  # what two runs of one variant differ in
 STEPS = 2 ** 53  # more than any run has

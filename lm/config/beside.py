@@ -40,7 +40,8 @@ def check(experiment):
 
 
 def keep(experiment, directory):
-    """Writes an Experiment's file as experiment.py into a directory, and what it imports from beside it into IMPORTS."""
+    """Writes an Experiment's file into a directory, as experiment.py, and what it imports from beside it into IMPORTS.
+    """
     file = experiment.file
     copies = {f'{IMPORTS}/{relative}': path for relative, path in imported(file).items()}
     for name, path in {'experiment.py': file, **copies}.items():

@@ -125,10 +125,8 @@ def _meta(folder):
     """Returns (meta, {name: checksum} of the arrays) of a checkpoint's folder; {} for one of an older version."""
     meta = dict(ocp.JsonCheckpointHandler().restore(folder / META, args=ocp.args.JsonRestore()))
     known = meta.pop('checksum', None)
-    if known is not None and known != config.fingerprint(meta):
-        raise ValueError('its meta is not what was saved, by its checksum')
-    if known is None and 'offset' not in meta:  # which older versions, without checksums, saved too
-        raise ValueError('its meta is not that of a run')
+    if (known is not None and known != config.fingerprint(meta)) or 'offset' not in meta:  # older ones have no checksum
+        raise ValueError('its meta is not what was saved')
     return meta, meta.pop('checksums', {})
 
 
