@@ -71,6 +71,12 @@ def test_a_lock_that_is_no_file_is_refused_at_once(tmp_path):
         runs.Run(tmp_path, EXPERIMENT)
 
 
+def test_a_name_that_is_a_pattern_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(config.Error, match='has one of .* in its name, and checkpoints saved there cannot be read'):
+        runs.Run(tmp_path / 'a[1]', EXPERIMENT)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_bucket_is_refused_with_the_way_around(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ('gs://bucket/run', 's3://bucket/run'):

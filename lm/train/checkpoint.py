@@ -179,7 +179,6 @@ class Store:
 
     def __post_init__(self):
         self.directory = Path(self.directory).absolute()
-        check_name(self.directory)
         self.scores, self.first, self.proved = {}, None, False  # (step, abstract state) of the first save; if read back
         options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=True, max_to_keep=None)
         try:
