@@ -185,3 +185,14 @@ def test_what_orbax_notes_of_a_step_may_be_damaged(tmp_path, damage, capfd):
     store.close()
     assert checkpoint.steps(tmp_path / 'all') == [3, 5] and 'Metadata file' not in capfd.readouterr().err
 >>>>>>> 8963705 (What orbax notes of a step may be damaged: lm reads none of it, and it was a traceback or a wait without end at the start of a run)
+
+
+def test_nothing_is_waited_for_that_is_no_file(tmp_path, directory):
+    for path in (directory / '4' / 'state' / 'd').iterdir():
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(config.Error, match='checkpoint 4 in .* cannot be read: .* is no file; the steps there are '):
+        checkpoint.restore(directory, ABSTRACT)
+    store = checkpoint.Store(directory)
+    assert store.restore(ABSTRACT)[1] == META and store.steps() == [3]
+    store.close()

@@ -101,6 +101,8 @@ def _restore(directory, step, abstract):
 def _read(folder, abstract):
     """Returns ((state, meta, checksums), None) of a checkpoint's folder, or (Nones, Fault); not a collective."""
     try:
+        if odd := [path for path in folder.rglob('*') if not (path.is_file() or path.is_dir())]:  # FIFOs are waited for
+            raise ValueError(f'{odd[0]} is no file')
         meta, saved = _meta(folder)
         whole = ocp.PLACEHOLDER not in jax.tree.leaves(abstract)
         places = jax.tree.map(lambda leaf: ocp.RestoreArgs() if leaf is ocp.PLACEHOLDER
@@ -258,8 +260,7 @@ class Store:
         leaves, tree = jax.tree.flatten(abstract)
         for number in range(len(leaves)):
             one = tree.unflatten([leaf if i == number else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)])
-            _, fault = _restore(self.directory, step, one)
-            if fault:
+            if fault := _restore(self.directory, step, one)[1]:
                 raise config.Error(f'checkpoint {step} in {self.directory}, just saved, cannot be read: {fault.text}; '
                                    'nothing older was deleted; try another --workdir.')
         self.proved = True
