@@ -159,14 +159,6 @@ def test_a_checkpoint_removed_under_a_run_is_told_at_the_next_save(store):
     shutil.rmtree(store.directory / '3')
     with pytest.raises(config.Error, match='checkpoint 3 was removed from .* while the run trained'):
         store.save(4, STATE, META)
-<<<<<<< HEAD
-=======
-
-
-def test_a_name_that_is_a_pattern_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(config.Error, match='has one of .* in its name, and checkpoints saved there cannot be read'):
-        checkpoint.Store(tmp_path / 'a[1]' / 'checkpoints')
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('damage', [lambda path: path.write_text('"text"'), lambda path: path.write_text('[' * 100_000),
@@ -184,7 +176,6 @@ def test_what_orbax_notes_of_a_step_may_be_damaged(tmp_path, damage, capfd):
     store.save(5, STATE, META)
     store.close()
     assert checkpoint.steps(tmp_path / 'all') == [3, 5] and 'Metadata file' not in capfd.readouterr().err
->>>>>>> 8963705 (What orbax notes of a step may be damaged: lm reads none of it, and it was a traceback or a wait without end at the start of a run)
 
 
 def test_nothing_is_waited_for_that_is_no_file(tmp_path, directory):
