@@ -23,6 +23,7 @@ from lm.config.annotations import Error, close, first_line
 from lm.config.values import Text, fit
 from lm.console import interrupts, streams
 
+EXITS = (75, 76, 130)  # by which lm ends itself: stopped and saved, a host lost, interrupted
 TYPES = {'int': int, 'float': float, 'str': str}
 
 
@@ -104,7 +105,13 @@ def _run(argv):
             stack.enter_context(processes.joined())
         main_of_verb = importlib.import_module(f'lm.commands.{_file(verb).stem}').main
         interrupts.raise_again()
-        code = main_of_verb(*positionals, **options)
+        try:
+            code = main_of_verb(*positionals, **options)
+        except SystemExit as error:
+            if error.code not in EXITS:
+                raise Error(f'the code of an experiment ended the command by sys.exit({error.code!r}); '
+                            'remove that.') from error
+            raise
     return code if isinstance(code, int) else 0
 
 

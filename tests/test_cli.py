@@ -242,3 +242,17 @@ def test_a_closed_pipe_is_quiet(tmp_path):
     command = f'{sys.executable} -m lm config {path} | head -n 1; echo ${{PIPESTATUS[0]}}'
     done = subprocess.run(['bash', '-c', command], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split() == ['mesh.axis0', '0', 'file', '141'] and done.stderr == ''
+
+
+@pytest.mark.parametrize('code', ['sys.exit(0)', 'sys.exit()', 'sys.exit("done")', 'raise SystemExit(3)'])
+def test_code_of_an_experiment_cannot_end_the_command_as_if_it_were_done(tmp_path, capsys, code):
+    """In a part that is called long after the experiment was imported."""
+    file = tmp_path / 'mine.py'
+    file.write_text('import sys\nfrom experiments import tiny\nfrom lm import data\n\nclass Ends(data.Synthetic):\n'
+                    f'    def records(self):\n        {code}\n\ndef config():\n    return tiny.config()\n')
+    (tmp_path / 'experiments').mkdir()
+    (tmp_path / 'experiments' / 'tiny.py').write_text((ROOT / 'experiments' / 'tiny.py').read_text())
+    argv = ['train', str(file), 'data.train=Ends', f'--workdir={tmp_path / "run"}', f'--cache={tmp_path / "cache"}']
+    assert cli.main(argv) == 2
+    err = capsys.readouterr().err
+    assert 'ended the command by sys.exit(' in err and err.count('\n') == 1

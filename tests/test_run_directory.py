@@ -42,9 +42,9 @@ def test_a_directory_of_other_files_is_refused_by_their_names_and_left_alone(tmp
 
 
 def test_a_config_json_of_another_program_is_refused_and_left_alone(tmp_path):
-    for content in ('{"architectures": ["LlamaForCausalLM"]}', 'null', ''):
+    for content in ('{"architectures": ["LlamaForCausalLM"]}', '{"config": {"lr": 1}}', 'null', ''):
         (tmp_path / 'config.json').write_text(content)
-        with pytest.raises(config.Error, match='config.json is damaged .*; repair it, or'):
+        with pytest.raises(config.Error, match='config.json is damaged .*; give an empty --workdir'):
             runs.Run(tmp_path, EXPERIMENT)
         assert (tmp_path / 'config.json').read_text() == content
 
@@ -131,3 +131,24 @@ def test_a_refused_start_does_not_own_its_directory(tmp_path, cache):
         go(tmp_path, cache, wrong)
     go(tmp_path, cache)
     assert runs.load(tmp_path, devices=jax.devices()[:1]).step == 4
+
+
+def test_checkpoints_that_are_gone_are_told_and_the_record_stays(tmp_path, cache):
+    settings = dataclasses.replace(TINY, steps=8)
+    go(tmp_path / 'run', cache, settings)
+    record = (tmp_path / 'run' / 'metrics.jsonl').read_text()
+    (tmp_path / 'run' / 'checkpoints').rename(tmp_path / 'elsewhere')
+    with pytest.raises(config.Error, match='checkpoints is empty, and by the record it was not; put them back'):
+        go(tmp_path / 'run', cache, settings)
+    assert (tmp_path / 'run' / 'metrics.jsonl').read_text() == record
+
+
+def test_the_record_follows_a_fall_back(tmp_path, cache):
+    go(tmp_path, cache)
+    for path in (tmp_path / 'checkpoints' / '4').rglob('manifest.ocdbt'):
+        path.write_bytes(b'')
+    lines = [line for line in (tmp_path / 'metrics.jsonl').read_text().splitlines() if 'valid/' not in line]
+    (tmp_path / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
+    go(tmp_path, cache)
+    steps = [record['step'] for record in records.read(tmp_path) if 'loss' in record]
+    assert steps == [1, 2, 3, 4]

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from lm import config, train
+from lm import config, data, train
 from lm.config import files
 from lm.train import runs
 
@@ -95,6 +95,8 @@ def hostile(tmp_path):
     ('optimizer', {'type': 'lm.train.checkpoint:Store', 'directory': 'written'}, 'is no component of an experiment'),
     ('optimizer', {'type': 'lm.cli:sys.exit'}, 'is not a dataclass'),
     ('optimizer', {'type': 'lm.no:Such'}, 'does not exist here'),
+    ('start', {'type': 'lm.train:From', 'run': 'elsewhere', 'where': '', 'step': 0, 'trust': True},
+     'start.trust=true, which a record alone does not choose'),
     ('optimizer', {'type': ':'}, 'is nothing that lm records'),
 ])
 def test_a_hostile_record_executes_nothing(hostile, monkeypatch, key, value, message):
@@ -112,3 +114,24 @@ def test_reading_a_run_imports_nothing_from_its_folder(hostile, monkeypatch):
     monkeypatch.chdir(hostile)
     assert isinstance(runs.read(hostile), train.Config)
     assert str(hostile) not in sys.path and not (hostile.parent / 'executed').exists()
+
+
+def test_reading_a_run_makes_no_tokenizer_and_opens_no_file_for_one(hostile, tmp_path):
+    secret, about = tmp_path / 'secret', files.parse_json((hostile / 'config.json').read_bytes(), dict)
+    secret.write_text('a secret')
+    for tokenizer in ({'type': 'lm.tokenizers:HuggingFace', 'file': str(secret), 'eos': '', 'bos': ''},
+                      {'type': 'lm.tokenizers:SentencePiece', 'size': 300, 'model': str(secret)}):
+        about['config']['data']['tokenizer'] = tokenizer
+        (hostile / 'config.json').write_text(json.dumps(about))
+        with pytest.raises(config.Error, match='tokenizer/.* is missing'):
+            runs.read(hostile).data.tokenizer.fit(None, hostile / 'tokenizer')
+        assert not (hostile / 'tokenizer').exists()
+
+
+@pytest.mark.parametrize('name', ['huggingface:evil/x', 'theirs'])
+def test_a_data_set_of_tfds_that_names_other_code_is_refused(tmp_path, name):
+    folder = tmp_path / 'theirs' / '1.0.0'
+    folder.mkdir(parents=True)
+    (folder / 'features.json').write_text('{"pythonClassName": "evil.Feature", "jsonFeature": {"json": "{}"}}')
+    with pytest.raises(config.Error, match='is of a namespace|names the class evil.Feature, which is code outside TFDS'):
+        data.Tfds(name, 'train', data_dir=str(tmp_path)).fingerprint()

@@ -139,6 +139,8 @@ def _restore_component(dumped, module, key):
     if module is None and not cls.__dataclass_params__.frozen:
         raise Error(f'{dumped["type"]} is no component of an experiment; the record was not written by lm.')
     fields = {name: _restored(item, module, join(key, name)) for name, item in dumped.items() if name != 'type'}
+    if module is None and fields.get('trust'):
+        raise Error(f'{join(key, "trust")}=true, which a record alone does not choose; {TRUST}.')
     known = [f.name for f in dataclasses.fields(cls) if f.init]
     for name in fields:
         if name not in known:

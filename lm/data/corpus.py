@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 
@@ -27,21 +27,14 @@ class Corpus:
     train: sources.Source
     valid: sources.Source | None
     tokenizer: plain.Tokenizer
-    context: int
-    batch: int
+    context: config.Size
+    batch: config.Size
     packing: Packing = 'windows'
-    seed: int = 0
-    max_rejected: float = 0.1
+    seed: Annotated[int, config.Interval(0)] = 0
+    max_rejected: config.Fraction = 0.1
 
     def __post_init__(self):
-        if not 0 <= self.max_rejected <= 1:
-            raise config.Error(f'max_rejected={self.max_rejected} is not a share; try max_rejected=0.1.')
-        for name, least in ('context', 1), ('batch', 1), ('seed', 0):
-            if getattr(self, name) < least:
-                raise config.Error(f'{name}={getattr(self, name)} is below {least}; try {name}={least}.')
-        if self.packing not in packing.NAMES:
-            known = ' or '.join(f'packing={name}' for name in packing.NAMES)
-            raise config.Error(f'packing={self.packing} is unknown; try {known}.')
+        config.check(self)
 
     def open(self, root, split='train'):
         """Returns the Stream of 'train', endless and shuffled, or the Pass of 'valid', once and in order.

@@ -108,9 +108,9 @@ def _match_remote(pattern):
     try:
         system, path = fsspec.core.url_to_fs(pattern)
         return [(match, File(match, system)) for match in sorted(system.glob(path)) if system.isfile(match)]
-    except (ImportError, ValueError) as error:
-        reason = str(error).rstrip('.')
-        raise config.Error(f'cannot read {pattern}: {reason}; s3:// needs s3fs, gs:// needs gcsfs.') from error
+    except Exception as error:  # each file system of fsspec raises its own kinds
+        raise config.Error(f'cannot read {pattern}: {config.first_line(error).rstrip(".")}; '
+                           's3:// needs s3fs, gs:// needs gcsfs.') from error
 
 
 def _surroundings(pattern):

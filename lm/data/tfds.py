@@ -1,6 +1,8 @@
 """Documents of TensorFlow Datasets, read without TensorFlow."""
 
 import dataclasses
+import pathlib
+import re
 
 from lm import config
 from lm.config import paths
@@ -8,6 +10,18 @@ from lm.config.files import require
 from lm.data.sources import Source, examine
 
 _ROWS = 1024
+
+
+def _check_names(name, directory):
+    """Raises config.Error where TFDS would import what is not its own: a namespace, or classes that a folder names."""
+    _, colon, version = name.partition(':')
+    if colon and not re.match(r'[0-9*]', version):
+        raise config.Error(f'{name} is of a namespace, whose code TFDS would fetch; give the name of a set of TFDS.')
+    for path in sorted(pathlib.Path(directory).rglob('features.json')) if directory else ():
+        for module in re.findall(r'"pythonClassName":\s*"([^"]*)"', path.read_text(errors='replace')):
+            if not module.startswith('tensorflow_datasets.'):
+                raise config.Error(f'{path} names the class {module}, which is code outside TFDS; prepare the data set '
+                                   'with features of TFDS.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +61,7 @@ class Tfds(Source):
         require('importlib_resources', f'data set {self.name}', 'importlib_resources')
         tfds = require('tensorflow_datasets', f'data set {self.name}', 'tensorflow-datasets')
         directory = paths.locate(self.data_dir) if self.data_dir else None
+        _check_names(self.name, directory)
         try:
             builder = tfds.builder(self.name, data_dir=directory, file_format='array_record')
         except ValueError as error:

@@ -91,7 +91,7 @@ def _train(sweep, chosen, cache, width):
         time.sleep(claims.PERIOD)
     except (loop.Preempted, KeyboardInterrupt):
         raise
-    except Exception as fault:
+    except (Exception, SystemExit) as fault:
         if full := _full(fault):
             raise config.Error(f'cannot write to {sweep.directory}: {full}; free some space and start again, '
                                'what is saved goes on.') from fault

@@ -34,7 +34,7 @@ class HuggingFace(Tokenizer):
         return self.file
 
     def fit(self, texts, directory):
-        stored = kept(directory, 'tokenizer.json', lambda: _load(self.file))
+        stored = kept(directory, 'tokenizer.json', lambda: _load(self.file), texts)
         try:
             content = stored.decode('utf-8')
             vocabulary = _tokenizer(content).get_vocab(with_added_tokens=True)

@@ -29,7 +29,10 @@ class Tokenizer:
     source_file = ''
 
     def fit(self, texts, directory):
-        """Returns the Encoder kept in `directory`, made from the strings `texts` and kept there where it is missing."""
+        """Returns the Encoder kept in `directory`, made from the strings `texts` and kept there where it is missing.
+
+        For `texts` of None it is only read: nothing is made, and no other file is opened.
+        """
         raise NotImplementedError
 
 
@@ -100,15 +103,19 @@ def segments(text):
         yield text[start:]
 
 
-def kept(directory, name, make):
-    """Returns the content of the file `name` in a tokenizer's directory, made by `make()` and kept where it is missing.
+def kept(directory, name, make, texts):
+    """Returns the content of the file `name` in a tokenizer's directory, made by `make()` and kept where it is missing
+    and there are `texts`.
     """
-    return checksums.kept(pathlib.Path(directory) / name, make, _REMEDY)
+    path = pathlib.Path(directory) / name
+    if texts is None and not path.is_file():
+        raise checksums.Damaged(f'{path} is missing', _REMEDY)
+    return checksums.kept(path, make, _REMEDY)
 
 
-def _kept_list(directory, name, make):
+def _kept_list(directory, name, make, texts):
     """Returns the list of strings that is kept, as JSON, in the file `name` of a tokenizer's directory."""
-    content = kept(directory, name, lambda: json.dumps(make()).encode())
+    content = kept(directory, name, lambda: json.dumps(make()).encode(), texts)
     try:
         return tuple(files.parse_json(content, [str]))
     except ValueError as error:
@@ -169,7 +176,7 @@ class Chars(Tokenizer):
                 characters.update(text)
             return sorted(_present(characters, directory))
 
-        characters = _kept_list(directory, 'chars.json', learn)
+        characters = _kept_list(directory, 'chars.json', learn, texts)
         if not characters or any(len(character) != 1 for character in characters):
             raise checksums.Damaged(f'{directory}/chars.json is damaged (it does not list characters)', _REMEDY)
         return CharEncoder(characters)
@@ -228,7 +235,7 @@ class Words(Tokenizer):
             words = sorted(word for word in _present(counts, directory) if word and counts[word] >= self.least)
             return [*_WORD_CONTROLS, *(word for word in words if word not in _WORD_CONTROLS)]
 
-        words = _kept_list(directory, 'words.json', learn)
+        words = _kept_list(directory, 'words.json', learn, texts)
         if words[:2] != _WORD_CONTROLS:
             raise checksums.Damaged(f'{directory}/words.json is damaged (it does not begin with <unk>, <eos>)', _REMEDY)
         return WordEncoder(words)

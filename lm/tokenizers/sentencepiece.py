@@ -52,7 +52,7 @@ class SentencePiece(Tokenizer):
         def learn():
             return paths.read(self.model, 'SentencePiece model') if self.model else self._train(texts)
 
-        encoder = PieceEncoder(kept(directory, 'sentencepiece.model', learn), self.alpha)
+        encoder = PieceEncoder(kept(directory, 'sentencepiece.model', learn, texts), self.alpha)
         try:
             _ = encoder.size
         except (RuntimeError, UnicodeDecodeError) as error:

@@ -297,4 +297,4 @@ class Store:
     def close(self):
         """Waits for the save in flight and releases the directory."""
         self.wait()
-        self.manager.close()
+        self._guard(self.manager.close)

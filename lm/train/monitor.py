@@ -47,6 +47,8 @@ class Monitor:
         fresh = {**FRESH, 'data': dict(self.stream.fingerprint)}
         state, meta = self.run.store.restore(abstract) or (None, fresh)
         runs.check_data(meta, fresh)
+        if state is not None and int(state.step) < self.run.reached:
+            self.run.rewind(int(state.step))
         self.begin({**fresh, **meta})
         return state
 

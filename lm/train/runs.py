@@ -21,6 +21,7 @@ from lm.parallel import processes, sharding
 from lm.train import checkpoint, metrics, step
 
 MARK = re.compile(r'(\S* \d+ [\d.]+)?')  # what this file writes to a run's lock: host, process, time
+OURS = {'config': {'type': str, 'model': dict, 'steps': int}, 'command': [str], 'versions': dict}  # of config.json
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sentencepiece')
 
 
@@ -43,8 +44,11 @@ class Run:
         processes.decide(lambda: _record(self.directory, experiment, devices))
         self.store = checkpoint.Store(self.directory / 'checkpoints', experiment.config.cadence.keep)
         self.steps = experiment.config.steps
-        self.writer = None
-        self.rewind(max(self.store.steps(), default=0))
+        self.writer, self.reached = None, max(self.store.steps(), default=0)
+        if not self.reached and processes.decide(lambda: _saved_once(self.directory, experiment.config.cadence.save)):
+            raise config.Error(f'{self.directory}/checkpoints is empty, and by the record it was not; put them back, or '
+                               f'remove {records.RECORD} to start over.')
+        self.rewind(self.reached)
 
     def rewind(self, step):
         """Drops the record after `step`, which will be written again, and reads the checkpoints' scores from it."""
@@ -77,11 +81,14 @@ class Run:
 
     def close(self):
         """Waits for the save in flight, closes the record, and restores signal handlers."""
-        self.stop.restore()
-        self.writer.close()
-        self.store.close()
-        for lock in self.locks:
-            lock.close()
+        failing, faults = sys.exc_info()[0] is not None, []
+        for end in (self.stop.restore, self.writer.close, self.store.close, *(lock.close for lock in self.locks)):
+            try:
+                end()
+            except config.Error as fault:  # of a disk that is full: the others are still closed
+                faults.append(fault)
+        if faults and not failing:
+            raise faults[0]
 
 
 @contextlib.contextmanager
@@ -107,7 +114,7 @@ def _claim(directory, locks):
         directory.mkdir(parents=True, exist_ok=True)
         check_own(directory, 'config.json')
         if os.path.exists(directory / 'config.json'):
-            _about(directory)
+            files.read_json(directory / 'config.json', OURS, 'give an empty --workdir, or a new one.')
         lock = open(directory / 'lock', 'a')
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,6 +143,11 @@ def check_own(directory, record):
     if names and ('lock' in names or record not in names):
         raise config.Error(f'{directory} holds {", ".join(names[:5])}{", ..." * (len(names) > 5)} and no {record} of '
                            'lm; give an empty --workdir, or a new one.')
+
+
+def _saved_once(directory, every):
+    """Returns whether a run has recorded steps beyond its second save, before which the first is complete."""
+    return every > 0 and max((record['step'] for record in records.read(directory)), default=0) > 2 * every
 
 
 def _is_open(path, file):
@@ -268,7 +280,7 @@ def load(directory, number=0, devices=None, *, trust=False):
     settings = read(directory, trusted(directory, trust))
     mesh = sharding.make_mesh({'data': -1}, jax.devices() if devices is None else devices)
     params, reached = saved(settings, directory, number, mesh)
-    encoder = settings.data.tokenizer.fit((), Path(directory) / 'tokenizer').exact()
+    encoder = settings.data.tokenizer.fit(None, Path(directory) / 'tokenizer').exact()
     return Trained(settings, encoder, params, reached, mesh)
 
 
