@@ -66,7 +66,7 @@ def test_what_is_no_file_is_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize('name', ['n' * 300, 'n' * 300 + '/*.txt', 'deep/' + 'n' * 300, '\udcff', 'a/b' * 2000])
 def test_a_path_that_cannot_be_is_one_line(name, tmp_path):
-    with pytest.raises(config.Error, match='^no file matches .*; looked for') as error:
+    with pytest.raises(config.Error, match='^no file matches ') as error:
         texts(tmp_path / name)
     assert '\n' not in str(error.value)
 

@@ -138,7 +138,7 @@ def test_checkpoints_that_are_gone_are_told_and_the_record_stays(tmp_path, cache
     go(tmp_path / 'run', cache, settings)
     record = (tmp_path / 'run' / 'metrics.jsonl').read_text()
     (tmp_path / 'run' / 'checkpoints').rename(tmp_path / 'elsewhere')
-    with pytest.raises(config.Error, match='checkpoints is empty, and by the record it was not; put them back'):
+    with pytest.raises(config.Error, match='checkpoints is empty, and by the record it was not; restore it'):
         go(tmp_path / 'run', cache, settings)
     assert (tmp_path / 'run' / 'metrics.jsonl').read_text() == record
 

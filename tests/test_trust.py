@@ -133,5 +133,5 @@ def test_a_data_set_of_tfds_that_names_other_code_is_refused(tmp_path, name):
     folder = tmp_path / 'theirs' / '1.0.0'
     folder.mkdir(parents=True)
     (folder / 'features.json').write_text('{"pythonClassName": "evil.Feature", "jsonFeature": {"json": "{}"}}')
-    with pytest.raises(config.Error, match='is of a namespace|names the class evil.Feature, which is code outside TFDS'):
+    with pytest.raises(config.Error, match='is of a namespace|names the class evil.Feature, which is code outside'):
         data.Tfds(name, 'train', data_dir=str(tmp_path)).fingerprint()

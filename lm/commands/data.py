@@ -1,8 +1,7 @@
 """`lm data`: builds token caches and shows what is in them."""
 from lm import config
 from lm.data.cache import prepare, root
-from lm.data.corpus import prove
-from lm.train import Config
+from lm.data.corpus import Corpus, prove
 
 JAX = False  # starts no device
 SHOWN = 2000  # tokens of a document that --show prints
@@ -19,7 +18,9 @@ def main(experiment: str, *overrides: str, cache: str = '', show: int = 0):
         show: how many documents to print, with the borders of their tokens
     """
     from rich.console import Console
-    corpus = config.load(experiment, overrides, Config).config.data
+    corpus = getattr(config.load(experiment, overrides).config, 'data', None)
+    if not isinstance(corpus, Corpus):
+        raise config.Error(f'{experiment}: config() returned nothing with data; return train.Config(data=...).')
     terminal, built = Console(), []
     for split, source in (('train', corpus.train), ('valid', corpus.valid)):
         if source is not None:

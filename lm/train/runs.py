@@ -46,7 +46,7 @@ class Run:
         self.steps = experiment.config.steps
         self.writer, self.reached = None, max(self.store.steps(), default=0)
         if not self.reached and processes.decide(lambda: _saved_once(self.directory, experiment.config.cadence.save)):
-            raise config.Error(f'{self.directory}/checkpoints is empty, and by the record it was not; put them back, or '
+            raise config.Error(f'{self.directory}/checkpoints is empty, and by the record it was not; restore it, or '
                                f'remove {records.RECORD} to start over.')
         self.rewind(self.reached)
 
