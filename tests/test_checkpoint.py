@@ -159,3 +159,31 @@ def test_a_checkpoint_removed_under_a_run_is_told_at_the_next_save(store):
     shutil.rmtree(store.directory / '3')
     with pytest.raises(config.Error, match='checkpoint 3 was removed from .* while the run trained'):
         store.save(4, STATE, META)
+
+
+@pytest.mark.parametrize('damage', [lambda path: path.write_text('"text"'), lambda path: path.write_text('[' * 100_000),
+                                    lambda path: (path.unlink(), os.mkfifo(path))])
+def test_what_orbax_notes_of_a_step_may_be_damaged(tmp_path, damage, capfd):
+    store = checkpoint.Store(tmp_path / 'all')
+    for step in (3, 5):
+        store.save(step, STATE, META)
+    store.close()
+    damage(tmp_path / 'all' / '3' / '_CHECKPOINT_METADATA')
+    store = checkpoint.Store(tmp_path / 'all')
+    assert store.steps() == [3, 5] and store.restore(ABSTRACT)[1] == META
+    (tmp_path / 'all' / '5' / 'meta' / 'metadata').write_text('{"a": 1}')
+    assert store.restore(ABSTRACT)[1] == META and store.steps() == [3]
+    store.save(5, STATE, META)
+    store.close()
+    assert checkpoint.steps(tmp_path / 'all') == [3, 5] and 'Metadata file' not in capfd.readouterr().err
+
+
+def test_nothing_is_waited_for_that_is_no_file(tmp_path, directory):
+    for path in (directory / '4' / 'state' / 'd').iterdir():
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(config.Error, match='checkpoint 4 in .* cannot be read: .* is no file; the steps there are '):
+        checkpoint.restore(directory, ABSTRACT)
+    store = checkpoint.Store(directory)
+    assert store.restore(ABSTRACT)[1] == META and store.steps() == [3]
+    store.close()

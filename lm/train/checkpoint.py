@@ -28,8 +28,6 @@ STATE, META = 'state', 'meta'
 SETTLE = 2.0
 PATTERN = frozenset('*?[]')  # orbax lists a checkpoint's parts by a glob of its path, and then does not see them
 checksum = jax.jit(trees.checksums)  # of one array at a time: one program for all arrays of a shape
-
-
 # A save that fails is told by `wait`; of its other writes, whose faults nobody asks for, asyncio would print each.
 logging.getLogger('asyncio').addFilter(lambda record: 'never retrieved' not in record.getMessage())
 FULL = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
@@ -47,8 +45,7 @@ ABSENT = Fault('it is not there', False)
 
 def check_name(directory):
     """Raises config.Error where checkpoints in a directory could be saved and not read."""
-    name = str(Path(directory).absolute())
-    if PATTERN & set(name):
+    if PATTERN & set(name := str(Path(directory).absolute())):
         raise config.Error(f'{name!r} has one of {" ".join(sorted(PATTERN))} in its name, and checkpoints saved there '
                            'cannot be read; give another --workdir.')
 
@@ -96,8 +93,7 @@ def _restore(directory, step, abstract):
     for host, other in enumerate(faults):
         if other:
             return None, Fault(f'host {host}: {other[0]}' if len(faults) > 1 else other[0], other[1])
-    wrong = [name for name, value in _checksums(state).items() if saved.get(name, value) != value]
-    if wrong:
+    if wrong := [name for name, value in _checksums(state).items() if saved.get(name, value) != value]:
         return None, Fault(f'{wrong[0]} is not what was saved, by its checksum', True)
     return (state, meta), None
 
@@ -105,6 +101,8 @@ def _restore(directory, step, abstract):
 def _read(folder, abstract):
     """Returns ((state, meta, checksums), None) of a checkpoint's folder, or (Nones, Fault); not a collective."""
     try:
+        if odd := [path for path in folder.rglob('*') if not (path.is_file() or path.is_dir())]:  # FIFOs are waited for
+            raise ValueError(f'{odd[0]} is no file')
         meta, saved = _meta(folder)
         whole = ocp.PLACEHOLDER not in jax.tree.leaves(abstract)
         places = jax.tree.map(lambda leaf: ocp.RestoreArgs() if leaf is ocp.PLACEHOLDER
@@ -180,10 +178,13 @@ class Store:
     def __post_init__(self):
         self.directory = Path(self.directory).absolute()
         self.scores, self.first, self.proved = {}, None, False  # (step, abstract state) of the first save; if read back
-        options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=True, max_to_keep=None)
+        self._open()
+
+    def _open(self):
+        options = ocp.CheckpointManagerOptions(  # lightweight: what orbax notes of steps, maybe damaged, is unread
+            create=True, enable_async_checkpointing=True, max_to_keep=None, lightweight_initialize=True)
         try:
-            with _quiet():  # what is damaged is told where it is restored
-                self.manager = ocp.CheckpointManager(self.directory, options=options)
+            self.manager = ocp.CheckpointManager(self.directory, options=options)
         except OSError as error:
             raise config.Error(f'cannot write checkpoints to {self.directory}: {error.strerror}; '
                                'try another --workdir.') from error
@@ -217,8 +218,7 @@ class Store:
 
     def check(self):
         """Raises config.Error where a checkpoint is no longer on disk that this run has saved or found there."""
-        gone = processes.decide(lambda: sorted(set(self.steps()) - set(steps(self.directory))))
-        if gone:
+        if gone := processes.decide(lambda: sorted(set(self.steps()) - set(steps(self.directory)))):
             raise config.Error(f'checkpoint {gone[0]} was removed from {self.directory} while the run trained; '
                                'run the same command again, which goes on from what is there.')
 
@@ -260,8 +260,7 @@ class Store:
         leaves, tree = jax.tree.flatten(abstract)
         for number in range(len(leaves)):
             one = tree.unflatten([leaf if i == number else ocp.PLACEHOLDER for i, leaf in enumerate(leaves)])
-            _, fault = _restore(self.directory, step, one)
-            if fault:
+            if fault := _restore(self.directory, step, one)[1]:
                 raise config.Error(f'checkpoint {step} in {self.directory}, just saved, cannot be read: {fault.text}; '
                                    'nothing older was deleted; try another --workdir.')
         self.proved = True
@@ -285,7 +284,8 @@ class Store:
             logging.getLogger('absl').warning('checkpoint %d in %s cannot be read (%s); taking the one before it.',
                                               candidate, self.directory, fault.text)
             processes.decide(lambda step=candidate: self._put_aside(step))
-            self.manager.reload()
+            self.manager.close()
+            self._open()
         return None
 
     def _put_aside(self, step):
