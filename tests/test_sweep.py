@@ -285,6 +285,15 @@ def test_a_trial_that_cannot_be_written_and_garbled_claims_stop_no_worker(file, 
     assert f'{claimed.id}.1 cannot be read as a claim: the trial is free' in shown
 
 
+def test_a_record_that_leads_to_itself_counts_as_none_and_is_told(file, tmp_path, capsys):
+    sweep = listed(file, tmp_path / 'a', [{'seed': 1}])
+    [trial] = sweep.trials
+    trial.directory.mkdir()
+    damage.loop(trial.directory / 'metrics.jsonl')
+    assert trials.states(sweep)[0] == {trial.id: 'new'}
+    assert 'metrics.jsonl: Too many levels of symbolic links; it counts as none.' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('name', ['search.json', 'sweep.json', 'claims', 'lock'])
 def test_a_worker_over_a_damaged_list_is_one_line(file, tmp_path, cache, capsys, name):
     listed(file, tmp_path / 'a', [{'seed': 1}])

@@ -237,12 +237,13 @@ def _overrides(base, settings):
 def progress(trial):
     """Returns (last recorded step, {step: loss}): the validation loss, or the training loss without held-out data.
 
-    A loss that is not finite is None. A record that cannot be read counts as none, with a warning: who trains the trial
-    is told why it cannot be written.
+    A loss that is not finite is None. A record that cannot be read counts as none, with a warning.
     """
     try:
         about = os.stat(trial.directory / records.RECORD)
-    except OSError:
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            files.warn(f'{trial.directory / records.RECORD}: {error.strerror}; it counts as none.')
         return 0, {}
     name = 'valid/loss' if trial.settings.data.valid else 'loss'
     return _recorded(trial.directory, name, trial.settings.steps, (about.st_mtime_ns, about.st_size, about.st_ino))
@@ -255,8 +256,7 @@ def _recorded(directory, name, steps, stamp):  # a file is read again only when 
     except config.Error as error:
         files.warn(str(error))
         return 0, {}
-    beyond = [record['step'] for record in recorded if record['step'] > steps]
-    if beyond:
+    if beyond := [record['step'] for record in recorded if record['step'] > steps]:
         files.warn(f'{directory / records.RECORD}: step {beyond[0]} is beyond the last, {steps}, and left out.')
     recorded = [record for record in recorded if record['step'] <= steps]
     scores = {record['step']: record[name] for record in recorded if name in record}
