@@ -58,12 +58,12 @@ def rewind(directory, step):
     """
     path, aside = Path(directory) / RECORD, Path(directory) / DAMAGED
     lines = _lines(directory)
-    damaged = [line.text for line in lines if not line.record]
+    damaged = [line for line in lines if not line.record]
     try:
         if damaged:
             before = files.content(aside) if os.path.lexists(aside) else b''
-            files.replace(aside, before + b''.join(text + b'\n' for text in damaged))
-            files.warn(f'{path}: {_faults(lines)}; moved to {DAMAGED}.')
+            files.replace(aside, before + b''.join(line.text + b'\n' for line in damaged))
+            files.warn(f'{path}: {_faults(damaged)}; moved to {DAMAGED}.')
         kept = [line.text for line in lines if line.record and line.record['step'] <= step]
         files.replace(path, b''.join(text + b'\n' for text in kept))
     except OSError as error:

@@ -85,6 +85,7 @@ def test_arguments_become_those_of_main(verbs):
     (['xyz'], "lm: no verb 'xyz'; there are draw, echo."),
     (['draw', 'r', '--wrokdir=w'], "lm: no option '--wrokdir'; did you mean '--workdir'?"),
     (['draw', 'r', '--stop_at=w'], "lm: no option '--stop_at'; did you mean '--stop-at'?"),
+    (['draw', 'r', '--count=--'], 'lm: --count=-- has no value; leave it out, or see lm draw --help.'),
     (['draw', 'r', '--work=w'], "lm: no option '--work'; did you mean '--workdir'?"),
     (['draw', 'r', '--patience=3'], "lm: no option '--patience'; overrides have no dashes: patience=3"),
     (['draw', 'r', '--model.depth=3'], "lm: no option '--model.depth'; overrides have no dashes: model.depth=3"),

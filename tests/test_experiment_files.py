@@ -90,6 +90,8 @@ def test_siblings_are_imported_from_the_same_repository(tmp_path):
     ('def config():\n    return config()', r'bad\.py:2: RecursionError: maximum recursion depth exceeded'),
     ('class Odd(Exception):\n    def __str__(self):\n        raise OSError\n\ndef config():\n    raise Odd',
      r'bad\.py:6: Odd: Odd$'),
+    ('class Odd(Exception):\n    def __str__(self):\n        raise SystemExit\n\ndef config():\n    raise Odd',
+     r'bad\.py:6: Odd: Odd$'),
     ('def config():\n    raise ValueError', r'bad\.py:2: ValueError$'),
     ('def config():\n    raise GeneratorExit', r'bad\.py:2: GeneratorExit: '),
     ('def config():\n    raise ValueError("x" * 100_000)', r'bad\.py:2: x+ \[\.\.\. 99,[0-9]+ more characters'),
@@ -160,6 +162,11 @@ def test_what_a_component_of_the_file_raises_over_an_override_is_told(tmp_path):
     """)
     with pytest.raises(config.Error, match='^ZeroDivisionError: division by zero$'):
         config.load(path, ['count=0'])
+
+
+def test_a_name_that_no_file_system_takes_is_a_missing_file(tmp_path):
+    with pytest.raises(config.Error, match="^no experiment file '.*x'; "):
+        config.load(tmp_path / ('x' * 300))
 
 
 def test_a_missing_file_suggests_the_nearest(tmp_path):

@@ -75,12 +75,14 @@ def test_two_offsets_at_one_step_are_two_rollbacks(tmp_path):
     assert records.offset(rows, 0) == 0 and records.offset(rows, 1) == 4
 
 
-def test_rewinding_keeps_what_it_cannot_read_aside_and_every_byte_of_the_rest(tmp_path):
+def test_rewinding_keeps_what_it_cannot_read_aside_and_every_byte_of_the_rest(tmp_path, capsys):
     first, odd = '{"loss":3.00,"step": 1}', '{"step": 2, "note": "mine"}'
     written(tmp_path, [first, b'\xff', odd, {'step': 3, 'loss': 2.0}, 'zzz'], '\n{"step": 4')
     records.rewind(tmp_path, 2)
     assert (tmp_path / records.RECORD).read_text() == f'{first}\n{odd}\n'
     assert (tmp_path / records.DAMAGED).read_bytes() == b'\xff\nzzz\n'
+    fault = f'{tmp_path}/metrics.jsonl: 2 lines, 2, 5: not UTF-8 at byte 0; moved to metrics.jsonl.damaged.'
+    assert capsys.readouterr().err == f'lm: {fault}\n'
     written(tmp_path, [first, 'again'])
     records.rewind(tmp_path, 0)
     assert (tmp_path / records.RECORD).read_bytes() == b''

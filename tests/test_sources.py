@@ -7,6 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm import config, data
+from lm.config.literals import Text
+from lm.sweep import rules
 
 
 def texts(source):
@@ -81,3 +83,16 @@ def test_synthetic_text_is_reproducible_and_learnable():
         followers.setdefault(word, []).append(following)
     counts = sorted(len(set(after)) for after in followers.values() if len(after) > 50)
     assert counts[len(counts) // 2] < 10 < len(set(words))
+
+
+@pytest.mark.parametrize('part, key', [(data.Synthetic(), 'count'), (data.Synthetic(), 'length'),
+                                       (data.SentencePiece(), 'sample'), (rules.Median(4), 'least')])
+def test_a_count_is_never_negative(part, key):
+    with pytest.raises(config.Error, match=f'^{key}=-5 is not an int of [01] or more|^{key}=-5 is not an int in '):
+        config.override(part, {key: Text('-5')})
+
+
+def test_a_glob_that_a_store_refuses_is_one_line():
+    pytest.importorskip('fsspec')
+    with pytest.raises(config.Error, match='^cannot read file://a.*b: Invalid pattern'):
+        data.Files('file://a**b').files()

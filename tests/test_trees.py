@@ -67,6 +67,9 @@ def test_a_regex_that_matches_nothing_names_the_nearest():
 def test_what_is_no_regex_is_an_error_with_one_that_is():
     with pytest.raises(config.Error, match=r"^regex '\(norm' is not valid: .*; try '\\\\\(norm'\.$"):
         trees.mask(TREE, '(norm')
+    for regex in '(' * 5000, 'a{99999999999999999999}':
+        with pytest.raises(config.Error, match='is not valid|more characters'):
+            trees.mask(TREE, regex)
 
 
 def test_a_selection_has_no_empty_branches_and_merges_back():
