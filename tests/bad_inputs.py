@@ -45,7 +45,7 @@ LISTED = {
         'why a trial failed is text for a reader; a note that cannot be read is shown as such',
     r'written files: .*claims/.*silent: another result':
         'a claim that cannot be read is watched for 30 s as if its owner lived, and is named then',
-    'written files: .*metrics.jsonl by .*(cut to|absent).*silent: another result':
+    r"written files: .*metrics.jsonl by .*(cut to|absent|dangling|b'.n'... in its place).*silent: another result":
         'a record that ends early is what a kill leaves: the run is unfinished, and trains those steps again',
     r'written files: (plan|run spikes)/?.* by .*: (absent|dangling) -> silent: another result':
         'what is not there is compiled or measured again',
