@@ -101,7 +101,7 @@ def _restore(directory, step, abstract):
 def _read(folder, abstract):
     """Returns ((state, meta, checksums), None) of a checkpoint's folder, or (Nones, Fault); not a collective."""
     try:
-        if odd := [path for path in folder.rglob('*') if not (path.is_file() or path.is_dir())]:  # FIFOs are waited for
+        if odd := [path for path in folder.glob('*/**/*') if not (path.is_file() or path.is_dir())]:  # a FIFO: no end
             raise ValueError(f'{odd[0]} is no file')
         meta, saved = _meta(folder)
         whole = ocp.PLACEHOLDER not in jax.tree.leaves(abstract)
