@@ -93,7 +93,7 @@ def test_draws_have_the_probabilities_of_the_softmax():
     ('temperature', -1.0), ('temperature', float('nan')), ('top_k', -1), ('top_p', 0.0), ('top_p', 1.1),
     ('min_p', -0.1), ('min_p', 2.0), ('repetition', 0.0)])
 def test_a_bad_sampler_is_one_clear_line(name, value):
-    with pytest.raises(config.Error, match=f'^{name}={value} is out of range; try {name}=') as caught:
+    with pytest.raises(config.Error, match=f'^{name}={value} is no.* try {name}=') as caught:
         Sampler(**{name: value})
     assert '\n' not in str(caught.value)
 

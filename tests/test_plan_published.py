@@ -53,7 +53,8 @@ def test_a_published_step_of_the_readmes_own_cell_is_predicted_within_15_percent
     ({'on': 'v6z-8'}, 'no known chip'), ({'seq': 1.5}, 'seq'),
     ({'mesh': {'fsdp': 100}}, '100'), ({'measured_step_s': 0}, 'measured_step_s=0 is not a float above 0'),
     ({'shape': 5}, 'shape is 5'),
-    ({'measured_step_s': 'one'}, 'measured_step_s=one is not a float'), ({'measured_step_s': float('nan')}, 'measured_step_s=nan'),
+    ({'measured_step_s': 'one'}, 'measured_step_s=one is not a float'),
+    ({'measured_step_s': float('nan')}, 'measured_step_s=nan'),
     ({'batch': 7}, 'batch=7 does not divide'), ({'flops_exact': {'products': 1.0}}, 'flops_exact'),
     ({'shape': RECIPE['shape'] | {'experts': {'count': 8, 'top_k': 2}}}, "experts has no 'ff'"),
 ])
