@@ -171,7 +171,6 @@ def test_an_optimizer_without_a_law_is_refused():
 @pytest.mark.parametrize('fields, words', [
     ({'width': 512, 'layer': Layer(Attention(8)), 'base': MupBase(width=250)},
      ['base', 'width=250', 'heads=8', 'try width=248']),
-    ({'base': MupBase(width=-2)}, ['base', 'width=-2']),
     ({'base': MupBase(expert_ff=8)}, ['base.expert_ff=8', 'none', 'try base.ff=8']),
     ({'layer': Layer(Attention(4), Experts(8, 2, 16)), 'base': MupBase(ff=8)},
      ['base.ff=8', 'none', 'try base.expert_ff=8']),
