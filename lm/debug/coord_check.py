@@ -12,6 +12,7 @@ from lm.models import mup
 from lm.nn import Experts
 from lm.pages import document, figures, tags
 from lm.pages.text import columns
+from lm.sweep.vectors import with_traced_fields
 
 TAPS = ('embedding', 'attention', 'mlp', 'residual', 'logits')
 ROWS = 8  # rows of the first batch whose activations are traced
@@ -92,7 +93,7 @@ def measure(settings, widths, batches, seeds):
     for width in widths:
         wide = widened(settings, width)
         runs.append(jax.jit(lambda seeds, wide=wide: jax.lax.map(
-            lambda seed: _train(replace(wide, seed=seed), probe, batches), seeds))(jnp.arange(seeds)))
+            lambda seed: _train(with_traced_fields(wide, {'seed': seed}), probe, batches), seeds))(jnp.arange(seeds)))
     size, change = ({tap: np.stack([np.asarray(run[field][tap]) for run in runs]) for tap in TAPS} for field in (0, 1))
     return Trace(tuple(widths), size, change)
 
