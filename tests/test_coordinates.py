@@ -113,7 +113,7 @@ def test_mup_passes_and_the_standard_fails(tmp_path, capsys):
     (['--widths=64'], ['--widths=64', 'try --widths=64,128']),
     (['--widths=a,b'], ['--widths=a,b', 'try --widths=64,128']),
     (['--widths=16,21'], ['width=21', 'whole', 'try width=24']),
-    (['model.base.width=-4'], ['base', 'width=-4', 'try width=1']),
+    (['model.base.width=-4'], ['base', 'width=-4', 'try model.base.width=16']),
     (['--steps=0'], ['--steps=0', 'try --steps=3']),
     (['model.base=MupBase(heads=2)'], ['names no width', 'try model.base.width=16']),
     (['--widths=16,32', 'model.vocab=99'], ['model.vocab=99', 'try model.vocab=258']),
