@@ -25,7 +25,7 @@ def test_rope_frequencies(rope):
 
 @pytest.mark.parametrize('fraction', [0.0, 1.5, -1.0])
 def test_a_bad_fraction_is_one_clear_line(fraction):
-    with pytest.raises(config.Error, match=rf'^fraction={fraction} is not in \(0, 1\]; try fraction='):
+    with pytest.raises(config.Error, match=rf'^fraction={fraction} is not a float in \(0, 1\]; try fraction='):
         positions.Rope(fraction=fraction)
 
 

@@ -17,7 +17,7 @@ import types
 
 from lm.config import beside
 from lm.config.annotations import Error, close, default, first_line, is_component, message, printed
-from lm.config.overrides import branches, check, children, flatten, join, override
+from lm.config.overrides import branches, check_inside, children, flatten, join, override
 from lm.config.snapshots import restore
 from lm.config.values import EXPERIMENT, Text
 
@@ -108,7 +108,7 @@ def _config_of(path, module, kind):
         wanted = 'a dataclass' if kind is object else f'the {kind.__name__} of {kind.__module__.rpartition(".")[0]}'
         raise Error(f'{path}: config() returned {returned}, not {wanted}; return train.Config(...).')
     with _reporting(path):
-        check(config)
+        check_inside(config)
     return config
 
 

@@ -88,18 +88,22 @@ def moved(config, key):
     return ''
 
 
-def check(config, key=''):
-    """Raises `Error` where a field does not fit its annotation, at any depth: Python itself never looks.
+def check(component, key=''):
+    """Raises `Error` where a field of a component does not fit its annotation: Python itself never looks.
 
     A component calls it first in its `__post_init__`, so that it is never built of what does not fit.
     """
-    if is_component(config):
-        known = hints(type(config))
-        for field in dataclasses.fields(config):
-            if field.init:
-                verify(getattr(config, field.name), known[field.name], join(key, field.name), field)
-    for name, child in children(config).items():
-        check(child, join(key, name))
+    known = hints(type(component))
+    for field in dataclasses.fields(component):
+        if field.init:
+            verify(getattr(component, field.name), known[field.name], join(key, field.name), field)
+
+
+def check_inside(config):
+    """Raises `Error` where a field does not fit, at any depth: not every component of a user's checks itself."""
+    for key, value in [('', config), *branches(config)]:
+        if is_component(value):
+            check(value, key)
 
 
 def children(value):
