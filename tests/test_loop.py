@@ -254,7 +254,7 @@ def test_a_run_of_bad_batches_goes_back_and_steps_past_them(tmp_path, cache):
 
 def test_a_step_after_bad_batches_is_computed_again_to_the_last_bit(tmp_path, cache):
     go_fragile(tmp_path, cache, {4, 5, 6})
-    settings = runs.read(tmp_path)
+    settings = runs.read(tmp_path, FILE)
     past = replay.Trajectory(tmp_path, settings, cache, mesh(settings))
     assert past.starts(8) == [6, 3, 0] and past.number(3) == 2 and past.number(4) == 7
     losses = {record['step']: record['loss'] for record in past.records if 'loss' in record}

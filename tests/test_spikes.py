@@ -100,7 +100,7 @@ def test_a_jump_never_steers_the_run(jumped, place):
 
 
 def replayed(directory, place, *overrides, step=0):
-    return command.main(str(directory), *overrides, step=step, cache=str(place / 'cache'))
+    return command.main(str(directory), *overrides, step=step, cache=str(place / 'cache'), trust=True)
 
 
 def test_a_replay_is_the_step_to_the_last_bit_and_measures_its_layers(jumped, place, capsys):

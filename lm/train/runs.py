@@ -1,5 +1,6 @@
 """The directory of a run: what it was made from, its checkpoints and its record."""
 import contextlib
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -97,8 +98,8 @@ def _writing(directory):
     try:
         yield
     except OSError as error:
-        raise config.Error(f'cannot write to {directory}: {error.strerror or config.first_line(error)}; '
-                           'free some space, or give another --workdir.') from error
+        remedy = 'free some space' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'give another --workdir'
+        raise config.Error(f'cannot write to {directory}: {error.strerror or error}; {remedy}.') from error
 
 
 def _claim(directory, locks):
