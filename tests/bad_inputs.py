@@ -14,6 +14,7 @@ import io
 import os
 import random
 import re
+import resource
 import signal
 import sys
 import tempfile
@@ -30,7 +31,7 @@ if __name__ == '__main__':
 from lm import config
 from lm.config import files
 
-SECONDS = 20  # that a case may take
+SECONDS, MEMORY = 20, 2 ** 32  # that a case may take, and bytes
 LONGEST = 1000  # characters of a message
 # Findings that are as they should be: a pattern of one in words, and why.
 LISTED = {
@@ -45,8 +46,8 @@ LISTED = {
         'why a trial failed is text for a reader; a note that cannot be read is shown as such',
     r'written files: .*claims/.*silent: another result':
         'a claim that cannot be read is watched for 30 s as if its owner lived, and is named then',
-    r"written files: .*metrics.jsonl by .*(cut to|absent|dangling|b'.n'... in its place).*silent: another result":
-        'a record that ends early is what a kill leaves: the run is unfinished, and trains those steps again',
+    r"written files: .*metrics.jsonl by .*(cut to|absent|dangling|zeros|b'.n'... in).*silent: another result":
+        'a record that ends early, in zeros after a power cut, is that of an unfinished run, which trains on',
     r'written files: (plan|run spikes)/?.* by .*: (absent|dangling) -> silent: another result':
         'what is not there is compiled or measured again',
     'in the name of a checksum -> silent: another result':
@@ -164,7 +165,20 @@ def workplace():
         for variable in ('HOME', 'TMPDIR', 'XDG_CACHE_HOME', 'LM_CACHE', 'LM_DATA'):
             (folder / variable.lower()).mkdir()
             patch.setenv(variable, str(folder / variable.lower()))
-        yield [kind for module in modules for kind in module.kinds(folder, patch)]
+        made = [kind for module in modules for kind in module.kinds(folder, patch)]
+        with limited():
+            yield made
+
+
+@contextlib.contextmanager
+def limited():
+    """Has whatever takes MEMORY more than is taken now end in a MemoryError."""
+    before, taken = resource.getrlimit(resource.RLIMIT_AS), int(Path('/proc/self/statm').read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (taken * resource.getpagesize() + MEMORY, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def cases(chosen, count, seed):

@@ -279,6 +279,8 @@ def test_the_verb_shows_the_report_and_the_borders_of_tokens(tmp_path, monkeypat
     shown = capsys.readouterr().out
     assert 'a.jsonl:2' in shown and 'broken JSON' in shown
     assert 'g|o|o|d| |[|<257>|' in shown and 'train' in shown and 'valid' in shown
+    with pytest.raises(config.Error, match='^--show=-1 is no number of documents; try --show=3.$'):
+        command.main('x.py', show=-1)
 
 
 def test_tiny_shakespeare_has_65_characters(shared, tmp_path):

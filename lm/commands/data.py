@@ -18,6 +18,8 @@ def main(experiment: str, *overrides: str, cache: str = '', show: int = 0):
         show: how many documents to print, with the borders of their tokens
     """
     from rich.console import Console
+    if show < 0:
+        raise config.Error(f'--show={show} is no number of documents; try --show=3.')
     corpus = getattr(config.load(experiment, overrides).config, 'data', None)
     if not isinstance(corpus, Corpus):
         raise config.Error(f'{experiment}: config() returned nothing with data; return train.Config(data=...).')
