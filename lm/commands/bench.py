@@ -15,6 +15,8 @@ def main(experiment: str, *overrides: str, steps: int = 20):
         overrides: values to set, e.g. model.depth=12
         steps: how many steps to time
     """
+    if steps < 1:
+        raise config.Error(f'--steps={steps} times nothing; try --steps=20.')
     settings = config.load(experiment, overrides, Config).config
     loader = bench.measure_loader(settings.data, 10 * steps)
     print(json.dumps({'experiment': experiment, 'overrides': list(overrides), **bench.measure(settings, steps),
