@@ -82,11 +82,16 @@ def hints_of(field):
     ('model.layer.attention.kv_heads', '2147483647', 'kv_heads=2147483647 does not divide heads=2; try kv_heads=2.'),
     ('model.execution.vocab_chunks', '2147483647',
      'vocab_chunks=2147483647 does not divide the 384 rows of the output; try vocab_chunks=384.'),
-    ('model', '{}', 'model={} is not a component that fits here; there are Decoder.'),
-    ('model', '{[1]: 2}', 'model={[1]: 2} is not a component that fits here; there are Decoder.'),
 ])
 def test_refusals(key, text, message):
     assert refusal(config.load(ROOT / 'experiments' / 'tiny.py').config, key, text) == message
+
+
+@pytest.mark.parametrize('text', ['{}', '{[1]: 2}'])
+def test_what_is_no_component_is_refused_with_those_that_there_are(text):
+    """Models that other tests define are listed too."""
+    refused = refusal(config.load(ROOT / 'experiments' / 'tiny.py').config, 'model', text)
+    assert refused.startswith(f'model={text} is not a component that fits here; there are ') and 'Decoder' in refused
 
 
 def test_a_long_value_is_cut_and_its_remedy_kept():

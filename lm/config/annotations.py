@@ -51,7 +51,7 @@ Size = typing.Annotated[int, Interval(1, INT32)]
 NonNegative = typing.Annotated[float, Interval(0)]
 Positive = typing.Annotated[float, Interval(0, ends='(]')]
 Fraction = typing.Annotated[float, Interval(0, 1)]
-DecayRate = typing.Annotated[float, Interval(0, 1, '[)')]
+FractionBelowOne = typing.Annotated[float, Interval(0, 1, '[)')]
 
 
 def shortened(line):

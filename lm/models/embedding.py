@@ -21,7 +21,7 @@ class Embedding:
 
     position: AbsolutePosition | None = None
     scaled: bool = False
-    dropout: config.DecayRate = 0.0
+    dropout: config.FractionBelowOne = 0.0
 
     def __post_init__(self):
         if self.position and not isinstance(self.position, AbsolutePosition):

@@ -94,7 +94,7 @@ class Layer:
     norm: Norm = field(default_factory=RMSNorm)
     residual: Residual = field(default_factory=PreNorm)
     parallel: bool = False
-    dropout: config.DecayRate = 0.0
+    dropout: config.FractionBelowOne = 0.0
 
     def __post_init__(self):
         config.check(self)

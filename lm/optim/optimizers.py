@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from lm import config, trees
-from lm.config import DecayRate, NonNegative, Positive, Size
+from lm.config import FractionBelowOne, NonNegative, Positive, Size
 from lm.optim import matrices, transforms
 from lm.optim.schedules import Constant, Cosine, Schedule
 
@@ -44,7 +44,7 @@ class Optimizer(abc.ABC):
     frozen: str = ''
     rates: tuple[tuple[str, NonNegative], ...] = ()
     clip: NonNegative = 1.0
-    ema: DecayRate = 0.0
+    ema: FractionBelowOne = 0.0
     moments: Literal['float32', 'bfloat16'] = 'float32'
 
     def __post_init__(self):
@@ -126,7 +126,7 @@ class SGD(Optimizer):
     """Gradient descent with momentum, in the form v = momentum v + g; with `nesterov` the step is momentum v + g."""
 
     peak: NonNegative = 0.1
-    momentum: DecayRate = 0.9
+    momentum: FractionBelowOne = 0.9
     nesterov: bool = False
 
     def direction(self, views):
@@ -141,8 +141,8 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2014, arXiv:1412.6980)."""
 
-    b1: DecayRate = 0.9
-    b2: DecayRate = 0.999
+    b1: FractionBelowOne = 0.9
+    b2: FractionBelowOne = 0.999
     eps: Positive = 1e-8
 
     def direction(self, views):
@@ -154,7 +154,7 @@ class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101) and GPT-3's second decay rate."""
 
     weight_decay: NonNegative = 0.1
-    b2: DecayRate = 0.95
+    b2: FractionBelowOne = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,8 +201,8 @@ class Lion(Optimizer):
 
     peak: NonNegative = 1e-4
     weight_decay: NonNegative = 1.0
-    b1: DecayRate = 0.9
-    b2: DecayRate = 0.99
+    b1: FractionBelowOne = 0.9
+    b2: FractionBelowOne = 0.99
 
     def direction(self, views):
         return optax.scale_by_lion(self.b1, self.b2)
@@ -219,7 +219,7 @@ class Muon(AdamW):
     'position', and vectors. Without axes every leaf of two axes is orthogonalised and one of more is an error.
     """
 
-    momentum: DecayRate = 0.95
+    momentum: FractionBelowOne = 0.95
     iterations: Size = 5
     rms: NonNegative = 0.2
     adam_rate: NonNegative = 1.0

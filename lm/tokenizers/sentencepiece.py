@@ -36,7 +36,7 @@ class SentencePiece(Tokenizer):
     size: config.Size = 4096
     kind: Literal['unigram', 'bpe'] = 'unigram'
     model: str = ''
-    alpha: config.DecayRate = 0.0
+    alpha: config.FractionBelowOne = 0.0
     sample: config.Size = 10_000_000
 
     def __post_init__(self):
