@@ -10,11 +10,12 @@ import time
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-COLLECTIVE = '''
+COLLECTIVE = r'''
 import os, jax
 jax.distributed.initialize(os.environ['LM_COORDINATOR'], int(os.environ['LM_PROCESSES']), int(os.environ['LM_PROCESS']))
 from jax.experimental import multihost_utils
-print('sum', multihost_utils.process_allgather(jax.numpy.array(jax.process_index() + 1)).sum())
+total = multihost_utils.process_allgather(jax.numpy.array(jax.process_index() + 1)).sum()
+print(f'sum {total}\n', end='')  # in one write, which what Gloo prints meanwhile cannot divide
 '''
 
 

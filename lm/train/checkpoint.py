@@ -9,9 +9,7 @@ import gc
 import logging
 import os
 import shutil
-import sys
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from lm import config, trees
 from lm.parallel import processes
+from lm.train import quiet
 
 STATE, META = 'state', 'meta'
 # Seconds for the reads that a failed restore leaves in flight, before their buffers are freed: tensorstore was seen to
@@ -28,8 +27,6 @@ STATE, META = 'state', 'meta'
 SETTLE = 2.0
 PATTERN = frozenset('*?[]')  # orbax lists a checkpoint's parts by a glob of its path, and then does not see them
 checksum = jax.jit(trees.checksums)  # of one array at a time: one program for all arrays of a shape
-# A save that fails is told by `wait`; of its other writes, whose faults nobody asks for, asyncio would print each.
-logging.getLogger('asyncio').addFilter(lambda record: 'never retrieved' not in record.getMessage())
 FULL = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
@@ -107,13 +104,13 @@ def _read(folder, abstract):
         whole = ocp.PLACEHOLDER not in jax.tree.leaves(abstract)
         places = jax.tree.map(lambda leaf: ocp.RestoreArgs() if leaf is ocp.PLACEHOLDER
                               else ocp.checkpoint_utils.construct_restore_args(leaf), abstract)
-        with _quiet():
+        with quiet.all_threads():
             return (ocp.PyTreeCheckpointHandler().restore(folder / STATE, args=ocp.args.PyTreeRestore(
                 item=abstract, restore_args=places, partial_restore=whole)), meta, saved), None
     except Exception as error:  # orbax and tensorstore raise many kinds for a file that is broken
         text = config.first_line(error).partition('. See full')[0]
         fault = Fault(text[:300], not isinstance(error, (MemoryError, jax.errors.JaxRuntimeError)))
-    with _quiet():
+    with quiet.all_threads():
         time.sleep(SETTLE)
         gc.collect()
     return (None, None, None), _unreadable(folder) or fault
@@ -147,22 +144,6 @@ def _unreadable(folder):
     return None
 
 
-@contextlib.contextmanager
-def _quiet():
-    """Keeps orbax, asyncio and tensorstore's threads from printing what is raised besides."""
-    logger, hooks = logging.getLogger('absl'), (sys.excepthook, sys.unraisablehook)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    sys.excepthook = sys.unraisablehook = lambda *fault: None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        sys.excepthook, sys.unraisablehook = hooks
-        logger.setLevel(level)
-
-
 @dataclass
 class Store:
     """Checkpoints under a directory as the run that writes them sees them, of which the last `keep` are kept, and the
@@ -178,6 +159,7 @@ class Store:
     def __post_init__(self):
         self.directory = Path(self.directory).absolute()
         self.scores, self.first, self.proved = {}, None, False  # (step, abstract state) of the first save; if read back
+        quiet.saves()
         self._open()
 
     def _open(self):
@@ -225,7 +207,7 @@ class Store:
     def _guard(self, write):
         """Calls write(), and raises config.Error where the disk is at fault."""
         try:
-            with _quiet():
+            with quiet.all_threads():
                 write()
         except jax.errors.JaxRuntimeError:
             raise  # a fault of the devices or of another host, not of the disk
