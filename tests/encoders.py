@@ -41,4 +41,5 @@ def json_encoder():
 
 COMPLETE = {'bytes': lambda: data.Bytes().fit((), '.'), 'unigram': lambda: piece_encoder('unigram'),
             'bpe': lambda: piece_encoder('bpe'), 'sampled unigram': lambda: piece_encoder('unigram', 0.3),
-            'sampled bpe': lambda: piece_encoder('bpe', 0.1), 'json': json_encoder}
+            'sampled bpe': lambda: piece_encoder('bpe', 0.1), 'json': json_encoder,
+            'controls': lambda: data.Controls(data.Bytes(), ('<mask>', '</s>')).fit((), '.')}

@@ -32,7 +32,7 @@ def main(experiment: str, *overrides: str, widths: str = '64,128,256,512', steps
     for width in sizes:
         widened(settings, width)
     stream = settings.data.open(root(cache), 'train')
-    session.check_vocabulary(settings.model, stream.encoder)
+    session.check_vocabulary(settings, stream.encoder)
     batches = jax.tree.map(lambda *arrays: np.stack(arrays), *map(stream.batch_at, range(steps)))
     trace = measure(settings, sizes, batches, seeds)
     table = rows(trace)

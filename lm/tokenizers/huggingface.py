@@ -104,6 +104,10 @@ class JsonEncoder(Encoder):
         """Whether segments encoded one by one decode to their text: not where a tokenizer puts a space before each."""
         return self.decode(self.join(self.encode_segments(['a\n', 'b']))) == 'a\nb'
 
+    @functools.cached_property
+    def controls(self):
+        return frozenset(id for id, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+
     def split(self, text):
         return super().split(text) if self._seamless else (text,)
 

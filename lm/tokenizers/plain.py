@@ -82,6 +82,11 @@ class Encoder:
         return self
 
     @property
+    def controls(self):
+        """The ids that no text is encoded to."""
+        return frozenset({self.bos, self.eos} - {None})
+
+    @property
     def dtype(self):
         """Returns the smallest of uint16 and uint32 that holds every id."""
         return np.dtype(np.uint16 if self.size <= 2 ** 16 else np.uint32)

@@ -134,6 +134,11 @@ class PieceEncoder(Encoder):
     def eos(self):
         return self._control(self._processor.eos_id())
 
+    @functools.cached_property
+    def controls(self):
+        kinds = self._processor.is_control, self._processor.is_unused
+        return frozenset(id for id in range(self.size) if any(is_kind(id) for is_kind in kinds))
+
     def _control(self, index):
         return index if index >= 0 else None
 

@@ -64,15 +64,23 @@ def open_data(settings, run, cache, stream=None):
         print(data.accept(stream), flush=True)
     processes.agree(stream.fingerprint)
     processes.decide(lambda: runs.keep_tokenizer(run.directory, home(data.train, data.tokenizer, cache)))
-    check_vocabulary(settings.model, stream.encoder)
+    check_vocabulary(settings, stream.encoder)
     return Monitor(settings, run, stream)
 
 
-def check_vocabulary(model, encoder):
-    """Raises config.Error unless the model has as many tokens as the tokenizer."""
+def check_vocabulary(settings, encoder):
+    """Raises config.Error unless the model has as many tokens as the tokenizer, and those that its objective reserves.
+    """
+    model, objective = settings.model, settings.objective
     if model.vocab != encoder.size:
         raise config.Error(f'model.vocab={model.vocab} and the tokenizer has {encoder.size} tokens; '
                            f'try model.vocab={encoder.size}.')
+    for token in objective.reserved(model):
+        if token not in encoder.controls or token == encoder.eos:
+            names = ', '.join(f"'<{number}>'" for number in range(len(objective.reserved(model))))
+            tokenizer = type(settings.data.tokenizer).__name__
+            raise config.Error(f'{type(objective).__name__} keeps token {token} for itself, which is one of the text; '
+                               f'try data.tokenizer="Controls({tokenizer}(), ({names},))" and a larger model.vocab.')
 
 
 def show(program, monitors, state):

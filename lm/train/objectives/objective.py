@@ -1,16 +1,14 @@
-"""Objectives: what loss a run minimises, and what it scores and shows at the end."""
+"""The base classes of objectives: of any kind, and those that are a cross entropy of tokens."""
 import abc
-import sys
 from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from lm import config, evaluate, generate
-from lm.models import ngram
+from lm import config, evaluate
 from lm.nn import losses
-from lm.parallel import processes, reductions
+from lm.parallel import reductions
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,10 @@ class Objective(abc.ABC):
     def check(self, model):  # noqa: B027
         """Raises config.Error where a model cannot be trained for it."""
 
+    def reserved(self, model):
+        """Returns the token ids that it puts into inputs itself, which a tokenizer may make of no text."""
+        return ()
+
     def summary(self, scores, data):
         """Returns the lines that tell the last scores of a run on `data`."""
         return ['validation ' + ', '.join(f'{name} {value:.4g}' for name, value in scores.items())]
@@ -59,25 +61,26 @@ def _sums(objective, model, sources, params, batch):
 
 
 @dataclass(frozen=True)
-class NextToken(Objective):
-    """Cross entropy of the next token.
+class TokenObjective(Objective):
+    """Cross entropy of the tokens that `prepare` asks for.
 
     z_loss: coefficient of log(Z)^2, which keeps logits from drifting (Chowdhery et al. 2022). smoothing: share of the
-    target that is spread over the vocabulary (Szegedy et al. 2016). sample: prompt of the text shown at the end, '' for
-    the beginning of a document. baselines: whether compressors are measured on the held-out text at the end.
+    target that is spread over the vocabulary (Szegedy et al. 2016).
     """
 
     z_loss: config.NonNegative = 0.0
     smoothing: config.Fraction = 0.0
-    sample: str = ''
-    baselines: bool = False
 
-    def check(self, model):
-        if not model.causal:
-            raise config.Error('attention with causal=false sees the token that it predicts; '
-                               'try model.layer.attention.causal=true, or another objective.')
+    @abc.abstractmethod
+    def prepare(self, model, batch, key):
+        """Returns the batch that the model is given: its inputs, its targets [B T], and which of them count.
+
+        Pure; what is drawn, is drawn from key, by rows (`row_keys`).
+        """
 
     def loss(self, model, params, batch, key=None):
+        noise = jax.random.key(0) if key is None else jax.random.fold_in(key, 1)
+        batch = self.prepare(model, batch, noise)
         nll, log_z, auxiliary = model.token_losses(params, batch, key, self.smoothing)
         weights = batch['weights'] if 'weights' in batch else jnp.ones_like(nll)
         weight = jnp.sum(weights)
@@ -88,32 +91,16 @@ class NextToken(Objective):
         return total + auxiliary.loss, {'loss': loss, 'weight': weight, **auxiliary.metrics}
 
     def sums(self, model, sources, params, batch):
-        return evaluate.sums(model, sources, params, batch)
+        return evaluate.sums(model, sources, params, self.prepare(model, batch, jax.random.key(0)))
 
     def scores(self, sums, stream):
-        return evaluate.scores(sums, stream)
-
-    def summary(self, scores, data):
-        rows = {'this model': scores['bits_per_byte']} if 'bits_per_byte' in scores else {}
-        if self.baselines:
-            rows |= processes.decide(partial(_baselines, data))
-        lossy = [] if 'bits_per_byte' in scores else ['      no bits per byte  this model: its tokenizer is lossy']
-        return [f'validation loss {scores["loss"]:.4f}, perplexity {scores["perplexity"]:.2f}', *lossy,
-                *(f'  {value:6.3f} bits per byte  {name}' for name, value in rows.items())]
-
-    def show(self, model, params, encoder, prefix):
-        prompt = self.sample or generate.opening(prefix)
-        *_, (sample,) = generate.generate(model, params, encoder, [prompt], prefix=prefix,
-                                          sampler=generate.Sampler(temperature=0.8))
-        return prompt + sample.text
+        """Returns what evaluate.scores does, but for bits per byte, which only the likelihood of all tokens gives."""
+        scores = evaluate.scores(sums, stream)
+        return {name: value for name, value in scores.items() if name != 'bits_per_byte'}
 
 
-def _baselines(data):
-    """Returns {name: bits per byte} of compressors on the held-out text; warns in one line where they fail."""
-    try:
-        train, valid = ([document.text.encode() for document in source.documents()]
-                        for source in (data.train, data.valid))
-        return ngram.bits_per_byte(train, valid)
-    except Exception as error:
-        print(f'lm: the run is finished, without its baselines: {config.first_line(error)}', file=sys.stderr)
-        return {}
+def row_keys(key, count):
+    """Returns a key for each of `count` rows [B] of a batch, by their numbers in the whole batch: the same on any mesh.
+    """
+    rows = reductions.global_row_offset(count) + jnp.arange(count)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)

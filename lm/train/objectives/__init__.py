@@ -1,0 +1,6 @@
+"""What loss a run minimises, and what it scores and shows at the end: one file an objective."""
+from lm.train.objectives.masked import MaskedLM
+from lm.train.objectives.next_token import NextToken
+from lm.train.objectives.objective import Objective, TokenObjective
+
+__all__ = ['MaskedLM', 'NextToken', 'Objective', 'TokenObjective']

@@ -1,0 +1,51 @@
+"""Masked language modelling (Devlin et al. 2018, arXiv:1810.04805)."""
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from lm import config
+from lm.train.objectives.objective import TokenObjective, row_keys
+
+
+@dataclass(frozen=True)
+class MaskedLM(TokenObjective):
+    """Cross entropy of a share `rate` of the tokens: hidden behind the mask token, replaced at random, or left as is.
+
+    Which ones is drawn anew at every step. mask: id of the mask token, counted from the end of the vocabulary where
+    negative. replaced, kept: shares of the chosen tokens that become another token and that stay.
+    """
+
+    rate: config.Fraction = 0.15
+    mask: int = -1
+    replaced: config.Fraction = 0.1
+    kept: config.Fraction = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.replaced + self.kept > 1:
+            raise config.Error(f'replaced={self.replaced} and kept={self.kept} are more than all chosen tokens; '
+                               'try replaced=0.1, kept=0.1.')
+
+    def check(self, model):
+        if model.causal:
+            raise config.Error('a causal model does not see the tokens behind a hidden one; '
+                               'try model.layer.attention.causal=false, or objective=NextToken.')
+
+    def reserved(self, model):
+        return (self.mask % model.vocab,)
+
+    def prepare(self, model, batch, key):
+        """Returns the batch with its targets as inputs, some changed; those that were chosen have weights."""
+        tokens = batch['targets']
+        inputs, chosen = jax.vmap(partial(self._change, model))(row_keys(key, len(tokens)), tokens)
+        return {**batch, 'inputs': inputs, 'weights': chosen * batch.get('weights', 1.0)}
+
+    def _change(self, model, key, tokens):
+        """Returns (a row of tokens [T] with some changed, which of them were chosen)."""
+        choice, kind, other = jax.random.uniform(key, (3, *tokens.shape))
+        chosen, (mask,) = choice < self.rate, self.reserved(model)
+        changed = jnp.where(kind < self.replaced, (other * model.vocab).astype(tokens.dtype), mask)
+        changed = jnp.where(kind >= 1 - self.kept, tokens, changed)
+        return jnp.where(chosen, changed, tokens), chosen
