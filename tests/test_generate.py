@@ -194,7 +194,7 @@ def shown(drawn, prompt=''):
 
 @pytest.fixture(params=[1, 2, 16])
 def chunk(request, monkeypatch):
-    monkeypatch.setattr(generate, 'CHUNK', request.param)
+    monkeypatch.setattr(generate.sampling, 'CHUNK', request.param)
 
 
 TEXTS = ['', 'plain text of more than sixteen bytes', 'héé€ 😀', 'a real \ufffd mark', 'ends \ufffd\ufffd', '\n\n']

@@ -75,7 +75,7 @@ def config():
     model = Decoder(vocab=258, depth=1, width=32, layer=Layer(Attention(2, causal=False)))
     return replace(tiny.config(), model=model, objective=train.MaskedLM(), steps=12)
 ''')
-    words = ['train', str(file), f'--cache={tmp_path}/cache', 'data.batch=4', 'data.context=32']
+    words = ['train', str(file), f'--cache={tmp_path}/cache', 'data.batch=8', 'data.context=32']
     assert cli.main([*words, f'--workdir={tmp_path}/refused']) == 2
     assert 'MaskedLM keeps token 257 for itself, which is one of the text; try' in capsys.readouterr().err
     assert cli.main([*words, f'--workdir={tmp_path}/run', 'model.vocab=259',

@@ -248,18 +248,20 @@ def test_an_encoder_and_a_decoder_are_two_stacks():
     assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(slopes)) > 1e-6
 
 
-def test_a_cached_decoder_reads_its_memory_at_every_step():
-    stack = Stack((CROSS,), 3)
-    params, fields = parameters(stack), {'memory': MEMORY}
-    whole = run(stack, params, fields=fields)[0]
+def test_a_cached_decoder_projects_its_memory_once():
+    layer = dataclasses.replace(CROSS, cross=dataclasses.replace(CROSS.cross, qk_norm=RMSNorm()))
+    stack, segments = Stack((layer,), 3), np.array([[1] * 7, [1] * 4 + [0] * 3], np.int32)
+    params = parameters(stack)
+    whole = run(stack, params, fields={'memory': MEMORY, 'memory_segments': segments})[0]
     cache, rows = stack.cache(WIDTH, 2, LENGTH, 'float32'), []
 
     @architectures.jit
-    def advance(cache, x, index):
-        x, outputs = stack(params, x, Context(index, index=index, memory=MEMORY), ROLLED, cache=cache)
+    def advance(cache, x, index, memory):
+        at = Context(index, index=index, memory=memory, memory_segments=segments)
+        x, outputs = stack(params, x, at, ROLLED, cache=cache)
         return outputs.cache, x
     for at in range(LENGTH):
-        cache, x = advance(cache, X[:, at:at + 1], jnp.full((2, 1), at))
+        cache, x = advance(cache, X[:, at:at + 1], jnp.full((2, 1), at), None if at else MEMORY)
         rows.append(x)
     close(jnp.concatenate(rows, 1), whole)
 

@@ -20,9 +20,9 @@ Packing = Literal[packing.NAMES]
 class Corpus:
     """What to train and validate on, and how it is cut into batches of `batch` rows of `context` predictions.
 
-    `packing` names a module of data/packing: 'windows' (concatenate, then split) or 'bestfit' (whole documents, none
-    predicted from another). `max_rejected` is the greatest share of a source that training may leave out because it
-    cannot be used.
+    `packing` names a module of data/packing: 'windows' (concatenate, then split), 'bestfit' (whole documents, none
+    predicted from another) or 'pairs' (what a Parallel source holds). `max_rejected` is the greatest share of a source
+    that training may leave out because it cannot be used.
     """
     train: sources.Source
     valid: sources.Source | None
@@ -35,6 +35,11 @@ class Corpus:
 
     def __post_init__(self):
         config.check(self)
+        for split in filter(None, (self.train, self.valid)):
+            for leaf, _ in split.parts():
+                if leaf.paired != (self.packing == 'pairs'):
+                    kind, remedy = ('pairs', 'data.packing=pairs') if leaf.paired else ('no pairs', 'data.Parallel')
+                    raise config.Error(f'packing={self.packing} and {leaf.label} has {kind} of texts; try {remedy}.')
 
     def open(self, root, split='train'):
         """Returns the Stream of 'train', endless and shuffled, or the Pass of 'valid', once and in order.
@@ -72,8 +77,9 @@ class Corpus:
 
     def example(self, split='train'):
         """Returns a batch of zeros with the names, shapes and types that `open(root, split)` serves; reads no data."""
-        document = np.zeros(self.context + 1, np.uint16)
-        rows = packing.named(self.packing).cut(document, np.array([0, document.size]), self.context, False)
+        documents = np.zeros(2 * self.context + 2, np.uint16)
+        bounds = np.array([0, self.context, documents.size])  # of two, as there are in a pair
+        rows = packing.named(self.packing).cut(documents, bounds, self.context, True)
         batch = _gather((rows,), np.zeros(self.batch, np.int64), np.zeros(self.batch, np.int64))
         return {'train': batch, 'valid': _weighted(batch)}[split]
 

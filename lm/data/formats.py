@@ -55,6 +55,12 @@ def records(file, label, field):
     return readers.read_text(file, label)
 
 
+def lines(file, label):
+    """Yields each line of a text file, without its end, as a Document, or the Reject of one that cannot be used."""
+    _recognise(file, file.formats()[0])
+    yield from readers.read_lines(file, label)
+
+
 def _recognise(file, suffix):
     """Raises config.Error where the first bytes of a file, or of what is compressed in it, tell another format."""
     compression, stored = file.formats()[1], _head(file, '')

@@ -29,6 +29,15 @@ def lines(file) -> Iterator[tuple[int, bytes | Reject]]:
         yield number, b''.join(held)
 
 
+def read_lines(file, label) -> Iterator[Document | Reject]:
+    """Yields each line as a Document or, so that they can be counted, as a Reject."""
+    for number, line in lines(file):
+        if isinstance(line, Reject):
+            yield line
+        else:
+            yield examine(line.removeprefix(_BOM).removesuffix(b'\r'), label, f'{file.path}:{number}')
+
+
 def read_text(file, label) -> Iterator[Document | Reject]:
     """Yields a Reject for each bad line, then the rest of the file as one Document."""
     data = _content(file)

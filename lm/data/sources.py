@@ -58,6 +58,8 @@ def examine(value, source, place):
 class Source:
     """A sequence of documents in an order that is always the same."""
 
+    paired = False  # whether documents 2i and 2i + 1 are a text and what answers it
+
     @property
     def label(self) -> str:
         """Returns the short name under which this source's documents are reported."""
@@ -174,6 +176,8 @@ class _Part(Source):
     stop: float
 
     def __post_init__(self):
+        if self.source.paired:
+            raise config.Error(f'{type(self).__name__} of pairs would part them; take it of both sources of Parallel.')
         if not 0 <= self.start < self.stop <= 1:
             raise config.Error(f'{type(self).__name__}(start={self.start}, stop={self.stop}) is not a part of [0, 1]; '
                                'choose 0 <= start < stop <= 1, such as 0.0 and 0.9.')

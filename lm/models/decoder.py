@@ -9,20 +9,20 @@ from lm import config
 from lm.config import legacy
 from lm.models import mup
 from lm.models.embedding import Embedding, Head, padded
-from lm.models.model import Auxiliary, Model
+from lm.models.model import Auxiliary, TokenModel
 from lm.models.mup import MupBase
 from lm.models.transformer import Layer, Stack
 from lm.nn import attention
 from lm.nn.context import Context, Execution
 from lm.nn.experts import Experts
 from lm.nn.norms import NoNorm
-from lm.nn.weights import apply, declare, normal, weight
+from lm.nn.weights import apply, declare
 from lm.optim import matrices
 from lm.parallel import reductions
 
 
 @dataclass(frozen=True)
-class Decoder(Model):
+class Decoder(TokenModel):
     """A decoder-only transformer with `vocab` tokens: `depth` layers, all like `layer` or repeating a `pattern`.
 
     base: sizes of the model that learning rates were tuned on; initial values, logits, attention scores and the rates
@@ -80,11 +80,6 @@ class Decoder(Model):
         """The most tokens a text may have, 0 for any number."""
         return self.embedding.limit
 
-    @property
-    def padded_vocab(self):
-        """The rows of the output layer: the vocabulary in whole lanes."""
-        return padded(self.vocab, self.execution.vocab_chunks)
-
     def base_shapes(self):
         base = mup.base_model(self)
         return None if base is self else jax.eval_shape(base.init, jax.random.key(0))
@@ -103,16 +98,6 @@ class Decoder(Model):
             self._final_norm(scope, x)
         tokens = jnp.zeros((1, 1), jnp.int32)
         return {**declare(outside, key, tokens, Context(tokens)), **self.stack.declare(key, self.width)}
-
-    def _table(self, scope):
-        axes = {'vocab': self.padded_vocab, 'embed': self.width}
-        return weight(scope, 'tokens', axes, normal(0.02), self.execution.dtype)
-
-    def _output(self, scope):
-        if self.head.tied:
-            return self._table(scope)
-        axes = {'embed': self.width, 'vocab': self.padded_vocab}
-        return weight(scope, 'output', axes, normal(0.02), self.execution.dtype)
 
     def _embed(self, scope, tokens, context):
         return self.embedding(scope, self._table(scope), tokens, context, base_width=mup.base_model(self).width)
@@ -135,10 +120,6 @@ class Decoder(Model):
         x, *_ = self.hidden(params, tokens, _context(tokens, segments, positions))
         return self._scores(params, x)
 
-    def _scores(self, params, x):
-        logits = apply(lambda scope: self.head(x, self._output(scope)), params)
-        return logits[..., :self.vocab].astype(jnp.float32)
-
     def activations(self, params, tokens, segments=None, positions=None):
         """Returns {name: array} of what flows through the model for tokens [B T].
 
@@ -156,12 +137,10 @@ class Decoder(Model):
         """
         batch, zigzag = attention.shard_sequence(batch)
         context = _context(batch['inputs'], batch.get('segments'), batch.get('positions'))
-        context = context._replace(key=key, zigzag=zigzag, token_weights=_token_weights(context.segments))
+        context = context._replace(key=key, zigzag=zigzag, token_weights=token_weights(context.segments))
         x, outputs, _ = self.hidden(params, batch['inputs'], context)
-        scores = apply(lambda scope: self.head.cross_entropy(
-            x, self._output(scope), batch['targets'], vocab=self.vocab, chunks=self.execution.vocab_chunks,
-            smoothing=smoothing), params)
-        return *(zigzag.gather(scores) if zigzag else scores), _auxiliary(outputs.auxiliary)
+        scores = self._cross_entropy(params, x, batch['targets'], smoothing)
+        return *(zigzag.gather(scores) if zigzag else scores), auxiliary(outputs.auxiliary)
 
     def post_update(self, params, metrics):
         blocks, metrics = self.layers[0].mlp.post_update(params['blocks'], metrics)
@@ -192,7 +171,7 @@ def _context(tokens, segments=None, positions=None):
     return Context(jnp.arange(tokens.shape[1])[None] if positions is None else positions, segments)
 
 
-def _token_weights(segments):
+def token_weights(segments):
     """Returns Context.token_weights [B T]: over the mean over all shards of `data`, so that means of parts average."""
     if segments is None:
         return None
@@ -200,7 +179,7 @@ def _token_weights(segments):
     return present / jnp.maximum(reductions.pmean_data(jnp.mean(present)), 1e-9)
 
 
-def _auxiliary(measured):
+def auxiliary(measured):
     """Returns the Auxiliary of what layers measured: the mean of numbers [L], all of vectors [L E]."""
     metrics = {name: jnp.mean(value) if value.ndim == 1 else value for name, value in measured.items()}
     return Auxiliary(metrics.pop('loss', 0.0), metrics)

@@ -4,8 +4,10 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from lm.nn.weights import unbox
+from lm.models.embedding import padded
+from lm.nn.weights import apply, normal, unbox, weight
 
 
 class Auxiliary(NamedTuple):
@@ -24,6 +26,7 @@ class Model(abc.ABC):
     """
 
     causal = True  # whether no token sees a later one
+    continues = True  # whether what it generates goes on with the prompt, rather than answers it
     limit = 0  # the most tokens a text may have, 0 for any number
 
     @abc.abstractmethod
@@ -48,6 +51,44 @@ class Model(abc.ABC):
     def post_update(self, params, metrics):
         """Returns (params, metrics) after a step, for what is learned without a gradient."""
         return params, metrics
+
+
+class TokenModel(Model):
+    """Base of models with fields `vocab`, `width`, `embedding`, `head` and `execution`: tokens in, a head's logits out.
+    """
+
+    @property
+    def padded_vocab(self):
+        """The rows of the output layer: the vocabulary in whole lanes."""
+        return padded(self.vocab, self.execution.vocab_chunks)
+
+    def rows_of(self, cache, rows):
+        """Returns the cache of a `prefill` or `decode` with other rows: those of the numbers `rows` [B']."""
+        return {name: jax.tree.map(lambda x, axis=int(name == 'entries'): jnp.take(x, rows, axis), part)
+                for name, part in cache.items()}  # entries are [L B ...]
+
+    def _table(self, scope):
+        """Returns the embedding's table, a Weight [V D]."""
+        axes = {'vocab': self.padded_vocab, 'embed': self.width}
+        return weight(scope, 'tokens', axes, normal(0.02), self.execution.dtype)
+
+    def _output(self, scope):
+        """Returns the head's matrix, a Weight: the table where they are tied, else [D V]."""
+        if self.head.tied:
+            return self._table(scope)
+        axes = {'embed': self.width, 'vocab': self.padded_vocab}
+        return weight(scope, 'output', axes, normal(0.02), self.execution.dtype)
+
+    def _scores(self, params, x):
+        """Returns logits [B T V] in float32 of the last x [B T D]."""
+        logits = apply(lambda scope: self.head(x, self._output(scope)), params)
+        return logits[..., :self.vocab].astype(jnp.float32)
+
+    def _cross_entropy(self, params, x, targets, smoothing):
+        """Returns (nll, log_z) [B T] in nats of targets [B T]."""
+        return apply(lambda scope: self.head.cross_entropy(
+            x, self._output(scope), targets, vocab=self.vocab, chunks=self.execution.vocab_chunks,
+            smoothing=smoothing), params)
 
 
 @functools.lru_cache(64)  # asked for many times a program; each asks for a trace of declare

@@ -102,6 +102,11 @@ class Layer:
             raise config.Error('parallel=true adds both sublayers to one input, unlike PostNorm and cross attention; '
                                'try residual=PreNorm or parallel=false.')
 
+    def cache(self, width, batch, slots, dtype):
+        """Returns its empty cache, with that of cross attention, which the memory's keys and values will be, if any."""
+        own = self.attention.cache(width, batch, slots, dtype)
+        return (own, None) if self.cross else own
+
     def flops(self, width, length):
         """Returns the FLOPs of one token's forward pass in a row of `length`."""
         attentions = [attention for attention in (self.attention, self.cross) if attention]
@@ -122,12 +127,16 @@ class Layer:
             y, extra = self.residual.branch(sublayer, source, norm)
             y = tap(name, dropout(y, self.dropout, key, context.rows, context.zigzag))
             return self.residual.join(stream, y, norm), extra
-        own = attend(self.attention, 'attention', context._replace(memory=None))
+        cache, known = context.cache if self.cross and context.cache else (context.cache, None)
+        own = attend(self.attention, 'attention', context._replace(memory=None, cache=cache))
         middle, cache = add(x, 'attention', own, x, keys[0])
         if self.cross:
-            across = attend(self.cross, 'cross', context._replace(cache=None, index=None, angles=None, table=None))
+            source = known if context.memory is None else context.memory
+            across = attend(self.cross, 'cross', context._replace(memory=source, cache=None, index=None, angles=None,
+                                                                  table=None))
             key = None if context.key is None else jax.random.fold_in(context.key, 2)  # beside the two of keys
-            middle, _ = add(middle, 'cross', across, middle, key)
+            middle, known = add(middle, 'cross', across, middle, key)
+            cache = None if context.cache is None else (cache, known)
 
         def feed(x, norm):
             return self.mlp(x, norm, context, **fixed)
@@ -194,7 +203,7 @@ class Stack:
 
     def cache(self, width, batch, slots, dtype):
         """Returns an empty cache, keys and values of all layers, each [L B S K H]."""
-        one = self.pattern[0].attention.cache(width, batch, slots, dtype)
+        one = self.pattern[0].cache(width, batch, slots, dtype)
         return jax.tree.map(lambda x: jnp.zeros((self.depth, *x.shape), x.dtype), one)
 
     def __call__(self, params, x, context, execution, *, cache=None, capture=(), edits=None):

@@ -99,7 +99,7 @@ class Attention:
         return (jnp.zeros((batch, slots, self.num_kv_heads, self.head_size(width)), dtype),) * 2
 
     def __call__(self, x, norm, context, *, name, execution, init):
-        """Returns (what attention adds to x [B T D], the cache extended by x's keys and values).
+        """Returns (what attention adds to x [B T D], the cache with x's keys and values, or those of the memory).
 
         norm: a Normaliser applied to x first, or None. Where the context has a memory, keys and values are its own.
         name: of the scope that holds the weights. init: initializer of the output projection.
@@ -116,11 +116,12 @@ class Attention:
         if context.memory is None:
             query, key, value = enter(x, norm, weights)
         else:
-            (query,), (key, value) = enter(x, norm, weights[:1]), enter(context.memory, None, weights[1:])
+            (query,), (key, value) = enter(x, norm, weights[:1]), (
+                context.memory if isinstance(context.memory, tuple) else enter(context.memory, None, weights[1:]))
+        cache = context.cache if context.memory is None else (key, value)
         query, key = self._norm(scope, 'query_norm', query), self._norm(scope, 'key_norm', key)
         query, key = rotate(query, context.angles), rotate(key, context.angles)
-        cache = context.cache
-        if cache is not None:
+        if context.cache is not None:
             cache = jax.tree.map(partial(_write, index=context.index), cache, (key, value))
             if context.index is not None:
                 key, value = cache
@@ -145,9 +146,12 @@ class Attention:
 
     def _spec(self, context, kernel):
         others = context.segments if context.memory is None else context.memory_segments
+        queries = context.segments
+        if queries is None and others is not None:
+            queries = jnp.ones((len(others), context.positions.shape[1]), others.dtype)
         return attention.AttentionSpec(
             causal=self.causal, window=self.window, softcap=self.softcap, scale=self.scale, index=context.index,
-            segments=None if others is None else (context.segments, others),
+            segments=None if others is None else (queries, others),
             bias=None if context.table is None else (context.table, self.position.score),
             kernel=kernel, zigzag=context.zigzag)
 

@@ -121,25 +121,36 @@ def generate(model, params, encoder, prompts, *, prefix=(), length=None, sampler
     prompt, see Corpus.prefix; they are no part of a text, nor counted by a penalty on repetition.
     """
     sampler, stop = sampler or Sampler(), (stop,) if isinstance(stop, str) else stop
-    encoded = [_encode(encoder, prompt, prefix) for prompt in prompts]
-    longest = max(map(len, encoded))
-    length = _fitting(model, longest) if length is None else length
-    width, slots = _room(model, longest, length)
-    padded = np.zeros((len(encoded), width), np.int32)
-    for row, tokens in zip(padded, encoded, strict=True):
-        row[:len(tokens)] = tokens
-    lengths = np.array([len(tokens) for tokens in encoded], np.int32)
-    decoding = begin(model, slots, params, (padded, lengths, np.int32(len(prefix))), jax.random.key(seed))
-    tokens, logprobs = np.zeros((len(encoded), 0), np.int32), np.zeros((len(encoded), 0), np.float32)
+    padded, lengths, slots, length = prepare(model, encoder, prompts, prefix, length)
+    unseen = len(prefix) if model.continues else 0
+    decoding = begin(model, slots, params, (padded, lengths, np.int32(unseen)), jax.random.key(seed))
+    tokens, logprobs = np.zeros((len(prompts), 0), np.int32), np.zeros((len(prompts), 0), np.float32)
     while tokens.shape[1] < length:
         decoding, *more = extend(model, sampler, CHUNK, params, decoding)
         tokens, logprobs = (np.concatenate(pair, 1)[:, :length] for pair in zip((tokens, logprobs), more, strict=True))
-        ends = [_finish(partial(_continuation, encoder, prompt), encoder.eos, *row, stop)
+        ends = [_finish(partial(text_of, model, encoder, prompt), encoder.eos, *row, stop)
                 for prompt, *row in zip(prompts, tokens, logprobs, strict=True)]
         if all(ended for ended, _ in ends) or tokens.shape[1] == length:
             yield [sample for _, sample in ends]
             return
         yield [sample if ended else sample._replace(text=_settled(sample.text, stop)) for ended, sample in ends]
+
+
+def prepare(model, encoder, prompts, prefix, length):
+    """Returns (tokens [B T] of prompts, their lengths [B], slots of a cache, how many tokens to draw at most).
+
+    Raises config.Error where they do not fit the model. A model that answers its prompts reads each with its end token.
+    """
+    ends = () if model.continues else (encoder.eos,)
+    encoded = [[*_encode(encoder, prompt, prefix if model.continues else ()), *ends] for prompt in prompts]
+    longest = max(map(len, encoded))
+    before = longest if model.continues else 1
+    length = _fitting(model, before) if length is None else length
+    width, slots = _room(model, longest, before, length)
+    padded = np.zeros((len(encoded), width), np.int32)
+    for row, tokens in zip(padded, encoded, strict=True):
+        row[:len(tokens)] = tokens
+    return padded, np.array([len(tokens) for tokens in encoded], np.int32), slots, length
 
 
 def _fitting(model, prompt):
@@ -148,15 +159,18 @@ def _fitting(model, prompt):
     return min(LENGTH, max(limit + 1 - prompt, 1)) if limit else LENGTH
 
 
-def _room(model, prompt, length):
-    """Returns (width, slots), in few different sizes, for prompts of up to `prompt` tokens and `length` more."""
+def _room(model, prompt, before, length):
+    """Returns (width, slots), in few different sizes, for prompts of up to `prompt` tokens and `length` more.
+
+    before: how many tokens stand before those in their text.
+    """
     if length < 1:
         raise config.Error(f'length={length} is not positive; try length=1 or more.')
     limit = model.limit
-    if limit and prompt + length > limit + 1:
+    if limit and max(prompt, before + length - 1) > limit:
         raise config.Error(f'a prompt of {prompt} tokens and length={length} do not fit {limit} positions; '
-                           f'try {f"length={limit + 1 - prompt}" if prompt <= limit else "a shorter prompt"}.')
-    width, slots = (-(-n // 64) * 64 for n in (prompt, prompt + length))
+                           f'try {f"length={limit + 1 - before}" if prompt <= limit else "a shorter prompt"}.')
+    width, slots = (-(-n // 64) * 64 for n in (prompt, before + length))
     return min(width, limit or width), slots
 
 
@@ -173,8 +187,9 @@ def _encode(encoder, prompt, prefix):
     return tokens
 
 
-def _continuation(encoder, prompt, tokens):
-    """Returns the text of tokens that follow a prompt, to be read right behind it."""
+def text_of(model, encoder, prompt, tokens):
+    """Returns the text of tokens that a model drew after a prompt, to be read right behind it if it goes on with it."""
+    prompt = prompt if model.continues else ''
     ids = encoder.encode(prompt).tolist()
     text = encoder.decode_after(ids, tokens.tolist())
     spaced = prompt[-1:].isspace() and not encoder.decode(ids)[-1:].isspace()  # WordPiece and Words drop it: 'Once '
