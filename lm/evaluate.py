@@ -47,8 +47,9 @@ def scores(sums, stream):
 
 
 def sums(model, sources, params, batch):
-    """Returns [sources 2]: the sum of losses in nats, and of weights, of the rows of each source."""
+    """Returns [sources 2]: the weighted sum of losses in nats, and that of counts (weights), of each source's rows."""
     nll, *_ = model.token_losses(params, batch)
-    rows = jnp.stack([jnp.sum(nll * batch['weights'], -1), jnp.sum(batch['weights'], -1)], -1)
+    counts = batch.get('counts', batch['weights'])
+    rows = jnp.stack([jnp.sum(nll * batch['weights'], -1), jnp.sum(counts, -1)], -1)
     return sharding.constrain(jax.ops.segment_sum(rows, batch['source'], sources), None, None)
 

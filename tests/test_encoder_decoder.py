@@ -170,7 +170,7 @@ class Toy:
 def test_many_beams_find_the_likeliest_text(alpha):
     params = jnp.asarray(np.random.default_rng(4).standard_normal((4, 4, 4)) * 2, jnp.float32)
     prompts, how = (np.array([[1], [2], [3]], np.int32), np.ones(3, np.int32)), generate.Beams(64, alpha)
-    found, scores = generate.beam.search(Toy(), how, 0, 4, 8, params, prompts)
+    found, scores = generate.beam.search(Toy(), how, params, prompts, end=0, length=4, slots=8)
 
     def score(prompt, text):
         total, last, before = 0.0, 0, prompt

@@ -1,4 +1,6 @@
 """Objectives beside the next token: what they hide, what they score, and that it is drawn by rows from (seed, step)."""
+from dataclasses import replace
+
 import architectures
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,9 @@ import numpy as np
 import pytest
 from architectures import BIDIRECTIONAL, parameters
 
-from lm import cli, config, data, train
+from lm import cli, config, data, generate, train
+from lm.models import EncoderDecoder, Half, Layer
+from lm.nn import Attention, Execution, NoPE
 from lm.parallel import sharding
 
 BERT = BIDIRECTIONAL['bert']
@@ -92,3 +96,182 @@ def config():
 def test_what_cannot_be_is_refused(make, words):
     with pytest.raises(config.Error, match=words):
         make()
+
+
+PROMPTED = replace(architectures.DECODERS['llama'], prompt='bidirectional', execution=Execution())
+
+
+def packed():
+    """Returns two rows of two documents each, of 12 and 8 tokens and of 5 and 9, with padding behind the last."""
+    segments = np.array([[1] * 12 + [2] * 8, [1] * 5 + [2] * 9 + [0] * 6], np.int32)
+    positions = np.array([[*range(12), *range(8)], [*range(5), *range(9), *[0] * 6]], np.int32)
+    return {**text(2), 'segments': segments, 'positions': positions, 'weights': (segments > 0).astype(np.float32)}
+
+
+def test_a_prefix_sees_itself_and_the_rest_is_scored():
+    batch = packed()
+    out = jax.tree.map(np.asarray, train.PrefixLM().prepare(PROMPTED, batch, KEY))
+    for row in range(2):
+        for segment in (1, 2):
+            own = batch['segments'][row] == segment
+            prefix, scored = out['prefix'][row][own], out['weights'][row][own] > 0
+            size = prefix.sum()
+            assert 1 <= size < own.sum() and prefix[:size].all()
+            assert (scored == (np.arange(own.sum()) >= size - 1)).all()
+    assert not out['prefix'][1, 14:].any() and not out['weights'][1, 14:].any()
+
+
+def test_tokens_see_later_ones_of_the_prefix_alone():
+    batch, params = text(1), parameters(PROMPTED)
+    prefix = (np.arange(20) < 8)[None]
+    losses = architectures.jit(lambda batch: PROMPTED.token_losses(params, batch)[0])
+    plain = np.asarray(losses({**batch, 'prefix': prefix}))
+
+    def moved(at):
+        changed = batch['inputs'].copy()
+        changed[0, at] = (changed[0, at] + 1) % 49
+        return np.abs(np.asarray(losses({**batch, 'inputs': changed, 'prefix': prefix})) - plain)[0]
+    assert (moved(7) > 1e-5).all() and moved(8)[:8].max() == 0 and (moved(8)[8:] > 1e-5).all()
+
+
+def test_a_prompt_is_read_as_a_prefix_and_gone_on_from():
+    params, tokens = parameters(PROMPTED), text(2, 10)['inputs']
+    lengths = np.array([6, 4], np.int32)
+    logits, cache = PROMPTED.prefill(params, tokens, lengths, 16)
+    step = architectures.jit(PROMPTED.decode)
+    for row in range(2):
+        one = tokens[row:row + 1]
+        of = {'inputs': one, 'targets': one, 'prefix': (np.arange(10) < lengths[row])[None]}
+        whole = np.asarray(PROMPTED.token_losses(params, of)[1])[0]
+        np.testing.assert_allclose(jax.nn.logsumexp(logits[row]), whole[lengths[row] - 1], atol=1e-3)
+    for at in range(3):
+        logits, cache = step(params, tokens[np.arange(2), lengths + at], cache)
+        whole = PROMPTED.token_losses(params, {'inputs': tokens, 'targets': tokens,
+                                               'prefix': np.arange(10) < lengths[:, None]})[1]
+        np.testing.assert_allclose(jax.nn.logsumexp(logits, -1), whole[np.arange(2), lengths + at], atol=1e-3)
+
+
+PAIRED = EncoderDecoder(50, 1, 16, Half(1, Layer(Attention(4, causal=False))),
+                        Half(1, Layer(Attention(4), cross=Attention(4, causal=False, position=NoPE()))))
+
+
+def test_an_encoder_decoder_reads_the_prefix_and_writes_the_rest():
+    batch, params = packed(), parameters(PAIRED)
+    out = jax.tree.map(np.asarray, train.PrefixLM().prepare(PAIRED, batch, KEY))
+    losses = PAIRED.token_losses(params, out)[0]
+    first = int(np.argmax(out['weights'][0] > 0))
+    assert out['inputs'][0, first] == 1 and out['positions'][0, first] == 0
+    assert (out['encoder_segments'][0, :12] == (np.arange(12) <= first)).all()
+    alone = {'encoder_inputs': batch['inputs'][:1, :first + 1], 'targets': batch['targets'][:1, first:12],
+             'inputs': np.concatenate([[[1]], batch['inputs'][:1, first + 1:12]], 1)}
+    np.testing.assert_allclose(losses[:1, first:12], PAIRED.token_losses(params, alone)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize('rate, span, lost, spans', [(0.15, 3.0, 3, 1), (0.5, 2.0, 10, 5), (0.3, 1.0, 6, 6)])
+def test_spans_and_what_is_left_make_the_text(rate, span, lost, spans):
+    objective, batch = train.SpanCorruption(rate, span, sentinels=10), text(50)
+    out = jax.tree.map(np.asarray, objective.prepare(PAIRED, batch, KEY))
+    assert objective.sizes(20) == (lost, spans)
+    assert out['encoder_inputs'].shape == (50, 20 - lost + spans) and out['targets'].shape == (50, lost + spans + 1)
+    assert (out['inputs'][:, 0] == 1).all() and (out['inputs'][:, 1:] == out['targets'][:, :-1]).all()
+    batch = {**batch, 'targets': batch['targets'] % 40}  # apart from the sentinels 40 to 49
+    out = jax.tree.map(np.asarray, objective.prepare(PAIRED, batch, KEY))
+    for source, target, tokens in zip(out['encoder_inputs'], out['targets'], batch['targets'], strict=True):
+        pieces = np.split(target, np.flatnonzero(target >= 40))[1:]
+        assert [piece[0] for piece in pieces] == [49 - i for i in range(spans + 1)] and pieces[-1].size == 1
+        filled = [piece[1:] for piece in pieces]
+        text_again = np.concatenate([filled[49 - token] if token >= 40 else [token] for token in source])
+        np.testing.assert_array_equal(text_again, tokens)
+    assert spans == 1 or len({tuple(row >= 40) for row in out['encoder_inputs']}) > 1
+
+
+def test_a_decoder_reads_the_corrupted_text_as_its_prompt():
+    objective, batch = train.SpanCorruption(0.5, 2.0, sentinels=10), text(3)
+    joined = jax.tree.map(np.asarray, objective.prepare(PROMPTED, batch, KEY))
+    pair = jax.tree.map(np.asarray, objective.prepare(PAIRED, batch, KEY))
+    size = pair['encoder_inputs'].shape[1]
+    np.testing.assert_array_equal(joined['inputs'][:, :size], pair['encoder_inputs'])
+    np.testing.assert_array_equal(joined['targets'][:, size - 1:], pair['targets'])
+    np.testing.assert_array_equal(joined['prefix'][0], np.arange(size + 10 + 5) < size)
+    np.testing.assert_array_equal(joined['weights'][0], np.arange(size + 10 + 5) >= size - 1)
+
+
+def test_infilling_puts_a_mask_for_each_span():
+    objective = train.TextInfilling(rate=0.3, span=2.0)
+    batch = {**text(300, 40), 'segments': np.ones((300, 40), np.int32)}
+    out = jax.tree.map(np.asarray, objective.prepare(PAIRED, batch, KEY))
+    gone, masks = [], []
+    for source, segments, tokens in zip(out['encoder_inputs'], out['encoder_segments'], batch['targets'], strict=True):
+        left = source[segments > 0]
+        kept = left[left != 49]
+        at = iter(tokens)
+        assert all(token in at for token in kept)  # in their order
+        gone.append(len(tokens) - len(kept))
+        masks.append(np.sum(left == 49))
+    np.testing.assert_allclose(np.mean(gone) / 40, 1 - np.exp(-0.3), atol=0.03)  # spans that overlap are one
+    assert 0.08 < np.mean(masks) / 40 < 0.15
+    parts = jax.tree.map(np.asarray, objective.prepare(PAIRED, packed(), KEY))
+    assert set(parts['encoder_segments'][1]) == {0, 1, 2}
+    for row in range(2):
+        second = parts['encoder_positions'][row][parts['encoder_segments'][row] == 2]
+        np.testing.assert_array_equal(second, np.arange(len(second)))
+
+
+def test_a_mixture_is_one_of_its_objectives_at_every_step():
+    ul2 = train.Mixture((train.SpanCorruption(0.15, sentinels=10), train.SpanCorruption(0.5, 2.0, sentinels=10),
+                         train.PrefixLM()), (1.0, 1.0, 2.0))
+    params, batch = parameters(PROMPTED), text(4)
+    mixed = architectures.jit(lambda key: ul2.loss(PROMPTED, params, batch, key)[0])
+    single = [architectures.jit(lambda key, one=one: one.loss(PROMPTED, params, batch, key)[0])
+              for one in ul2.objectives]
+    drawn = []
+    for seed in range(40):
+        key = jax.random.key(seed)
+        loss, losses = float(mixed(key)), np.array([float(one(key)) for one in single])
+        assert np.isclose(losses, loss, rtol=1e-5).sum() == 1
+        drawn.append(int(np.argmin(np.abs(losses - loss))))
+    assert set(drawn) == {0, 1, 2} and 12 <= drawn.count(2) <= 28
+    assert list(ul2.reserved(PROMPTED)) == list(range(40, 50))
+
+
+def test_the_diffusion_bound_is_that_of_the_formula_and_holds():
+    """Under a model that knows nothing but frequencies, the bound is the entropy itself, whatever t."""
+    objective, batch = train.MaskedDiffusion(), text(4000, 10)
+    out = jax.tree.map(np.asarray, objective.prepare(BERT, batch, KEY))
+    hidden = out['inputs'] == 49
+    assert (out['inputs'][~hidden] == batch['targets'][~hidden]).all() and out['counts'].sum() == 40_000
+    share = hidden.mean(1)
+    t = np.divide(1, out['weights'].max(1), where=hidden.any(1), out=np.zeros(4000))
+    assert np.abs(np.sort(t[hidden.any(1)])[::400] - np.linspace(0.05, 1, 10)).max() < 0.1
+    np.testing.assert_allclose(np.corrcoef(share[hidden.any(1)], t[hidden.any(1)])[0, 1], 0.9, atol=0.05)
+    np.testing.assert_allclose((out['weights'] * np.log(49)).sum() / out['counts'].sum(), np.log(49), rtol=0.05)
+
+
+def test_unmasking_draws_every_token_from_the_model():
+    params = parameters(BERT)
+    tokens = np.asarray(generate.unmask(BERT, params, (3, 12), jax.random.key(1), mask=49))
+    assert tokens.shape == (3, 12) and (tokens < 49).all() and len({*map(tuple, tokens)}) == 3
+    cold = np.asarray(generate.unmask(BERT, params, (2, 12), jax.random.key(1), mask=49, steps=1, temperature=1e-6))
+    best = np.asarray(BERT.logits(params, np.full((2, 12), 49)))[..., :49].argmax(-1)
+    np.testing.assert_array_equal(cold, best)
+
+
+@pytest.mark.parametrize('objective, model, words', [
+    (train.PrefixLM(), architectures.DECODERS['gpt2'], 'set model.prompt=bidirectional'),
+    (train.SpanCorruption(), architectures.DECODERS['gpt2'], 'set model.prompt=bidirectional'),
+    (train.TextInfilling(), architectures.DECODERS['gpt2'], 'try model=EncoderDecoder'),
+    (train.MaskedDiffusion(), architectures.DECODERS['gpt2'], 'does not see the tokens behind')])
+def test_an_objective_names_the_model_that_it_needs(objective, model, words):
+    with pytest.raises(config.Error, match=words):
+        objective.check(model)
+
+
+def test_spans_that_do_not_fit_are_refused():
+    with pytest.raises(config.Error, match='try objective.sentinels=7'):
+        train.SpanCorruption(0.3, 1.0, sentinels=5).sizes(20)
+    with pytest.raises(config.Error, match='leaves nothing to read'):
+        train.SpanCorruption(1.0)
+    with pytest.raises(config.Error, match='try data.packing=windows'):
+        train.SpanCorruption().prepare(PAIRED, packed(), KEY)
+    with pytest.raises(config.Error, match='give each a positive number'):
+        train.Mixture((train.PrefixLM(),), (1.0, 2.0))

@@ -47,11 +47,12 @@ class Search(NamedTuple):
     cache: Any
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def search(model, how, end, length, slots, params, prompts):
+@partial(jax.jit, static_argnums=(0, 1), static_argnames=('end', 'length', 'slots'))
+def search(model, how, params, prompts, *, end, length, slots):
     """Returns (tokens [B T], penalised scores [B]) of the best texts of at most `length` tokens, `end` behind theirs.
 
-    `prompts` are (tokens [B S], lengths [B]). A text that has not ended by then counts as one that has.
+    `prompts` are (tokens [B S], lengths [B]), `slots` those of the cache. A text that has not
+    ended by then counts as one that has.
     """
     logits, cache = model.prefill(params, *prompts, slots)
     rows, vocab = logits.shape
@@ -89,6 +90,7 @@ def search(model, how, end, length, slots, params, prompts):
 def beam_search(model, params, encoder, prompts, how=None, *, prefix=(), length=None):
     """Returns the likeliest text after each of `prompts` that Beams `how` reach; other arguments as `generate`'s."""
     padded, lengths, slots, length = sampling.prepare(model, encoder, prompts, prefix, length)
-    tokens, _ = jax.device_get(search(model, how or Beams(), encoder.eos, length, slots, params, (padded, lengths)))
+    tokens, _ = jax.device_get(search(model, how or Beams(), params, (padded, lengths), end=encoder.eos,
+                                      length=length, slots=slots))
     return [sampling.text_of(model, encoder, prompt, row[:int(np.argmax(np.append(row, encoder.eos) == encoder.eos))])
             for prompt, row in zip(prompts, tokens, strict=True)]

@@ -1,6 +1,6 @@
 """A causal language model: GPT-2, Llama, Qwen3, Gemma 3 and what lies between, by the values of its layers."""
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,8 @@ class Decoder(TokenModel):
     """A decoder-only transformer with `vocab` tokens: `depth` layers, all like `layer` or repeating a `pattern`.
 
     base: sizes of the model that learning rates were tuned on; initial values, logits, attention scores and the rates
-    themselves are then scaled by muP, so that the best rate is the same here. execution: how it is computed.
+    themselves are then scaled by muP, so that the best rate is the same here. prompt: whether the tokens of a prompt
+    see later ones of it, as objective=PrefixLM trains for. execution: how it is computed.
     """
 
     vocab: config.Size
@@ -36,6 +37,7 @@ class Decoder(TokenModel):
     pattern: tuple[Layer, ...] = ()
     embedding: Embedding = field(default_factory=Embedding)
     head: Head = field(default_factory=Head)
+    prompt: Literal['causal', 'bidirectional'] = 'causal'
     execution: Execution = field(default_factory=Execution)
     base: MupBase = field(default_factory=MupBase)
 
@@ -133,11 +135,13 @@ class Decoder(TokenModel):
     def token_losses(self, params, batch, key=None, smoothing=0.0):
         """Returns (nll, log_z, Auxiliary): [B T] each in nats, of a batch with inputs, targets, perhaps packed.
 
-        Dropout is drawn from key; without one there is none. smoothing: see losses.cross_entropy.
+        Tokens of its 'prefix' [B T], if any, are seen by those before them. Dropout is drawn from key; without one
+        there is none. smoothing: see losses.cross_entropy.
         """
         batch, zigzag = attention.shard_sequence(batch)
         context = _context(batch['inputs'], batch.get('segments'), batch.get('positions'))
-        context = context._replace(key=key, zigzag=zigzag, token_weights=token_weights(context.segments))
+        context = context._replace(key=key, zigzag=zigzag, prefix=batch.get('prefix'),
+                                   token_weights=token_weights(context.segments))
         x, outputs, _ = self.hidden(params, batch['inputs'], context)
         scores = self._cross_entropy(params, x, batch['targets'], smoothing)
         return *(zigzag.gather(scores) if zigzag else scores), auxiliary(outputs.auxiliary)
@@ -155,7 +159,8 @@ class Decoder(TokenModel):
         if not self.causal:
             raise config.Error('a model that sees later tokens generates no text; set attention.causal=true.')
         empty = self.stack.cache(self.width, tokens.shape[0], slots, self.execution.dtype)
-        x, outputs, _ = self.hidden(params, tokens, _context(tokens), cache=empty)
+        prefix = jnp.arange(tokens.shape[1]) < lengths[:, None] if self.prompt == 'bidirectional' else None
+        x, outputs, _ = self.hidden(params, tokens, _context(tokens)._replace(prefix=prefix), cache=empty)
         last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)
         return self._scores(params, last)[:, 0], {'entries': outputs.cache, 'length': lengths}
 

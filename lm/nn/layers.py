@@ -152,6 +152,7 @@ class Attention:
         return attention.AttentionSpec(
             causal=self.causal, window=self.window, softcap=self.softcap, scale=self.scale, index=context.index,
             segments=None if others is None else (queries, others),
+            prefix=context.prefix if context.memory is None else None,
             bias=None if context.table is None else (context.table, self.position.score),
             kernel=kernel, zigzag=context.zigzag)
 

@@ -27,7 +27,7 @@ def attend(query, key, value, spec):
     CPU where layers are unrolled.
     """
     length = query.shape[1]
-    cut = spec.causal and spec.index is None and length % BLOCK == 0
+    cut = spec.causal and spec.prefix is None and spec.index is None and length % BLOCK == 0
     return _grouped(query, key, value, spec, BLOCK if cut else length)
 
 

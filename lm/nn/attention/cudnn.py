@@ -14,6 +14,8 @@ def unsupported(query, key, spec, platform):
         return f'it needs bfloat16, and this is {query.dtype}; {HINT}'
     if spec.softcap:
         return f'it does not support softcap={spec.softcap}'
+    if spec.prefix is not None:
+        return 'it does not support a prefix that is seen from before it'
     if spec.bias is not None:
         return 'a bias of Alibi or Relative positions would be stored for every head and pair'
     if spec.zigzag:

@@ -70,8 +70,9 @@ class AttentionSpec:
     """Mask (causal, window, segments), score shaping (scale, softcap, bias) and kernel choice of one attention.
 
     window: a query sees itself and window - 1 keys before it; 0 for all. softcap: scores become c * tanh(scores / c),
-    before a bias is added. segments: (of queries [B T], of keys [B S]): only equal ones see each other. index: the
-    slots of the queries among the keys [B T], where they are not the same 0..T-1. bias: (table [... N], score), which
+    before a bias is added. segments: (of queries [B T], of keys [B S]): only equal ones see each other. prefix [B S]:
+    keys that queries before them see too, where it is causal. index: the slots of the queries among the keys [B T],
+    where they are not the same 0..T-1. bias: (table [... N], score), which
     adds score(table, query slots [T], key slots [S]) -> [N T S]. kernel: one picked by hand. zigzag: the order that
     queries and keys stand in, where the mesh splits their length.
     """
@@ -81,6 +82,7 @@ class AttentionSpec:
     softcap: float = 0.0
     scale: float | None = None
     segments: tuple | None = None
+    prefix: jax.Array | None = None
     index: jax.Array | None = None
     bias: tuple | None = None
     kernel: Kernel = 'auto'
@@ -110,6 +112,8 @@ def visible(spec, at, among):
     """Returns which keys at slots [S] each query at slots [1 or B, T] sees, [1 or B, T, S]."""
     ahead = at[:, :, None] - among
     seen = ahead >= 0 if spec.causal else jnp.ones_like(ahead, bool)
+    if spec.prefix is not None:
+        seen |= spec.prefix[:, None, :]
     if spec.window:
         seen &= jnp.abs(ahead) < spec.window
     if spec.segments is not None:

@@ -18,6 +18,8 @@ BLOCK = 512  # queries whose scores are held at a time
 
 def unsupported(query, key, spec, platform):
     """Returns why ring attention cannot be used, or None."""
+    if spec.prefix is not None:
+        return 'it does not support a prefix that is seen from before it'
     return None if spec.zigzag else 'no mesh axis shards the sequence; set mesh.context'
 
 

@@ -17,6 +17,8 @@ def unsupported(query, key, spec, platform):
     """Returns why splash attention cannot be used, or None."""
     if platform != 'tpu':
         return f'it runs on TPU, and this is {platform}'
+    if spec.prefix is not None:
+        return 'it does not support a prefix that is seen from before it'
     if spec.bias is not None:
         return 'it does not support a bias on scores, which Alibi and Relative positions add'
     own = query.shape[1] // spec.zigzag.shards if spec.zigzag else LANES

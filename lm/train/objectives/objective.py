@@ -1,6 +1,6 @@
 """The base classes of objectives: of any kind, and those that are a cross entropy of tokens."""
 import abc
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 
 import jax
@@ -68,14 +68,16 @@ class TokenObjective(Objective):
     target that is spread over the vocabulary (Szegedy et al. 2016).
     """
 
+    _: KW_ONLY
     z_loss: config.NonNegative = 0.0
     smoothing: config.Fraction = 0.0
 
     @abc.abstractmethod
     def prepare(self, model, batch, key):
-        """Returns the batch that the model is given: its inputs, its targets [B T], and which of them count.
+        """Returns the batch that the model is given: its inputs, its targets [B T] and how much they count, 'weights'.
 
-        Pure; what is drawn, is drawn from key, by rows (`row_keys`).
+        The loss is the weighted sum over the sum of 'counts' [B T], by default the weights. Pure; what is drawn, is
+        drawn from key, by rows (`row_keys`).
         """
 
     def loss(self, model, params, batch, key=None):
@@ -83,7 +85,7 @@ class TokenObjective(Objective):
         batch = self.prepare(model, batch, noise)
         nll, log_z, auxiliary = model.token_losses(params, batch, key, self.smoothing)
         weights = batch['weights'] if 'weights' in batch else jnp.ones_like(nll)
-        weight = jnp.sum(weights)
+        weight = jnp.sum(batch.get('counts', weights))
         if auxiliary.metrics:  # those are means: every shard of `data` must count by the same weight
             weight = reductions.pmean_data(weight)
         loss = losses.masked_mean(nll, weights, weight)

@@ -1,0 +1,59 @@
+"""Text infilling (BART, Lewis et al. 2019, arXiv:1910.13461)."""
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from lm import config
+from lm.train.objectives.objective import TokenObjective, row_keys
+
+
+@dataclass(frozen=True)
+class TextInfilling(TokenObjective):
+    """Cross entropy of a whole row, given what is left of it: some `rate` of its tokens are gone, in spans of Poisson
+    length with mean `span`, each behind one mask token, those of no token too.
+
+    mask: id of the mask token, counted from the end of the vocabulary where negative.
+    """
+
+    rate: config.Fraction = 0.3
+    span: config.Positive = 3.0
+    mask: int = -1
+
+    def check(self, model):
+        if model.continues or not model.causal:
+            raise config.Error(f'{type(model).__name__} does not read one text and write another; '
+                               'try model=EncoderDecoder.')
+
+    def reserved(self, model):
+        return (self.mask % model.vocab,)
+
+    def prepare(self, model, batch, key):
+        text = batch['targets']
+        segments = batch.get('segments', jnp.ones_like(text))
+        noise = partial(self._noise, self.reserved(model)[0])
+        source, kept, positions = jax.vmap(noise)(row_keys(key, len(text)), text, segments)
+        return {**batch, 'encoder_inputs': source, 'encoder_segments': kept, 'encoder_positions': positions}
+
+    def _noise(self, mask, key, tokens, segments):
+        """Returns (tokens, segments, positions), all [T], of what is left of a row; padding has segment 0."""
+        size = len(tokens)
+        keys = jax.random.split(key)
+        at, number = jnp.arange(size), jnp.cumsum(segments != jnp.roll(segments, 1))
+        begins = jax.random.uniform(keys[0], (size,)) < self.rate / self.span
+        lengths = jax.random.poisson(keys[1], self.span, (size,))
+        stop = jax.lax.cummax(jnp.where(begins, at + lengths, 0))  # of the spans that began up to here
+        before = jnp.concatenate([jnp.zeros(1, stop.dtype), stop[:-1]])
+        first = begins & (before <= at) & (segments > 0)
+        gone = stop > at
+        counts = first.astype(jnp.int32) + ~gone
+        place = jnp.cumsum(counts) - counts
+
+        def put(values, where, places):
+            return jnp.zeros(size, jnp.int32).at[jnp.where(where, places, size)].set(values, mode='drop')
+        kept = ~gone
+        source = put(mask, first, place) + put(tokens, kept, place + first)
+        segment = put(segments, first, place) + put(segments, kept, place + first)
+        document = put(number, first, place) + put(number, kept, place + first)
+        return source, segment, at - jax.ops.segment_min(at, document, size + 1)[document]
