@@ -1,6 +1,6 @@
 """A causal language model: GPT-2, Llama, Qwen3, Gemma 3 and what lies between, by the values of its layers."""
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,18 @@ from lm.nn.norms import NoNorm
 from lm.nn.weights import apply, declare, normal, weight
 from lm.optim import matrices
 from lm.parallel import reductions
+
+
+class States(NamedTuple):
+    """What a model makes of a batch: x [B T D] after the final norm, the batch in the order of x, the Auxiliary.
+
+    zigzag: that order where the mesh splits T, else None.
+    """
+
+    x: Any
+    batch: dict
+    auxiliary: Auxiliary
+    zigzag: Any
 
 
 @dataclass(frozen=True)
@@ -43,9 +55,10 @@ class Decoder(Model):
 
     def __post_init__(self):
         config.check(self)
-        if self.pattern and self.layer != Layer():
-            raise config.Error('layer is not used where there is a pattern; set model.pattern.0 and so on, with '
-                               'model.layer=Layer.')
+        default, = (field.default_factory for field in fields(self) if field.name == 'layer')
+        if self.pattern and self.layer != default():
+            raise config.Error('layer is not used where there is a pattern; set model.pattern.0 and so on, and leave '
+                               'model.layer out.')
         for layer in self.layers:
             layer.attention.head_size(self.width)  # raises where it does not divide
             if layer.cross:
@@ -97,10 +110,10 @@ class Decoder(Model):
 
     def declare(self, key):
         def outside(scope, tokens, context):
-            x = self._embed(scope, tokens, context)
-            if not self.head.tied:
-                self._output(scope)
-            self._final_norm(scope, x)
+            table = self._table(scope)
+            x = self._embed(scope, table, tokens, context)
+            matrix = table if self.head.tied else self._output(scope)
+            self.head(scope, self._final_norm(scope, x), matrix)
         tokens = jnp.zeros((1, 1), jnp.int32)
         return {**declare(outside, key, tokens, Context(tokens)), **self.stack.declare(key, self.width)}
 
@@ -114,8 +127,8 @@ class Decoder(Model):
         axes = {'embed': self.width, 'vocab': self.padded_vocab}
         return weight(scope, 'output', axes, normal(0.02), self.execution.dtype)
 
-    def _embed(self, scope, tokens, context):
-        return self.embedding(scope, self._table(scope), tokens, context, base_width=mup.base_model(self).width)
+    def _embed(self, scope, table, tokens, context):
+        return self.embedding(scope, table, tokens, context, base_width=mup.base_model(self).width)
 
     def _final_norm(self, scope, x):
         layer = self.stack.layer(self.depth - 1)
@@ -125,18 +138,22 @@ class Decoder(Model):
         """Returns (x [B T D] after the final norm, the Outputs of layers, embeddings [B T D]); options: of a Stack."""
         keys = (None,) * 2 if context.key is None else jax.random.split(context.key)
         context = context._replace(rows=reductions.global_row_offset(len(tokens)) + jnp.arange(len(tokens)))
-        start = apply(self._embed, params, tokens, context._replace(key=keys[0]))
-        x, outputs = self.stack(params, start, context._replace(key=keys[1]), self.execution, **options)
-        x = apply(self._final_norm, params, x)
-        return x * (mup.base_model(self).width / self.width), outputs, start
+        start = apply(lambda scope, *args: self._embed(scope, self._table(scope), *args), params, tokens,
+                      context._replace(key=keys[0]))
+        x, outputs = self.stack(params, start, context._replace(key=keys[1], types=None), self.execution, **options)
+        return apply(self._final_norm, params, x), outputs, start
 
     def logits(self, params, tokens, segments=None, positions=None):
         """Returns logits [B T V] in float32 for tokens [B T]; packed rows name their segments and positions [B T]."""
         x, *_ = self.hidden(params, tokens, _context(tokens, segments, positions))
         return self._scores(params, x)
 
+    @property
+    def _shrink(self):
+        return mup.base_model(self).width / self.width
+
     def _scores(self, params, x):
-        logits = apply(lambda scope: self.head(x, self._output(scope)), params)
+        logits = apply(lambda scope: self.head(scope, x, self._output(scope), self._shrink), params)
         return logits[..., :self.vocab].astype(jnp.float32)
 
     def activations(self, params, tokens, segments=None, positions=None):
@@ -154,14 +171,24 @@ class Decoder(Model):
 
         Dropout is drawn from key; without one there is none. smoothing: see losses.cross_entropy.
         """
+        states = self.states(params, batch, key)
+        return *self.target_losses(params, states, smoothing), states.auxiliary
+
+    def states(self, params, batch, key=None):
+        """Returns the States of a batch, for all that is read off them; arguments as of token_losses."""
         batch, zigzag = attention.shard_sequence(batch)
         context = _context(batch['inputs'], batch.get('segments'), batch.get('positions'))
-        context = context._replace(key=key, zigzag=zigzag, token_weights=_token_weights(context.segments))
+        context = context._replace(key=key, zigzag=zigzag, types=batch.get('types'),
+                                   token_weights=_token_weights(context.segments))
         x, outputs, _ = self.hidden(params, batch['inputs'], context)
+        return States(x, batch, _auxiliary(outputs.auxiliary), zigzag)
+
+    def target_losses(self, params, states, smoothing=0.0):
+        """Returns (nll, log_z) [B T] of the targets of States, in the order of the text."""
         scores = apply(lambda scope: self.head.cross_entropy(
-            x, self._output(scope), batch['targets'], vocab=self.vocab, chunks=self.execution.vocab_chunks,
-            smoothing=smoothing), params)
-        return *(zigzag.gather(scores) if zigzag else scores), _auxiliary(outputs.auxiliary)
+            scope, states.x, self._output(scope), states.batch['targets'], shrink=self._shrink, vocab=self.vocab,
+            chunks=self.execution.vocab_chunks, smoothing=smoothing), params)
+        return states.zigzag.gather(scores) if states.zigzag else scores
 
     def post_update(self, params, metrics):
         blocks, metrics = self.layers[0].mlp.post_update(params['blocks'], metrics)
@@ -169,7 +196,7 @@ class Decoder(Model):
 
     def flops(self, context):
         """Returns the model FLOPs of training on one token, forward and backward, without recomputation."""
-        return 3 * (self.stack.flops(self.width, context) + 2 * self.vocab * self.width)
+        return 3 * (self.stack.flops(self.width, context) + self.head.flops(self.width, self.vocab))
 
     def prefill(self, params, tokens, lengths, slots):
         """Returns (logits [B V] after the last token, cache with `slots` slots) of prompts [B T] of lengths [B]."""
