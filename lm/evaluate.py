@@ -49,6 +49,10 @@ def scores(sums, stream):
 def sums(model, sources, params, batch):
     """Returns [sources 2]: the sum of losses in nats, and of weights, of the rows of each source."""
     nll, *_ = model.token_losses(params, batch)
-    rows = jnp.stack([jnp.sum(nll * batch['weights'], -1), jnp.sum(batch['weights'], -1)], -1)
-    return sharding.constrain(jax.ops.segment_sum(rows, batch['source'], sources), None, None)
+    return by_source([jnp.sum(nll * batch['weights'], -1), jnp.sum(batch['weights'], -1)], batch['source'], sources)
+
+
+def by_source(columns, source, sources):
+    """Returns [sources columns]: the sums of numbers of rows, each [B], over the rows of each source [B]."""
+    return sharding.constrain(jax.ops.segment_sum(jnp.stack(columns, -1), source, sources), None, None)
 

@@ -183,6 +183,11 @@ class Decoder(Model):
         x, outputs, _ = self.hidden(params, batch['inputs'], context)
         return States(x, batch, _auxiliary(outputs.auxiliary), zigzag)
 
+    def scores(self, params, states):
+        """Returns the logits [B T V] of States in float32, in the order of the text."""
+        scores = self._scores(params, states.x)
+        return states.zigzag.gather(scores) if states.zigzag else scores
+
     def target_losses(self, params, states, smoothing=0.0):
         """Returns (nll, log_z) [B T] of the targets of States, in the order of the text."""
         scores = apply(lambda scope: self.head.cross_entropy(
