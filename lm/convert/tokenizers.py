@@ -1,0 +1,1 @@
+"""The tokenizer that came with a checkpoint."""
