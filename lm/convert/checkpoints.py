@@ -95,23 +95,25 @@ def _mapped(file):
     return np.memmap(file, np.uint8, 'r')
 
 
-def write(file, shapes, tensors, metadata):
-    """Writes a safetensors file of float32 tensors of {name: shape}, by tensors() -> (name, array) one at a time.
+class Writer:
+    """A safetensors file of float32 tensors of {name: shape}, each written on its own, in any order."""
 
-    Arrays are written through a map of the file, so that no more than one is in memory. Returns the size in bytes.
-    """
-    offset, entries = 0, {'__metadata__': metadata}
-    for name, shape in shapes.items():
-        size = 4 * int(np.prod(shape))
-        entries[name] = {'dtype': 'F32', 'shape': list(shape), 'data_offsets': [offset, offset + size]}
-        offset += size
-    text = json.dumps(entries).encode()
-    text += b' ' * (-len(text) % 8)
-    with open(file, 'wb') as stream:
-        stream.write(len(text).to_bytes(8, 'little') + text)
-        start = stream.tell()
-        for name, array in tensors():
-            stream.seek(start + entries[name]['data_offsets'][0])
-            stream.write(np.ascontiguousarray(array, np.float32).data)
-        stream.truncate(start + offset)
-    return start + offset
+    def __init__(self, path, shapes):
+        offset, entries = 0, {'__metadata__': {'format': 'pt'}}
+        for name, shape in shapes.items():
+            size = 4 * int(np.prod(shape))
+            entries[name] = {'dtype': 'F32', 'shape': list(shape), 'data_offsets': [offset, offset + size]}
+            offset += size
+        text = json.dumps(entries).encode()
+        text += b' ' * (-len(text) % 8)
+        self.entries, self.file = entries, open(path, 'wb')
+        self.file.write(len(text).to_bytes(8, 'little') + text)
+        self.start = self.file.tell()
+        self.file.truncate(self.start + offset)
+
+    def write(self, name, array):
+        self.file.seek(self.start + self.entries[name]['data_offsets'][0])
+        self.file.write(np.ascontiguousarray(array, np.float32).data)
+
+    def close(self):
+        self.file.close()

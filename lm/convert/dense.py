@@ -66,12 +66,13 @@ def rope(hf, kind=None):
                                'linear, llama3.')
 
 
-def rope_parameters(position):
-    """Returns the rope_parameters of a config.json for a Rope, and for NoPE those of any."""
+def rope_parameters(position, partial=False):
+    """Returns the rope_parameters of a config.json for a Rope, and for NoPE those of any; partial: with its fraction.
+    """
     if not isinstance(position, Rope):
         position = Rope()
     parameters = {'rope_type': 'default', 'rope_theta': position.base}
-    if position.fraction != 1:
+    if partial:
         parameters['partial_rotary_factor'] = position.fraction
     if position.factor == 1:
         return parameters

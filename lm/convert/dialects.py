@@ -29,7 +29,7 @@ FREQUENCIES = 'rope_freqs.weight'
 class Dialect(NamedTuple):
     """How GGUF files of an architecture differ from Hugging Face's.
 
-    keys: {key of the metadata behind 'architecture.': key of config.json}. tensors: {name without 'blk.N.': their name}.
+    keys: {key of the metadata behind 'architecture.': key of config.json}. tensors: {name without 'blk.N.': there}.
     arrange: {regex of a Hugging Face name: f(array, hf) -> array}. complete: f(hf) -> what metadata leaves unsaid.
     """
 
@@ -63,8 +63,7 @@ class File(checkpoints.Checkpoint):
         architecture = str(self.metadata.get('general.architecture'))
         if architecture not in known:
             near = config.close(architecture, list(known)) or known
-            raise config.Error(f'{path} is of the architecture {architecture}, whose GGUF lm does not read; the nearest: '
-                               f'{", ".join(near)}.')
+            raise config.Error(f'{path} is {architecture}, whose GGUF lm lacks; the nearest: {", ".join(near)}.')
         family = known[architecture]
         self.dialect, self.last = family.GGUF, None
         frequencies = stored.pop(FREQUENCIES, None)

@@ -29,8 +29,7 @@ class Reader:
     def check(self, end):
         """Raises config.Error unless the file has that many bytes."""
         if end > self.size:
-            raise config.Error(f'{self.path} is truncated: {self.size} bytes, and it says it has {end} or more; fetch it '
-                               'again.')
+            raise config.Error(f'{self.path} is truncated: {self.size} bytes of {end} or more; fetch it again.')
 
     def number(self, kind):
         value = self.numbers(kind, 1)
@@ -92,8 +91,9 @@ def contents(path):
     stored = {}
     for name, shape, kind, offset in entries:
         if kind not in KINDS:
-            raise config.Error(f'{name} in {path} is quantised as type {kind} of GGUF, which is not read; those that are: '
-                               f'{", ".join(known.__name__ for known, *_ in KINDS.values())}.')
+            names = ', '.join(known.__name__ for known, *_ in KINDS.values())
+            raise config.Error(f'{name} in {path} is of the type {kind} of GGUF, which is not read; those that are: '
+                               f'{names}.')
         _, numbers, size = KINDS[kind]
         first = start + offset
         last = first + math.prod(shape) // numbers * size

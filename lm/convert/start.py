@@ -21,8 +21,12 @@ def opened(path):
 
 def model(path):
     """Returns the model whose weights a Hugging Face directory or a GGUF file holds; reads no weights."""
-    checkpoint = opened(path)
-    return families.of(checkpoint.config, path).read(checkpoint.config)
+    return model_of(opened(path))
+
+
+def model_of(checkpoint):
+    """Returns the model whose weights a Checkpoint holds."""
+    return families.of(checkpoint.config, checkpoint.path).read(checkpoint.config)
 
 
 def bound(checkpoint, model):

@@ -52,7 +52,7 @@ def fitting(model):
             return family, hf
         hindered[name] = config.diff(wanted, other)
     if not hindered:
-        raise config.Error(f'no family describes a {type(model).__name__} of this kind; there are {", ".join(known())}.')
+        raise config.Error(f'no family describes such a {type(model).__name__}; there are {", ".join(known())}.')
     name = min(hindered, key=lambda other: len(hindered[other]))
     faults = ', '.join(f'model.{key}={here} ({there} there)' for key, (here, there) in list(hindered[name].items())[:5])
     raise config.Error(f'no family holds this model; the nearest, {name}, differs in {faults}.')

@@ -25,7 +25,8 @@ def complete(hf):
 GGUF = dialects.Dialect(
     'gemma2', tensors=dialects.TENSORS | {
         'post_attention_norm': f'{dense.LAYER}post_attention_layernorm',
-        'ffn_norm': f'{dense.LAYER}pre_feedforward_layernorm', 'post_ffw_norm': f'{dense.LAYER}post_feedforward_layernorm'},
+        'ffn_norm': f'{dense.LAYER}pre_feedforward_layernorm',
+        'post_ffw_norm': f'{dense.LAYER}post_feedforward_layernorm'},
     arrange={r'norm\.weight$': lambda array, hf: array - 1}, complete=complete)
 
 
@@ -45,6 +46,6 @@ def write(model):
     attention = model.layers[0].attention
     scale = attention.scale or attention.head_size(model.width) ** -0.5
     hf = dense.described(model)
-    return {**hf, 'hidden_activation': hf.pop('hidden_act'), 'query_pre_attn_scalar': scale ** -2,
+    return {**hf, 'hidden_activation': hf.pop('hidden_act'), 'query_pre_attn_scalar': round(scale ** -2),
             'attn_logit_softcapping': attention.softcap or None, 'final_logit_softcapping': model.head.softcap or None,
             'sliding_window': dense.window(model), 'layer_types': dense.layer_types(model)}

@@ -37,8 +37,8 @@ def read(hf):
     layer = Layer(Attention(hf['n_head'], position=NoPE(), bias='all'),
                   MLP(ff, dense.activation(hf, 'activation_function'), bias=True),
                   norm=LayerNorm(hf['layer_norm_epsilon']))
-    return Decoder(hf['vocab_size'], hf['n_layer'], hf['n_embd'], layer, embedding=Embedding(Learned(hf['n_positions'])),
-                   head=Head(hf.get('tie_word_embeddings', True)))
+    return Decoder(hf['vocab_size'], hf['n_layer'], hf['n_embd'], layer,
+                   embedding=Embedding(Learned(hf['n_positions'])), head=Head(hf.get('tie_word_embeddings', True)))
 
 
 def write(model):

@@ -15,7 +15,7 @@ def read(hf):
 
 
 def write(model):
-    parameters = dense.rope_parameters(model.layers[0].attention.position)
-    return {**dense.described(model), 'sliding_window': dense.window(model),
-            'partial_rotary_factor': parameters.get('partial_rotary_factor', 1.0),
+    parameters = dense.rope_parameters(model.layers[0].attention.position, partial=True)
+    return {**dense.described(model), 'rope_parameters': parameters, 'sliding_window': dense.window(model),
+            'partial_rotary_factor': parameters['partial_rotary_factor'],
             'original_max_position_embeddings': parameters.get('original_max_position_embeddings', 4096)}
