@@ -27,13 +27,19 @@ def directory_of(run, directory, step=0, trust=False):
     mesh = sharding.make_mesh({'data': 1}, jax.local_devices(backend='cpu')[:1])
     leaf, reached = saved(settings, run, step, mesh)
     encoder = settings.data.tokenizer.fit(None, Path(run) / 'tokenizer')
-    hf |= {'architectures': [family.ARCHITECTURE], 'model_type': family.MODEL_TYPE, 'dtype': 'float32',
-           'bos_token_id': encoder.bos, 'eos_token_id': encoder.eos}
-    hf.setdefault('max_position_embeddings', settings.data.context)
     write(directory, tables.Binding(settings.model, family.TABLE), leaf)
-    (directory / 'config.json').write_text(json.dumps(hf, indent=2) + '\n')
+    write_config(directory, family, hf, context=settings.data.context, encoder=encoder)
     _keep_tokenizer(run, directory, encoder)
     return family, reached
+
+
+def write_config(directory, family, hf, context, encoder=None):
+    """Writes the config.json of a family's keys; context: how long a text may be where the model does not say."""
+    hf = {'architectures': [family.ARCHITECTURE], 'model_type': family.MODEL_TYPE, 'dtype': 'float32',
+          'max_position_embeddings': context, 'pad_token_id': None, **hf}  # some families' own is past small vocabularies
+    if encoder:
+        hf |= {'bos_token_id': encoder.bos, 'eos_token_id': encoder.eos}
+    (directory / 'config.json').write_text(json.dumps(hf, indent=2) + '\n')
 
 
 def saved(settings, run, step, mesh):

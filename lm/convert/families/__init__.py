@@ -69,7 +69,8 @@ def canonical(model):
 
 
 def _spelled(layer, width):
-    attention = replace(layer.attention, kv_heads=layer.attention.num_kv_heads,
-                        head_dim=layer.attention.head_size(width))
+    size = layer.attention.head_size(width)
+    attention = replace(layer.attention, kv_heads=layer.attention.num_kv_heads, head_dim=size,
+                        scale=layer.attention.scale or size ** -0.5)
     mlp = replace(layer.mlp, ff=layer.mlp.hidden(width)) if hasattr(layer.mlp, 'hidden') else layer.mlp
     return replace(layer, attention=attention, mlp=mlp, dropout=0.0)

@@ -35,6 +35,6 @@ def read(hf):
 def write(model):
     layer, hf = model.layers[0], dense.described(model)
     parameters = dense.rope_parameters(layer.attention.position, partial=True)
-    return {**hf, 'layer_norm_eps': hf.pop('rms_norm_eps'), 'rope_parameters': parameters, 'use_parallel_residual': layer.parallel,
-            'attention_bias': layer.attention.bias == 'all',
+    return {**hf, 'layer_norm_eps': hf.pop('rms_norm_eps'), 'rope_parameters': parameters,
+            'use_parallel_residual': layer.parallel, 'attention_bias': layer.attention.bias == 'all',
             'rotary_pct': parameters['partial_rotary_factor']}
