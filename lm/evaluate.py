@@ -50,6 +50,11 @@ def sums(model, sources, params, batch):
     """Returns [sources 2]: the weighted sum of losses in nats, and that of counts (weights), of each source's rows."""
     nll, *_ = model.token_losses(params, batch)
     counts = batch.get('counts', batch['weights'])
-    rows = jnp.stack([jnp.sum(nll * batch['weights'], -1), jnp.sum(counts, -1)], -1)
-    return sharding.constrain(jax.ops.segment_sum(rows, batch['source'], sources), None, None)
+    columns = [jnp.sum(nll * batch['weights'], -1), jnp.sum(counts, -1)]
+    return by_source(columns, batch['source'], sources)
+
+
+def by_source(columns, source, sources):
+    """Returns [sources columns]: the sums of numbers of rows, each [B], over the rows of each source [B]."""
+    return sharding.constrain(jax.ops.segment_sum(jnp.stack(columns, -1), source, sources), None, None)
 

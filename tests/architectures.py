@@ -1,10 +1,22 @@
-"""Small Decoders that between them turn every switch at least once, random parameters, and a cheap jit."""
+"""Small Decoders and Encoders that between them turn every switch at least once, random parameters, and a cheap jit."""
 from functools import partial
 
 import jax
 import numpy as np
 
-from lm.models import Decoder, Embedding, Head, Layer, OutputNorm, PostNorm, SandwichNorm
+from lm.models import (
+    Decoder,
+    Embedding,
+    Encoder,
+    Head,
+    Layer,
+    MaskedHead,
+    OutputNorm,
+    PostNorm,
+    SandwichNorm,
+    TypedEmbedding,
+)
+from lm.models.encoder import modern_bert
 from lm.nn import (
     MLP,
     Alibi,
@@ -69,14 +81,30 @@ DECODERS = {
                                   residual=SandwichNorm()), head=Head(tied=False)),
     'plain': small(layer=Layer(Attention(4, scale=0.2), norm=NoNorm())),
 }
+
+
+def encoder(*attention, mlp=None, layer=None, **fields):
+    """Returns an Encoder of the sizes of `small`."""
+    own = Layer(Attention(4, *attention, causal=False, **(layer or {}).pop('attention', {})), mlp or MLP(),
+                **(layer or {}))
+    return Encoder(**{'vocab': 50, 'depth': 2, 'width': 16, 'layer': own, **fields})
+
+
 # Of these, future tokens matter, and no cache helps.
 BIDIRECTIONAL = {
-    'bert': small(layer=Layer(Attention(4, causal=False, position=NoPE(), bias='all'), MLP(activation=Gelu(exact=True),
-                              bias=True), norm=LayerNorm(1e-12), residual=PostNorm()),
-                  embedding=Embedding(Learned(20))),
-    't5': small(layer=Layer(Attention(4, causal=False, position=Relative(8, 20, causal=False)),
-                            MLP(activation=Relu()))),
-    'window': small(layer=Layer(Attention(4, causal=False, window=3, position=Alibi()))),
+    'bert': encoder(mlp=MLP(activation=Gelu(exact=True), bias=True), layer={
+        'attention': {'position': NoPE(), 'bias': 'all'}, 'norm': LayerNorm(1e-12), 'residual': PostNorm()},
+        embedding=TypedEmbedding(Learned(20), norm=LayerNorm(1e-12), types=3), execution=Execution(vocab_chunks=2)),
+    'modern': modern_bert(50, 4, 16, 4, ff=20, window=6),
+    't5': encoder(mlp=MLP(activation=Relu()), layer={
+        'attention': {'position': Relative(8, 20, causal=False)}}, embedding=Embedding(norm=RMSNorm()), head=Head()),
+    'window': encoder(mlp=MLP(activation=Relu2()), layer={
+        'attention': {'window': 3, 'position': Alibi()}},
+        head=MaskedHead(activation=Relu(), norm=NoNorm())),
+    'waves': encoder(2, mlp=MLP(activation=Silu(), gated=True), layer={
+        'attention': {'position': NoPE()}, 'residual': OutputNorm()}, embedding=TypedEmbedding(Sinusoidal(100.0), True),
+        head=MaskedHead(tied=False, softcap=2.0, activation=Silu(), norm=RMSNorm(1e-3))),
+    'bidirectional decoder': small(layer=Layer(Attention(4, causal=False))),
 }
 ALL = DECODERS | BIDIRECTIONAL
 OBJECTIVES = {name: NextToken() for name in ALL} | {

@@ -1,4 +1,4 @@
-"""A decoder in float64 numpy, written from the papers' formulas, one row and one head at a time where it can be.
+"""A decoder or encoder in float64 numpy, from the papers' formulas, one row and one head at a time where it can be.
 
 It reads the fields of a lm.models.Decoder, the classes of its components and its parameters by name, and shares no code
 with it.
@@ -184,6 +184,8 @@ class Decoder:
         kind = type(layer.residual).__name__
 
         def norm(name, x):
+            if type(layer).__name__ == 'FirstLayer' and name == 'attention_norm':
+                return x
             return normalise(layer.norm, params, name, x)
 
         def add(stream, name, sublayer, source):
@@ -195,7 +197,7 @@ class Decoder:
         middle = add(x, 'attention', lambda y: self.attend(layer.attention, params['attention'], y, at, segments), x)
         return add(middle, 'mlp', lambda y: self.feed(layer.mlp, params['mlp'], y), x if layer.parallel else middle)
 
-    def embed(self, tokens, at):
+    def embed(self, tokens, at, types):
         embedding, width = self.model.embedding, self.model.width
         x = self.params['tokens'][tokens] * (math.sqrt(width) if embedding.scaled else 1)
         kind = type(embedding.position).__name__
@@ -204,24 +206,33 @@ class Decoder:
         if kind == 'Sinusoidal':
             angle = at[..., None] / embedding.position.base ** (2 * np.arange(width // 2) / width)
             x = x + np.concatenate([np.sin(angle), np.cos(angle)], -1)
-        return x
+        if type(embedding).__name__ == 'TypedEmbedding':
+            x = x + self.params['types'][np.zeros_like(tokens) if types is None else types]
+        return normalise(embedding.norm, self.params, 'embedding_norm', x)
 
-    def logits(self, tokens, segments=None, positions=None):
-        """Returns logits [B T V] over the real vocabulary."""
+    def states(self, tokens, segments=None, positions=None, types=None):
+        """Returns x [B T D] after the final norm."""
         at = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape) if positions is None else positions
-        x = self.embed(tokens, at)
+        x = self.embed(tokens, at, types)
         for number in range(self.model.depth):
             layer = self.pattern[number % len(self.pattern)]
             x = self.block(layer, _at(self.params['blocks'], number), x, at, segments)
-        if type(layer.residual).__name__ != 'PostNorm':
-            x = normalise(layer.norm, self.params, 'final_norm', x)
-        table = self.params['tokens'].T if self.model.head.tied else self.params['output']
-        logits, cap = (x @ table)[..., :self.model.vocab], self.model.head.softcap
+        return x if type(layer.residual).__name__ == 'PostNorm' else normalise(layer.norm, self.params, 'final_norm', x)
+
+    def logits(self, *batch):
+        """Returns logits [B T V] over the real vocabulary."""
+        x, head = self.states(*batch), self.model.head
+        table, bias = self.params['tokens'].T if head.tied else self.params['output'], 0.0
+        if type(head).__name__ == 'MaskedHead':
+            x = x @ self.params['dense'] + (self.params['dense_bias'] if head.dense_bias else 0)
+            x = normalise(head.norm, self.params, 'dense_norm', activate(head.activation, x))
+            bias = self.params['output_bias']
+        logits, cap = (x @ table + bias)[..., :self.model.vocab], head.softcap
         return cap * np.tanh(logits / cap) if cap else logits
 
     def loss(self, batch, z_loss=0.0, smoothing=0.0):
         """Returns the mean of nll + z_loss * log_z^2 over the weights of a batch."""
-        logits = self.logits(batch['inputs'], batch.get('segments'), batch.get('positions'))
+        logits = self.logits(batch['inputs'], batch.get('segments'), batch.get('positions'), batch.get('types'))
         nll, log_z = cross_entropy(logits, batch['targets'], smoothing)
         weights = batch.get('weights', np.ones(nll.shape))
         return ((nll + z_loss * log_z ** 2) * weights).sum() / weights.sum()

@@ -12,9 +12,11 @@ import oracle
 import pytest
 from architectures import ALL, DECODERS, OBJECTIVES, parameters, small
 
-from lm.models import Embedding, Head, Layer, Residual, SandwichNorm, mup
+from lm.models import Decoder, Embedding, Encoder, Head, Layer, Mean, MupBase, Residual, SandwichNorm, mup
+from lm.models.encoder import FirstLayer
 from lm.nn import MLP, AbsolutePosition, Activation, Attention, Execution, Norm, Position, Silu
 from lm.nn.attention import blocked
+from lm.parallel.pipeline import Pipeline
 from lm.train import NextToken
 
 LENGTH, PLAIN = 12, NextToken()
@@ -58,7 +60,8 @@ def packed_batch(model, seed=0):
     batch = {'inputs': tokens_of(model, 2, seed=seed), 'targets': tokens_of(model, 2, seed=seed + 1),
              'segments': np.array([[1] * 4 + [2] * 6 + [0] * 2, [1] * 7 + [2] * 5], np.int32),
              'positions': np.array([[*range(4), *range(6), 0, 1], [*range(7), *range(5)]], np.int32)}
-    return batch | {'weights': np.where(batch['segments'] > 0, [[1.0], [0.5]], 0).astype(np.float32)}
+    return batch | {'weights': np.where(batch['segments'] > 0, [[1.0], [0.5]], 0).astype(np.float32),
+                    'types': (batch['inputs'] % 3 // 2).astype(np.int32)}
 
 
 def unpacked(batch, segment):
@@ -86,14 +89,20 @@ def components(value):
 USED = [component for model in ALL.values() for component in components(model)]
 
 
-@pytest.mark.parametrize('base', [Position, AbsolutePosition, Norm, Activation, Residual])
-def test_every_kind_of_component_is_covered(base):
-    kinds = {kind for kind in base.__subclasses__() if kind.__module__.startswith('lm.')}
+@pytest.mark.parametrize('models', [ALL, architectures.BIDIRECTIONAL], ids=['all', 'encoders'])
+@pytest.mark.parametrize('base', [Position, AbsolutePosition, Norm, Activation])
+def test_every_kind_of_component_is_covered(base, models):
+    kinds = {kind for kind in base.__subclasses__() if kind.__module__.startswith('lm.nn')}
+    assert kinds and kinds <= {type(part) for model in models.values() for part in components(model)}
+
+
+def test_every_residual_is_covered():
+    kinds = {kind for kind in Residual.__subclasses__() if kind.__module__.startswith('lm.')}
     assert kinds and kinds <= {type(component) for component in USED}
 
 
-@pytest.mark.parametrize('kind', sorted({type(c) for c in USED} - {type(small()), Execution, type(small().base)} - {
-    type(Execution().pipeline)}, key=str), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize('kind', sorted({type(c) for c in USED} - {
+    Decoder, Encoder, FirstLayer, Mean, Execution, MupBase, Pipeline}, key=str), ids=lambda kind: kind.__name__)
 def test_every_switch_is_covered(kind):
     """Every choice and truth value of every field occurs, and of a number or a component one beside its default."""
     hints = typing.get_type_hints(kind)

@@ -1,19 +1,21 @@
 """`lm eval`: how well a trained run predicts held-out text."""
 import json
 
-from lm.data.cache import root
+from lm.data import Files
+from lm.data import cache as caches
 from lm.train import runs
 
 PROCESSES = True  # several processes may run it as one
 
 
-def main(run: str, *, split: str = 'valid', step: int = 0, stride: int = 0, cache: str = '',
+def main(run: str, *, split: str = 'valid', text: str = '', step: int = 0, stride: int = 0, cache: str = '',
          trust: bool = False):
     """Scores a trained run on held-out text: loss, perplexity, and bits per byte or why there are none.
 
     Args:
         run: the --workdir of an `lm train`
         split: which text, valid or train
+        text: other files to score instead, a path or a glob as of data.Files
         step: the checkpoint to score, 0 for the newest
         stride: slide the window by this many tokens, so that each token is predicted from at least context - stride
             tokens of its document; 0 cuts the text into windows once
@@ -22,7 +24,12 @@ def main(run: str, *, split: str = 'valid', step: int = 0, stride: int = 0, cach
     """
     trained = runs.load(run, step, trust=trust)
     data = trained.settings.data
-    stream = data.open(root(cache), split).once(stride)
+    if text:
+        source, split = Files(text), text
+        parts = [caches.build(leaf, trained.encoder, caches.root(cache)) for leaf, _ in source.parts()]
+        stream = data.arrange(source, trained.encoder, parts, 'valid').once(stride)
+    else:
+        stream = data.open(caches.root(cache), split).once(stride)
     settings = trained.settings
     scores = settings.objective.score(settings.model, trained.params, stream, trained.mesh)
     if stream.lost:

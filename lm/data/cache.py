@@ -78,9 +78,10 @@ def prepare(source, tokenizer, root, train=None):
     `train` is the source that the tokenizer learns from, `source` itself by default. Any other source is encoded
     exactly, also where the tokenizer samples; so is everything by the encoder returned.
     """
+    parts = source.parts()
     encoder = fit(source if train is None else train, tokenizer, root)
     chosen = encoder if train is None or train == source else encoder.exact()
-    return encoder.exact(), [build(leaf, chosen, root) for leaf, _ in source.parts()]
+    return encoder.exact(), [build(leaf, chosen, root) for leaf, _ in parts]
 
 
 def fit(source, tokenizer, root):

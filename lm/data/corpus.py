@@ -22,7 +22,8 @@ class Corpus:
 
     `packing` names a module of data/packing: 'windows' (concatenate, then split), 'bestfit' (whole documents, none
     predicted from another) or 'pairs' (what a Parallel source holds). `max_rejected` is the greatest share of a source
-    that training may leave out because it cannot be used.
+    that training may leave out because it cannot be used. `words`: whether batches have 'begins', which tokens begin a
+    word.
     """
     train: sources.Source
     valid: sources.Source | None
@@ -32,6 +33,7 @@ class Corpus:
     packing: Packing = 'windows'
     seed: Annotated[int, config.Interval(0)] = 0
     max_rejected: config.Fraction = 0.1
+    words: bool = False
 
     def __post_init__(self):
         config.check(self)
@@ -72,7 +74,7 @@ class Corpus:
         weights = [weight for _, weight in source.parts()]
         shuffled = order.Shuffled(order.schedule(weights), sizes, self.seed)
         stream = Stream(shuffled, rows, self.batch, tuple(caches), encoder,
-                        self._fingerprint(source, encoder, caches, rows[0].version), prove(caches))
+                        self._fingerprint(source, encoder, caches, rows[0].version), prove(caches), self.words)
         return {'train': stream, 'valid': stream.once()}[split]
 
     def example(self, split='train'):
@@ -81,6 +83,8 @@ class Corpus:
         bounds = np.array([0, self.context, documents.size])  # of two, as there are in a pair
         rows = packing.named(self.packing).cut(documents, bounds, self.context, True)
         batch = _gather((rows,), np.zeros(self.batch, np.int64), np.zeros(self.batch, np.int64))
+        if self.words:
+            batch['begins'] = batch['targets'] == 0
         return {'train': batch, 'valid': _weighted(batch)}[split]
 
     def prefix(self, encoder):
@@ -144,6 +148,7 @@ class Stream:
     `cuts` holds the Rows of each source, as packing modules return them. `fingerprint` maps names to what determines
     the order of the data: two streams with equal fingerprints serve the same batches. Large caches are compared with
     their checksums meanwhile, by `proof`; once one is known to be damaged, every batch raises checksums.Damaged.
+    `words`: see Corpus.
     """
     order: order.Shuffled | order.Spread
     cuts: tuple
@@ -152,6 +157,7 @@ class Stream:
     encoder: object
     fingerprint: dict
     proof: checksums.Proof
+    words: bool = False
 
     def once(self, stride=0):
         """Returns the Pass over all text: every token is predicted once, the first from what stands before documents.
@@ -165,7 +171,7 @@ class Stream:
             raise config.Error(f'no token of {", ".join(self.sources)} has another before it in its document, so none '
                                'is predicted; score without a stride.')
         return Pass(order.Spread(np.array([cut.rows for cut in cuts], np.int64)), cuts, self.batch, self.caches,
-                    self.encoder, self.fingerprint, self.proof)
+                    self.encoder, self.fingerprint, self.proof, self.words)
 
     def verify(self):
         """Waits until all caches have been compared with their checksums; raises checksums.Damaged where one differs.
@@ -195,10 +201,12 @@ class Stream:
         """Returns the batch of `step`: 'inputs' and 'targets' int32 [B T], 'source' int32 [B].
 
         Packed ones also have 'segments' and 'positions' int32 and 'weights' float32, [B T]; see bestfit.Packed.gather.
+        Where `words` is set there is 'begins' bool [B T]: which targets begin a word, see Encoder.begins.
         `rows`, numbers below `batch`, are the only ones read and returned; so a host asks for its share of a batch.
         """
         self.proof.check()
-        return _gather(self.cuts, *self.order.locate(self._numbers(step, rows)))
+        batch = _gather(self.cuts, *self.order.locate(self._numbers(step, rows)))
+        return batch | {'begins': self.encoder.begins[batch['targets']]} if self.words else batch
 
     def passages(self, step, limit=40):
         """Returns the Passages that the rows of a batch are cut from, each with the text of its first `limit` tokens.

@@ -1,10 +1,13 @@
 """Models, one file a family, over one stack of layers."""
 from lm.models.decoder import Decoder
+from lm.models.electra import Detector, Electra
 from lm.models.embedding import Embedding, Head
+from lm.models.encoder import Encoder, First, MaskedHead, Mean, Pooling, TypedEmbedding
 from lm.models.encoder_decoder import EncoderDecoder, Half, ScaledHead
 from lm.models.model import Auxiliary, Model, TokenModel
 from lm.models.mup import MupBase
 from lm.models.transformer import Layer, OutputNorm, PostNorm, PreNorm, Residual, SandwichNorm, Stack
 
-__all__ = ['Auxiliary', 'Decoder', 'Embedding', 'EncoderDecoder', 'Half', 'Head', 'Layer', 'Model', 'MupBase',
-           'OutputNorm', 'PostNorm', 'PreNorm', 'Residual', 'SandwichNorm', 'ScaledHead', 'Stack', 'TokenModel']
+__all__ = ['Auxiliary', 'Decoder', 'Detector', 'Electra', 'Embedding', 'Encoder', 'EncoderDecoder', 'First', 'Half',
+           'Head', 'Layer', 'MaskedHead', 'Mean', 'Model', 'MupBase', 'OutputNorm', 'Pooling', 'PostNorm', 'PreNorm',
+           'Residual', 'SandwichNorm', 'ScaledHead', 'Stack', 'TokenModel', 'TypedEmbedding']

@@ -1,6 +1,6 @@
 """A causal language model: GPT-2, Llama, Qwen3, Gemma 3 and what lies between, by the values of its layers."""
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,18 @@ from lm.nn.norms import NoNorm
 from lm.nn.weights import apply, declare
 from lm.optim import matrices
 from lm.parallel import reductions
+
+
+class States(NamedTuple):
+    """What a model makes of a batch: x [B T D] after the final norm, the batch in the order of x, the Auxiliary.
+
+    zigzag: that order where the mesh splits T, else None.
+    """
+
+    x: Any
+    batch: dict
+    auxiliary: Auxiliary
+    zigzag: Any
 
 
 @dataclass(frozen=True)
@@ -45,9 +57,10 @@ class Decoder(TokenModel):
 
     def __post_init__(self):
         config.check(self)
-        if self.pattern and self.layer != Layer():
-            raise config.Error('layer is not used where there is a pattern; set model.pattern.0 and so on, with '
-                               'model.layer=Layer.')
+        default, = (field.default_factory for field in fields(self) if field.name == 'layer')
+        if self.pattern and self.layer != default():
+            raise config.Error('layer is not used where there is a pattern; set model.pattern.0 and so on, and leave '
+                               'model.layer out.')
         for layer in self.layers:
             layer.attention.head_size(self.width)  # raises where it does not divide
             if layer.cross:
@@ -94,15 +107,15 @@ class Decoder(TokenModel):
 
     def declare(self, key):
         def outside(scope, tokens, context):
-            x = self._embed(scope, tokens, context)
-            if not self.head.tied:
-                self._output(scope)
-            self._final_norm(scope, x)
+            table = self._table(scope)
+            x = self._embed(scope, table, tokens, context)
+            matrix = table if self.head.tied else self._output(scope)
+            self.head(scope, self._final_norm(scope, x), matrix)
         tokens = jnp.zeros((1, 1), jnp.int32)
         return {**declare(outside, key, tokens, Context(tokens)), **self.stack.declare(key, self.width)}
 
-    def _embed(self, scope, tokens, context):
-        return self.embedding(scope, self._table(scope), tokens, context, base_width=mup.base_model(self).width)
+    def _embed(self, scope, table, tokens, context):
+        return self.embedding(scope, table, tokens, context, base_width=mup.base_model(self).width)
 
     def _final_norm(self, scope, x):
         layer = self.stack.layer(self.depth - 1)
@@ -112,15 +125,19 @@ class Decoder(TokenModel):
         """Returns (x [B T D] after the final norm, the Outputs of layers, embeddings [B T D]); options: of a Stack."""
         keys = (None,) * 2 if context.key is None else jax.random.split(context.key)
         context = context._replace(rows=reductions.global_row_offset(len(tokens)) + jnp.arange(len(tokens)))
-        start = apply(self._embed, params, tokens, context._replace(key=keys[0]))
-        x, outputs = self.stack(params, start, context._replace(key=keys[1]), self.execution, **options)
-        x = apply(self._final_norm, params, x)
-        return x * (mup.base_model(self).width / self.width), outputs, start
+        start = apply(lambda scope, *args: self._embed(scope, self._table(scope), *args), params, tokens,
+                      context._replace(key=keys[0]))
+        x, outputs = self.stack(params, start, context._replace(key=keys[1], types=None), self.execution, **options)
+        return apply(self._final_norm, params, x), outputs, start
 
     def logits(self, params, tokens, segments=None, positions=None):
         """Returns logits [B T V] in float32 for tokens [B T]; packed rows name their segments and positions [B T]."""
         x, *_ = self.hidden(params, tokens, _context(tokens, segments, positions))
         return self._scores(params, x)
+
+    @property
+    def _shrink(self):
+        return mup.base_model(self).width / self.width
 
     def activations(self, params, tokens, segments=None, positions=None):
         """Returns {name: array} of what flows through the model for tokens [B T].
@@ -138,13 +155,27 @@ class Decoder(TokenModel):
         Tokens of its 'prefix' [B T], if any, are seen by those before them. Dropout is drawn from key; without one
         there is none. smoothing: see losses.cross_entropy.
         """
+        states = self.states(params, batch, key)
+        return *self.target_losses(params, states, smoothing), states.auxiliary
+
+    def states(self, params, batch, key=None):
+        """Returns the States of a batch, for all that is read off them; arguments as of token_losses."""
         batch, zigzag = attention.shard_sequence(batch)
         context = _context(batch['inputs'], batch.get('segments'), batch.get('positions'))
-        context = context._replace(key=key, zigzag=zigzag, prefix=batch.get('prefix'),
+        context = context._replace(key=key, zigzag=zigzag, types=batch.get('types'), prefix=batch.get('prefix'),
                                    token_weights=token_weights(context.segments))
         x, outputs, _ = self.hidden(params, batch['inputs'], context)
-        scores = self._cross_entropy(params, x, batch['targets'], smoothing)
-        return *(zigzag.gather(scores) if zigzag else scores), auxiliary(outputs.auxiliary)
+        return States(x, batch, auxiliary(outputs.auxiliary), zigzag)
+
+    def scores(self, params, states):
+        """Returns the logits [B T V] of States in float32, in the order of the text."""
+        scores = self._scores(params, states.x)
+        return states.zigzag.gather(scores) if states.zigzag else scores
+
+    def target_losses(self, params, states, smoothing=0.0):
+        """Returns (nll, log_z) [B T] of the targets of States, in the order of the text."""
+        scores = self._cross_entropy(params, states.x, states.batch['targets'], smoothing)
+        return states.zigzag.gather(scores) if states.zigzag else scores
 
     def post_update(self, params, metrics):
         blocks, metrics = self.layers[0].mlp.post_update(params['blocks'], metrics)
@@ -152,7 +183,7 @@ class Decoder(TokenModel):
 
     def flops(self, context):
         """Returns the model FLOPs of training on one token, forward and backward, without recomputation."""
-        return 3 * (self.stack.flops(self.width, context) + 2 * self.vocab * self.width)
+        return 3 * (self.stack.flops(self.width, context) + self.head.flops(self.width, self.vocab))
 
     def prefill(self, params, tokens, lengths, slots):
         """Returns (logits [B V] after the last token, cache with `slots` slots) of prompts [B T] of lengths [B]."""

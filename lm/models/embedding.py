@@ -1,5 +1,5 @@
 """From tokens to x [B T D] and from x to logits [B T V], for every model with a vocabulary."""
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax.numpy as jnp
 
@@ -8,6 +8,7 @@ from lm.config.divisors import divisor_below
 from lm.nn import losses
 from lm.nn.dropout import dropout
 from lm.nn.embedding import look_up
+from lm.nn.norms import NoNorm, Norm
 from lm.nn.positions import AbsolutePosition
 from lm.nn.weights import einsum
 from lm.parallel import reductions
@@ -17,10 +18,12 @@ LANES = 128
 
 @dataclass(frozen=True)
 class Embedding:
-    """Rows of a table, times sqrt(D) where `scaled` (Gemma), plus absolute positions, then dropout."""
+    """Rows of a table, times sqrt(D) where `scaled` (Gemma), plus absolute positions, then a norm (BERT) and dropout.
+    """
 
     position: AbsolutePosition | None = None
     scaled: bool = False
+    norm: Norm = field(default_factory=NoNorm)
     dropout: config.FractionBelowOne = 0.0
 
     def __post_init__(self):
@@ -44,14 +47,20 @@ class Embedding:
         x = look_up(table.value, tokens)
         if self.scaled:
             x = x * jnp.asarray(base_width ** 0.5, x.dtype)
-        if self.position:
-            x = self.position.add(scope, x, context.positions)
+        x = self.norm(scope, 'embedding_norm', self.add(scope, x, context))
         return dropout(x, self.dropout, context.key, context.rows, context.zigzag)
+
+    def add(self, scope, x, context):
+        """Returns x [B T D] with what tells equal tokens apart added, here positions."""
+        return self.position.add(scope, x, context.positions) if self.position else x
 
 
 @dataclass(frozen=True)
 class Head:
-    """Logits by the embedding's table where `tied`, else by a matrix; softcap * tanh(logits / softcap) if any."""
+    """Logits by the embedding's table where `tied`, else by a matrix; softcap * tanh(logits / softcap) if any.
+
+    A subclass may have parameters of its own, in `transform` and `bias`.
+    """
 
     tied: bool = True
     softcap: config.NonNegative = 0.0
@@ -59,20 +68,38 @@ class Head:
     def __post_init__(self):
         config.check(self)
 
-    def __call__(self, x, matrix):
-        """Returns logits [B T V'] of x [B T D] by a Weight [V' D], or [D V'] where not tied."""
-        x = reductions.gather_stream(x, 'rows')
+    def transform(self, scope, x):
+        """Returns what is multiplied by the matrix, of x [B T D] after the final norm."""
+        return x
+
+    def bias(self, scope, size):
+        """Returns what is added to the logits, an array [size], or None."""
+        return None
+
+    def flops(self, width, vocab):
+        """Returns the FLOPs of one token's forward pass."""
+        return 2 * width * vocab
+
+    def __call__(self, scope, x, matrix, shrink=1.0):
+        """Returns logits [B T V'] of x [B T D] by a Weight [V' D], or [D V'] where not tied.
+
+        shrink: factor of what is multiplied by it, by which muP keeps logits of one size at any width.
+        """
+        x = reductions.gather_stream(self.transform(scope, x) * shrink, 'rows')
         logits = einsum('BTD,VD->BTV' if self.tied else 'BTD,DV->BTV', x, matrix)
+        bias = self.bias(scope, logits.shape[-1])
+        logits = logits if bias is None else logits + bias.astype(logits.dtype)
         return self.softcap * jnp.tanh(logits / self.softcap) if self.softcap else logits
 
-    def cross_entropy(self, x, matrix, targets, *, vocab, chunks, smoothing):
+    def cross_entropy(self, scope, x, matrix, targets, *, shrink, vocab, chunks, smoothing):
         """Returns (nll, log_z) [B T] of targets [B T], see losses; in `chunks` of the vocabulary logits are not stored.
         """
         if chunks == 1:
-            return losses.cross_entropy(self(x, matrix), targets, vocab, smoothing)
+            return losses.cross_entropy(self(scope, x, matrix, shrink), targets, vocab, smoothing)
         table = matrix.value if self.tied else matrix.value.T
-        return losses.chunked_cross_entropy(reductions.gather_stream(x, 'rows'), table, targets,
-                                            losses.VocabHead(vocab, chunks, self.softcap, smoothing))
+        x = reductions.gather_stream(self.transform(scope, x) * shrink, 'rows')
+        return losses.chunked_cross_entropy(x, table, targets, losses.VocabHead(vocab, chunks, self.softcap, smoothing),
+                                            self.bias(scope, len(table)))
 
 
 def padded(vocab, chunks):

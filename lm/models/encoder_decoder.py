@@ -52,8 +52,8 @@ def decoder():
 class ScaledHead(Head):
     """A Head of x / sqrt(D): T5 1.0, whose output shares the embedding's table."""
 
-    def __call__(self, x, matrix):
-        return super().__call__(x * x.shape[-1] ** -0.5, matrix)
+    def transform(self, scope, x):
+        return x * x.shape[-1] ** -0.5
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,8 @@ class EncoderDecoder(TokenModel):
 
     def declare(self, key):
         def shared(scope):
-            self._table(scope)
-            if not self.head.tied:
-                self._output(scope)
+            table = self._table(scope)
+            self.head(scope, jnp.zeros((1, 1, self.width)), table if self.head.tied else self._output(scope))
 
         def own(scope, side, table):
             tokens = jnp.zeros((1, 1), jnp.int32)
@@ -169,7 +168,7 @@ class EncoderDecoder(TokenModel):
         """Returns the model FLOPs of training on a token of the target and one of the source, rows of `context` both.
         """
         sides = sum(getattr(self, side).stack.flops(self.width, context) for side in SIDES)
-        return 3 * (sides + 2 * self.vocab * self.width)
+        return 3 * (sides + self.head.flops(self.width, self.vocab))
 
     def prefill(self, params, tokens, lengths, slots):
         """Returns (logits [B V] of the first token of the target, cache with `slots` slots) of sources [B S].

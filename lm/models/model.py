@@ -79,16 +79,18 @@ class TokenModel(Model):
         axes = {'embed': self.width, 'vocab': self.padded_vocab}
         return weight(scope, 'output', axes, normal(0.02), self.execution.dtype)
 
+    _shrink = 1.0  # factor of what the head multiplies, by which muP keeps logits of one size
+
     def _scores(self, params, x):
         """Returns logits [B T V] in float32 of the last x [B T D]."""
-        logits = apply(lambda scope: self.head(x, self._output(scope)), params)
+        logits = apply(lambda scope: self.head(scope, x, self._output(scope), self._shrink), params)
         return logits[..., :self.vocab].astype(jnp.float32)
 
     def _cross_entropy(self, params, x, targets, smoothing):
         """Returns (nll, log_z) [B T] in nats of targets [B T]."""
         return apply(lambda scope: self.head.cross_entropy(
-            x, self._output(scope), targets, vocab=self.vocab, chunks=self.execution.vocab_chunks,
-            smoothing=smoothing), params)
+            scope, x, self._output(scope), targets, shrink=self._shrink, vocab=self.vocab,
+            chunks=self.execution.vocab_chunks, smoothing=smoothing), params)
 
 
 @functools.lru_cache(64)  # asked for many times a program; each asks for a trace of declare

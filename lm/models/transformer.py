@@ -107,6 +107,10 @@ class Layer:
         own = self.attention.cache(width, batch, slots, dtype)
         return (own, None) if self.cross else own
 
+    def norm_of(self, name):
+        """Returns the Norm of a sublayer, 'attention', 'cross' or 'mlp': here the same for all."""
+        return self.norm
+
     def flops(self, width, length):
         """Returns the FLOPs of one token's forward pass in a row of `length`."""
         attentions = [attention for attention in (self.attention, self.cross) if attention]
@@ -123,7 +127,7 @@ class Layer:
 
         def add(stream, name, sublayer, source, key):
             def norm(suffix):
-                return self.norm.bind(scope, f'{name}_{suffix}', x.shape[-1])
+                return self.norm_of(name).bind(scope, f'{name}_{suffix}', x.shape[-1])
             y, extra = self.residual.branch(sublayer, source, norm)
             y = tap(name, dropout(y, self.dropout, key, context.rows, context.zigzag))
             return self.residual.join(stream, y, norm), extra

@@ -10,16 +10,17 @@ from lm.parallel.pipeline import Pipeline
 class Context(NamedTuple):
     """What a pass is given beside x [B T D], all optional but positions [B or 1, T].
 
-    segments [B T]: only equal ones see each other, 1 where there are none. prefix [B T]: tokens that those before them
-    see too, where attention is causal. memory [B S D], memory_segments [B S]: what cross attention reads; a layer's
-    cache may hold the memory's keys and values instead. index [B T]: slots of the cache that x goes to. key: of
-    dropout. rows [B]: numbers of the rows in the whole batch. zigzag: the order of tokens where the mesh splits T.
-    token_weights [B T]: what tokens count in measurements, 0 for padding and 1 on average over the batch. cache,
-    angles, table: of one attention, set layer by layer.
+    segments [B T]: only equal ones see each other, 1 where there are none. types [B T]: kinds of tokens that an
+    embedding may tell apart. prefix [B T]: tokens that those before them see too, where attention is causal. memory
+    [B S D], memory_segments [B S]: what cross attention reads; a layer's cache may hold the memory's keys and values
+    instead. index [B T]: slots of the cache that x goes to. key: of dropout. rows [B]: numbers of the rows in the whole
+    batch. zigzag: the order of tokens where the mesh splits T. token_weights [B T]: what tokens count in measurements,
+    0 for padding and 1 on average over the batch. cache, angles, table: of one attention, set layer by layer.
     """
 
     positions: Any
     segments: Any = None
+    types: Any = None
     prefix: Any = None
     memory: Any = None
     memory_segments: Any = None

@@ -77,35 +77,39 @@ class VocabHead:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def chunked_cross_entropy(x, table, targets, head):
+def chunked_cross_entropy(x, table, targets, head, bias=None):
     """Returns (nll, log_z) [B T] as `cross_entropy` does, of hidden states x [B T D], a table [V D] and targets [B T].
 
-    The logits [B T V] are never whole in memory: the logits of one chunk of the vocabulary, rows i, i + chunks, ... of
-    the table, are reduced to running sums, and recomputed for the gradient. Under FSDP a chunk's rows are all-gathered
-    where they are used and their gradient is reduce-scattered at once, so that no device holds the whole table or its
-    whole gradient.
+    bias: of the logits [V], None for none. The logits [B T V] are never whole in memory: the logits of one chunk of the
+    vocabulary, rows i, i + chunks, ... of the table, are reduced to running sums, and recomputed for the gradient.
+    Under FSDP a chunk's rows are all-gathered where they are used and their gradient is reduce-scattered at once, so
+    that no device holds the whole table or its whole gradient.
     """
-    return _chunked_forward(x, table, targets, head)[0]
+    return _chunked_forward(x, table, targets, head, bias)[0]
 
 
-def _chunks(table, head):
-    """Returns (rows [chunks V/chunks D] of a table [V D], indices [chunks]); rows are sharded as the table is."""
+def _chunks(table, head, bias):
+    """Returns (rows [chunks V/chunks D] of a table [V D], indices [chunks], the bias [chunks V/chunks] or None).
+
+    Rows are sharded as the table is.
+    """
     rows = table.reshape(-1, head.chunks, table.shape[-1])
     rows = jnp.moveaxis(sharding.constrain(rows, 'vocab', None, 'embed'), 1, 0)
-    return rows, jnp.arange(head.chunks)
+    return rows, jnp.arange(head.chunks), None if bias is None else bias.reshape(-1, head.chunks).T
 
 
 def _chunk_logits(x, chunk, head):
-    """Returns (classes [V/chunks], float32 logits [B T V/chunks]) of a chunk (rows [V/chunks D], index)."""
-    rows, index = chunk
+    """Returns (classes [V/chunks], float32 logits [B T V/chunks]) of a chunk (rows [V/chunks D], index, bias)."""
+    rows, index, bias = chunk
     classes = index + head.chunks * jnp.arange(rows.shape[0])
     logits = jnp.einsum('BTD,VD->BTV', x, rows, preferred_element_type=jnp.float32)
+    logits = logits if bias is None else logits + bias
     if head.softcap:
         logits = head.softcap * jnp.tanh(logits / head.softcap)
     return classes, logits
 
 
-def _chunked_forward(x, table, targets, head):
+def _chunked_forward(x, table, targets, head, bias):
     def add(carry, chunk):
         running_max, total, target, mean = carry
         classes, logits = _chunk_logits(x, chunk, head)
@@ -117,28 +121,31 @@ def _chunked_forward(x, table, targets, head):
         mean += jnp.sum(jnp.where(valid, masked, 0), axis=-1) / head.vocab
         return (new_max, total, target, mean), None
     zero = jnp.zeros(targets.shape, jnp.float32)
-    (max_logit, total, target, mean), _ = jax.lax.scan(add, (zero + PADDING, zero, zero, zero), _chunks(table, head))
+    (max_logit, total, target, mean), _ = jax.lax.scan(add, (zero + PADDING, zero, zero, zero),
+                                                     _chunks(table, head, bias))
     log_z = max_logit + jnp.log(total)
     nll = log_z - (1 - head.smoothing) * target - head.smoothing * mean
-    return (nll, log_z), (x, table, targets, log_z)
+    return (nll, log_z), (x, table, targets, bias, log_z)
 
 
 def _chunked_backward(head, residuals, cotangents):
-    """Returns the gradients with respect to x and the table."""
-    x, table, targets, log_z = residuals
+    """Returns the gradients with respect to x, the table and the bias."""
+    x, table, targets, bias, log_z = residuals
 
     def add(dx, chunk):
-        rows, _ = chunk
+        rows, *_ = chunk
         classes, logits = _chunk_logits(x, chunk, head)
         dlogits = _dlogits(logits, classes, (targets, log_z), cotangents, head)
         if head.softcap:
             dlogits *= 1 - jnp.square(logits / head.softcap)
+        dbias = None if bias is None else jnp.sum(dlogits, (0, 1))
         dlogits = dlogits.astype(rows.dtype)
         by_x = jnp.einsum('BTV,VD->BTD', dlogits, rows, preferred_element_type=jnp.float32)
         dx += sharding.constrain(by_x, 'rows', 'stream', None)
-        return dx, reductions.reduce_scatter(jnp.einsum('BTD,BTV->DV', x, dlogits), 'embed', 'vocab').T
-    dx, drows = jax.lax.scan(add, jnp.zeros(x.shape, jnp.float32), _chunks(table, head))
-    return dx.astype(x.dtype), jnp.moveaxis(drows, 0, 1).reshape(table.shape), None
+        return dx, (reductions.reduce_scatter(jnp.einsum('BTD,BTV->DV', x, dlogits), 'embed', 'vocab').T, dbias)
+    dx, (drows, dbias) = jax.lax.scan(add, jnp.zeros(x.shape, jnp.float32), _chunks(table, head, bias))
+    dbias = None if bias is None else dbias.T.reshape(bias.shape)
+    return dx.astype(x.dtype), jnp.moveaxis(drows, 0, 1).reshape(table.shape), None, dbias
 
 
 chunked_cross_entropy.defvjp(_chunked_forward, _chunked_backward)

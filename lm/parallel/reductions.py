@@ -111,6 +111,11 @@ def pmean_data(x):
     return jax.lax.pmean(x, 'data') if _data_is_manual() else x
 
 
+def gather_rows(x):
+    """Returns the rows x [B ...] of all shards of `data` inside `all_reduce_once`; elsewhere x, which has them all."""
+    return jax.lax.all_gather(x, 'data', tiled=True) if _data_is_manual() else x
+
+
 def global_row_offset(count):
     """Returns the number of the first of a shard's `count` rows in the whole batch."""
     return jax.lax.axis_index('data') * count if _data_is_manual() else 0

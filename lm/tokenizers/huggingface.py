@@ -96,8 +96,13 @@ class JsonEncoder(Encoder):
         return _tokenizer(self.content)
 
     @functools.cached_property
+    def vocabulary(self):
+        """{token: id}, added ones with the others."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
+    @functools.cached_property
     def size(self):
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        return max(self.vocabulary.values()) + 1
 
     @functools.cached_property
     def _seamless(self):

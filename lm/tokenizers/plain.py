@@ -10,6 +10,7 @@ import hashlib
 import json
 import pathlib
 import re
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -85,6 +86,17 @@ class Encoder:
     def controls(self):
         """The ids that no text is encoded to."""
         return frozenset({self.bos, self.eos} - {None})
+
+    @functools.cached_property
+    def begins(self):
+        """Which tokens begin a word, bool [size]: a space or a punctuation mark comes first, or it is a control token.
+
+        Writing without spaces has long words.
+        """
+        before = self.encode('a')
+        texts = [self.decode_after(before, [id]) for id in range(self.size)]
+        return np.array([id in self.controls or text[:1].isspace() or unicodedata.category(text[0])[0] == 'P'
+                         if text else True for id, text in enumerate(texts)])
 
     @property
     def dtype(self):

@@ -2,12 +2,17 @@
 from lm.train.experiment import Cadence, Config, Diagnosis
 from lm.train.objectives import (
     Conditional,
+    Contrastive,
     MaskedDiffusion,
     MaskedLM,
     Mixture,
+    NextSentence,
     NextToken,
     Objective,
     PrefixLM,
+    ReplacedToken,
+    SentenceOrder,
+    SentencePair,
     SpanCorruption,
     TextInfilling,
     TokenObjective,
@@ -15,6 +20,7 @@ from lm.train.objectives import (
 from lm.train.start import Fresh, From, Start
 from lm.train.step import Parts, Program, State, accumulated, gradients, make_step, parts, placed, program
 
-__all__ = ['Cadence', 'Conditional', 'Config', 'Diagnosis', 'Fresh', 'From', 'MaskedDiffusion', 'MaskedLM', 'Mixture',
-           'NextToken', 'Objective', 'Parts', 'PrefixLM', 'Program', 'SpanCorruption', 'Start', 'State',
-           'TextInfilling', 'TokenObjective', 'accumulated', 'gradients', 'make_step', 'parts', 'placed', 'program']
+__all__ = ['Cadence', 'Conditional', 'Config', 'Contrastive', 'Diagnosis', 'Fresh', 'From', 'MaskedDiffusion',
+           'MaskedLM', 'Mixture', 'NextSentence', 'NextToken', 'Objective', 'Parts', 'PrefixLM', 'Program',
+           'ReplacedToken', 'SentenceOrder', 'SentencePair', 'SpanCorruption', 'Start', 'State', 'TextInfilling',
+           'TokenObjective', 'accumulated', 'gradients', 'make_step', 'parts', 'placed', 'program']

@@ -2,13 +2,10 @@
 import contextlib
 import errno
 import fcntl
-import importlib.metadata
-import json
 import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,11 +16,10 @@ import jax
 from lm import config, records
 from lm.config import beside, files
 from lm.parallel import processes, sharding
-from lm.train import checkpoint, metrics, step
+from lm.train import checkpoint, metrics, origin, step
 
 MARK = re.compile(r'(\S* \d+ [\d.]+)?')  # what this file writes to a run's lock: host, process, time
 OURS = {'config': {'type': str, 'model': dict, 'steps': int}, 'command': [str], 'versions': dict}  # of config.json
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'sentencepiece')
 
 
 class Busy(config.Error):
@@ -182,12 +178,10 @@ def _record(directory, experiment, devices):
                            f'give another --workdir, {remedy}.')
     if begun and experiment.config.steps in saved:
         return  # finished: its record of how it was made stays
-    about = {'config': config.dump(experiment.config), 'file': str(experiment.file), 'command': sys.argv,
-             'device': devices[0].device_kind, 'devices': len(devices),
-             'commit': _commit(), 'versions': {'python': sys.version.split()[0], **_versions()}}
     with _writing(directory):
         beside.check(experiment)
-        files.replace(path, files.sealed(json.dumps(about, indent=1)) + '\n')
+        origin.write(path, experiment.config, file=str(experiment.file), device=devices[0].device_kind,
+                     devices=len(devices))
         beside.keep(experiment, directory)
 
 
@@ -208,28 +202,6 @@ def changes(was, now):
 def differences(was, now):
     """Returns the `changes` in words, '' for none."""
     return ', '.join(f'{key} ({old} there, {new} here)' for key, (old, new) in changes(was, now).items())
-
-
-def _commit():
-    """Returns the git commit of the code, '+' behind it where files differ from it, or '' outside git."""
-    here = Path(__file__).parent
-
-    def git(*words):
-        return subprocess.run(['git', '-C', str(here), *words], capture_output=True, text=True).stdout.strip()
-    try:
-        return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '--untracked-files=no') else '')
-    except FileNotFoundError:
-        return ''
-
-
-def _versions():
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = 'absent'
-    return versions
 
 
 def _about(directory):

@@ -14,13 +14,15 @@ class MaskedLM(TokenObjective):
     """Cross entropy of a share `rate` of the tokens: hidden behind the mask token, replaced at random, or left as is.
 
     Which ones is drawn anew at every step. mask: id of the mask token, counted from the end of the vocabulary where
-    negative. replaced, kept: shares of the chosen tokens that become another token and that stay.
+    negative. replaced, kept: shares of the chosen tokens that become another token and that stay. whole_words: all
+    tokens of a word are chosen or none, in batches that say where words begin.
     """
 
     rate: config.Fraction = 0.15
     mask: int = -1
     replaced: config.Fraction = 0.1
     kept: config.Fraction = 0.1
+    whole_words: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -37,15 +39,26 @@ class MaskedLM(TokenObjective):
         return (self.mask % model.vocab,)
 
     def prepare(self, model, batch, key):
-        """Returns the batch with its targets as inputs, some changed; those that were chosen have weights."""
-        tokens = batch['targets']
-        inputs, chosen = jax.vmap(partial(self._change, model))(row_keys(key, len(tokens)), tokens)
-        return {**batch, 'inputs': inputs, 'weights': chosen * batch.get('weights', 1.0)}
+        """Returns the batch with its targets as inputs, some changed; those that were chosen have weights.
 
-    def _change(self, model, key, tokens):
+        Tokens without weight are not chosen, and in batches without segments they are padding that no other sees.
+        """
+        tokens, weights = batch['targets'], batch.get('weights')
+        if self.whole_words and 'begins' not in batch:
+            raise config.Error('whole_words=true and batches do not say where words begin; try data.words=true.')
+        if weights is not None and 'segments' not in batch:
+            batch = {**batch, 'segments': (weights > 0).astype(jnp.int32)}
+        weights = jnp.ones(tokens.shape) if weights is None else weights
+        begins = batch['begins'] if self.whole_words else jnp.ones(tokens.shape, bool)
+        change = jax.vmap(partial(self._change, model))
+        inputs, chosen = change(row_keys(key, len(tokens)), tokens, begins, weights > 0)
+        return {**batch, 'inputs': inputs, 'weights': chosen * weights}
+
+    def _change(self, model, key, tokens, begins, present):
         """Returns (a row of tokens [T] with some changed, which of them were chosen)."""
         choice, kind, other = jax.random.uniform(key, (3, *tokens.shape))
-        chosen, (mask,) = choice < self.rate, self.reserved(model)
+        word, (mask, *_) = jnp.maximum(jnp.cumsum(begins) - 1, 0), self.reserved(model)
+        chosen = (choice[word] < self.rate) & present
         changed = jnp.where(kind < self.replaced, (other * model.vocab).astype(tokens.dtype), mask)
         changed = jnp.where(kind >= 1 - self.kept, tokens, changed)
         return jnp.where(chosen, changed, tokens), chosen

@@ -83,7 +83,7 @@ class TokenObjective(Objective):
     def loss(self, model, params, batch, key=None):
         noise = jax.random.key(0) if key is None else jax.random.fold_in(key, 1)
         batch = self.prepare(model, batch, noise)
-        nll, log_z, auxiliary = model.token_losses(params, batch, key, self.smoothing)
+        nll, log_z, auxiliary = self.token_losses(model, params, batch, key)
         weights = batch['weights'] if 'weights' in batch else jnp.ones_like(nll)
         weight = jnp.sum(batch.get('counts', weights))
         if auxiliary.metrics:  # those are means: every shard of `data` must count by the same weight
@@ -91,6 +91,10 @@ class TokenObjective(Objective):
         loss = losses.masked_mean(nll, weights, weight)
         total = loss + self.z_loss * losses.masked_mean(jnp.square(log_z), weights, weight) if self.z_loss else loss
         return total + auxiliary.loss, {'loss': loss, 'weight': weight, **auxiliary.metrics}
+
+    def token_losses(self, model, params, batch, key=None):
+        """Returns (nll, log_z, Auxiliary) of a prepared batch, [B T] each: what the loss is a mean of."""
+        return model.token_losses(params, batch, key, self.smoothing)
 
     def sums(self, model, sources, params, batch):
         return evaluate.sums(model, sources, params, self.prepare(model, batch, jax.random.key(0)))

@@ -1,0 +1,119 @@
+"""Checkpoints in the formats of others: a config.json, and tensors by their Hugging Face names, one at a time."""
+import abc
+import functools
+import json
+import os
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from lm import config
+from lm.config import files
+
+DTYPES = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
+PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
+
+
+class Settings(dict):
+    """The object of a config.json, where what is asked for must be there."""
+
+    def __missing__(self, key):
+        raise config.Error(f'config.json has no {key}; restore the file that came with the weights.')
+
+
+class Checkpoint(abc.ABC):
+    """Weights and their config: `path`, `config` (Settings), `shapes` {name: shape} of all tensors."""
+
+    @abc.abstractmethod
+    def tensor(self, name):
+        """Returns a tensor as an array, perhaps one that is mapped from its file, of any floating dtype."""
+
+
+class Directory(Checkpoint):
+    """A Hugging Face directory: config.json and safetensors, in one file or several with an index."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.config = Settings(files.read_json(self.path / 'config.json', {}, 'give the directory of a model.'))
+        self.entries = {}
+        for file in self._files():
+            for name, entry in header(file).items():
+                self.entries[name] = (file, entry)
+        self.shapes = {name: tuple(entry['shape']) for name, (_, entry) in self.entries.items()}
+
+    def _files(self):
+        index = self.path / 'model.safetensors.index.json'
+        if index.exists():
+            named = files.read_json(index, {'weight_map': {str: str}}, 'fetch it again.')['weight_map']
+            return [self.path / name for name in sorted(set(named.values()))]
+        if several := sorted(self.path.glob('*.safetensors')):
+            return several
+        pickles = sorted(path.name for path in self.path.iterdir() if path.suffix in PICKLES)
+        if pickles:
+            raise config.Error(f'{self.path / pickles[0]} is a pickle, which executes code when it is read; write it '
+                               'as safetensors, with save_pretrained of transformers where you trust it.')
+        raise config.Error(f'{self.path} holds no *.safetensors; give the directory of a model.')
+
+    def tensor(self, name):
+        file, entry = self.entries[name]
+        if entry['dtype'] not in DTYPES:
+            raise config.Error(f'{name} in {file} is {entry["dtype"]}; those that are read: {", ".join(DTYPES)}.')
+        first, last = entry['data_offsets']
+        return _mapped(file)[first:last].view(DTYPES[entry['dtype']]).reshape(entry['shape'])
+
+
+def header(file):
+    """Returns {name: {'dtype', 'shape', 'data_offsets'}} of a safetensors file, with offsets into the whole file.
+
+    Raises config.Error where it is missing, damaged or shorter than its header says.
+    """
+    try:
+        size = os.path.getsize(file)
+        with open(file, 'rb') as stream:
+            length = int.from_bytes(stream.read(8), 'little')
+            if size < 8 + length:
+                raise config.Error(f'{file} is truncated: {size} bytes, of which its header alone needs {8 + length}; '
+                                   'fetch it again.')
+            entries = files.parse_json(stream.read(length), {})
+    except OSError as error:
+        raise config.Error(f'cannot read {file}: {error.strerror}; fetch it again.') from error
+    except ValueError as error:
+        raise config.Error(f'{file} is no safetensors file ({error}); fetch it again.') from error
+    entries.pop('__metadata__', None)
+    entries = {name: {**entry, 'data_offsets': [8 + length + offset for offset in entry['data_offsets']]}
+               for name, entry in entries.items()}
+    end = max((entry['data_offsets'][1] for entry in entries.values()), default=8 + length)
+    if size != end:
+        raise config.Error(f'{file} is {"truncated" if size < end else "longer than it should be"}: {size} bytes of '
+                           f'{end}; fetch it again.')
+    return entries
+
+
+@functools.lru_cache(4)
+def _mapped(file):
+    return np.memmap(file, np.uint8, 'r')
+
+
+class Writer:
+    """A safetensors file of float32 tensors of {name: shape}, each written on its own, in any order."""
+
+    def __init__(self, path, shapes):
+        offset, entries = 0, {'__metadata__': {'format': 'pt'}}
+        for name, shape in shapes.items():
+            size = 4 * int(np.prod(shape))
+            entries[name] = {'dtype': 'F32', 'shape': list(shape), 'data_offsets': [offset, offset + size]}
+            offset += size
+        text = json.dumps(entries).encode()
+        text += b' ' * (-len(text) % 8)
+        self.entries, self.file = entries, open(path, 'wb')
+        self.file.write(len(text).to_bytes(8, 'little') + text)
+        self.start = self.file.tell()
+        self.file.truncate(self.start + offset)
+
+    def write(self, name, array):
+        self.file.seek(self.start + self.entries[name]['data_offsets'][0])
+        self.file.write(np.ascontiguousarray(array, np.float32).data)
+
+    def close(self):
+        self.file.close()

@@ -1,0 +1,76 @@
+"""Families of models: one file each, which nothing else lists.
+
+A file has ARCHITECTURE and MODEL_TYPE, as config.json calls them; TABLE, {path of our parameter: tables.Tensor};
+read(hf) -> model, of the dict of a config.json; write(model) -> hf, the keys that read needs. IGNORED, if any, is a
+regex of tensors that hold no parameter, and GGUF the dialects.Dialect of its GGUF files. A family can hold a model
+where read(write(model)) is that model.
+"""
+import functools
+import importlib
+import pathlib
+from dataclasses import replace
+
+from lm import config
+from lm.nn import Execution
+
+
+@functools.cache
+def known():
+    """Returns {name: module} of the files here."""
+    files = sorted(path.stem for path in pathlib.Path(__file__).parent.glob('*.py') if not path.stem.startswith('_'))
+    return {name: importlib.import_module(f'{__name__}.{name}') for name in files}
+
+
+def of(hf, path):
+    """Returns the family of a config.json; raises config.Error with the nearest names for one that is not known."""
+    names = {**{family.MODEL_TYPE: family for family in known().values()},
+             **{family.ARCHITECTURE: family for family in known().values()}}
+    asked = [*(hf.get('architectures') or ()), hf.get('model_type')]
+    for name in asked:
+        if name in names:
+            return names[name]
+    wanted = next(filter(None, asked), 'no architecture')
+    near = config.close(wanted, list(names)) or list(known())
+    raise config.Error(f'{path} is {wanted}, which lm does not convert; the nearest: {", ".join(near)}.')
+
+
+
+
+def fitting(model):
+    """Returns (family, hf) of the first family that can hold a model; raises config.Error that says what hinders.
+
+    How a model is computed, and its dropout, is no part of a checkpoint.
+    """
+    wanted, hindered = canonical(model), {}
+    for name, family in known().items():
+        try:
+            hf = family.write(model)
+            other = canonical(family.read(hf | {'model_type': family.MODEL_TYPE}))
+        except (config.Error, AttributeError, TypeError, KeyError, ValueError):  # a model of quite another kind
+            continue
+        if other == wanted:
+            return family, hf
+        hindered[name] = config.diff(wanted, other)
+    if not hindered:
+        raise config.Error(f'no family describes such a {type(model).__name__}; there are {", ".join(known())}.')
+    name = min(hindered, key=lambda other: len(hindered[other]))
+    faults = ', '.join(f'model.{key}={here} ({there} there)' for key, (here, there) in list(hindered[name].items())[:5])
+    raise config.Error(f'no family holds this model; the nearest, {name}, differs in {faults}.')
+
+
+def canonical(model):
+    """Returns a model with all sizes spelled out, without dropout, and all its layers in the pattern."""
+    if not hasattr(model, 'pattern'):
+        return replace(model, execution=Execution())
+    layers = tuple(_spelled(model.layers[i % len(model.layers)], model.width) for i in range(model.depth))
+    plain = type(model.layers[0])()
+    return replace(model, pattern=layers, layer=plain, execution=Execution(),
+                   embedding=replace(model.embedding, dropout=0.0))
+
+
+def _spelled(layer, width):
+    size = layer.attention.head_size(width)
+    attention = replace(layer.attention, kv_heads=layer.attention.num_kv_heads, head_dim=size,
+                        scale=layer.attention.scale or size ** -0.5)
+    mlp = replace(layer.mlp, ff=layer.mlp.hidden(width)) if hasattr(layer.mlp, 'hidden') else layer.mlp
+    return replace(layer, attention=attention, mlp=mlp, dropout=0.0)

@@ -1,0 +1,32 @@
+"""Gemma 3, text alone (arXiv:2503.19786): norms of queries and keys, five layers with a window to one without."""
+from lm.convert import dense, dialects
+from lm.convert.families import gemma2
+from lm.models import Embedding, Head, SandwichNorm
+from lm.nn import RMSNorm
+
+ARCHITECTURE, MODEL_TYPE = 'Gemma3ForCausalLM', 'gemma3_text'
+TABLE = gemma2.TABLE
+GGUF = gemma2.GGUF._replace(architecture='gemma3', keys=dialects.KEYS | {'rope.freq_base_swa': 'rope_local_base_freq'},
+                            complete=lambda hf: {'rope_local_base_freq': 10000.0, 'sliding_window_pattern': 6,
+                                                 **gemma2.complete(hf)})
+
+
+def read(hf):
+    def layer(kind):
+        local = kind == 'sliding_attention'
+        older = {'rope_theta': hf['rope_local_base_freq'], 'rope_scaling': None} if 'rope_local_base_freq' in hf else {}
+        attention = dense.attention(
+            hf, position=dense.rope(hf | older if local else hf, kind), window=hf['sliding_window'] if local else 0,
+            scale=hf['query_pre_attn_scalar'] ** -0.5, qk_norm=RMSNorm(hf['rms_norm_eps']))
+        return dense.layer(hf | {'hidden_act': hf['hidden_activation']}, attention, residual=SandwichNorm())
+    types = hf.get('layer_types') or [
+        'full_attention' if (i + 1) % hf['sliding_window_pattern'] == 0 else 'sliding_attention'
+        for i in range(hf['num_hidden_layers'])]
+    head = Head(hf.get('tie_word_embeddings', True), hf.get('final_logit_softcapping') or 0.0)
+    return dense.decoder(hf, map(layer, types), head=head, embedding=Embedding(scaled=True))
+
+
+def write(model):
+    hf, types = gemma2.write(model), dense.layer_types(model)
+    positions = {kind: model.stack.layer(types.index(kind)).attention.position for kind in dict.fromkeys(types)}
+    return {**hf, 'rope_parameters': {kind: dense.rope_parameters(position) for kind, position in positions.items()}}

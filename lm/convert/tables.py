@@ -1,0 +1,135 @@
+"""Name tables: which tensor of a checkpoint each of our parameters is, and what both directions follow from."""
+import itertools
+import re
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from lm import config, trees
+from lm.convert import layouts
+
+
+class Tensor(NamedTuple):
+    """A tensor of theirs: its name, the layout of its axes (layouts), and what is added to its values to give ours.
+
+    Letters in braces, of axes that are no axes of it, count: 'model.layers.{L}.mlp.experts.{E}.w1.weight'.
+    """
+
+    name: str
+    layout: str = 'B'
+    plus: float = 0.0
+
+
+class Parameter(NamedTuple):
+    """A parameter of ours [axes named by `letters`] beside its Tensor; `counted` are the axes that its name counts."""
+
+    tensor: Tensor
+    letters: str
+    shape: tuple
+    sizes: dict
+
+    @property
+    def counted(self):
+        return [letter for letter in self.letters if f'{{{letter}}}' in self.tensor.name]
+
+    @property
+    def rest(self):
+        return ''.join(letter for letter in self.letters if letter not in self.counted)
+
+    def names(self):
+        """Yields ({letter: number}, name) of each of their tensors."""
+        for numbers in itertools.product(*(range(self.sizes[letter]) for letter in self.counted)):
+            counts = dict(zip(self.counted, numbers, strict=True))
+            yield counts, self.tensor.name.format(**counts)
+
+    def view(self, array):
+        """Returns a view of one of their tensors with the axes `rest`."""
+        return layouts.view(array, self.tensor.layout, self.rest, self.sizes)
+
+    def read(self, tensor, index=()):
+        """Returns values [of index] in float32, by tensor(name) -> array; index: a slice for each axis, () for all.
+
+        What the vocabulary is padded with is 0.
+        """
+        index = tuple(index) or (slice(None),) * len(self.shape)
+        ranges = {letter: range(*part.indices(size))
+                  for letter, part, size in zip(self.letters, index, self.shape, strict=True)}
+        values = np.zeros([len(ranges[letter]) for letter in self.letters], np.float32)
+        inner = tuple(slice(ranges[letter].start, ranges[letter].stop) for letter in self.rest)
+        for numbers in itertools.product(*(ranges[letter] for letter in self.counted)):
+            counts = dict(zip(self.counted, numbers, strict=True))
+            part = self.view(tensor(self.tensor.name.format(**counts)))[inner]
+            place = tuple(counts[letter] - ranges[letter].start if letter in counts else slice(0, size)
+                          for letter, size in self._places(part))
+            values[place] = part
+            if self.tensor.plus:
+                values[place] += np.float32(self.tensor.plus)
+        return values
+
+    def _places(self, part):
+        sizes = dict(zip(self.rest, part.shape, strict=True))
+        return [(letter, sizes.get(letter)) for letter in self.letters]
+
+
+class Binding:
+    """A table {path of our parameter: Tensor} bound to a model: what a checkpoint of it holds.
+
+    parameters: {path: Parameter}. shapes: {their name: shape}. A table may name parameters that the model lacks.
+    """
+
+    def __init__(self, model, table):
+        leaves = trees.flatten(jax.eval_shape(model.init, jax.random.key(0)))
+        axes = trees.flatten(model.axes(), is_leaf=lambda node: isinstance(node, tuple))
+        letters = {path: ''.join(layouts.LETTERS[name] for name in names) for path, names in axes.items()}
+        everywhere = {letter: size for path, leaf in leaves.items()
+                      for letter, size in zip(letters[path], leaf.shape, strict=True)} | {'V': model.vocab}
+        self.parameters, self.shapes = {}, {}
+        for path, leaf in leaves.items():
+            if path not in table:
+                raise config.Error(f'{path} has no name in this family; give the model what its checkpoints have.')
+            own = dict(zip(letters[path], leaf.shape, strict=True)) | {'V': model.vocab}
+            parameter = Parameter(table[path], letters[path], leaf.shape, everywhere | own)
+            self.parameters[path] = parameter
+            shape = layouts.shape(parameter.tensor.layout, parameter.sizes)
+            self.shapes |= dict.fromkeys((name for _, name in parameter.names()), shape)
+
+    def check(self, checkpoint, ignored=''):
+        """Returns tensor(name) -> array of a checkpoint that has just what the model needs, beside names by `ignored`.
+
+        Names may lack their first word, as those of a base model do. Raises config.Error that lists all tensors that
+        are missing, extra, or of another shape.
+        """
+        short = {name: name.partition('.')[2] for name in self.shapes}
+        stored = {name: name if name in checkpoint.shapes or short[name] not in checkpoint.shapes else short[name]
+                  for name in self.shapes}
+        known = set(stored.values())
+        missing = [name for name, other in stored.items() if other not in checkpoint.shapes]
+        extra = [name for name in checkpoint.shapes if name not in known and not re.search(ignored or '$^', name)]
+        wrong = [name for name, other in stored.items() if name not in missing
+                 and checkpoint.shapes[other] != self.shapes[name]]
+        faults = [f'{title} {", ".join(collapsed(names))}'
+                  for title, names in (('missing', missing), ('extra', extra)) if names]
+        faults += [f'{name} is {list(checkpoint.shapes[stored[name]])} and by the sizes of the model '
+                   f'{list(self.shapes[name])}' for name in wrong]
+        if faults:
+            raise config.Error(f'{checkpoint.path} does not hold this model: {"; ".join(faults)}; compare its sizes '
+                               'with those of config.json.')
+        return lambda name: checkpoint.tensor(stored[name])
+
+
+def collapsed(names):
+    """Returns names in which numbers that alone differ are joined: layers.0.w, layers.1.w -> layers.{0-1}.w."""
+    groups = {}
+    for name in names:
+        number = re.search(r'(?<=\.)\d+(?=\.)', name)
+        key = (name[:number.start()], name[number.end():]) if number else (name, '')
+        groups.setdefault(key, []).extend([int(number[0])] if number else [])
+    return [f'{before}{_spans(numbers)}{after}' for (before, after), numbers in groups.items()]
+
+
+def _spans(numbers):
+    if len(numbers) < 2:
+        return ''.join(map(str, numbers))
+    runs = [list(run) for _, run in itertools.groupby(enumerate(sorted(numbers)), lambda pair: pair[1] - pair[0])]
+    return '{' + ','.join(f'{run[0][1]}-{run[-1][1]}' if len(run) > 1 else str(run[0][1]) for run in runs) + '}'

@@ -1,0 +1,126 @@
+"""Every family against transformers: random weights read, run, written back and loaded there; headers of full size."""
+import json
+import shutil
+from functools import partial
+
+import architectures
+import jax
+import numpy as np
+import peers
+import peers_names
+import pytest
+
+from lm import config, convert, trees
+from lm.convert import checkpoints, exports, families, start, tables
+
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    """Returns the folder of the peers' models, of all workers."""
+    with peers.shared(tmp_path_factory, 'families') as (folder, new):
+        if new:
+            peers.call('make', folder)
+        return folder
+
+
+@partial(architectures.jit, static_argnums=0)
+def activations(model, params, tokens):
+    return model.activations(params, tokens)
+
+
+def compare(values, expected, name):
+    """Fails unless values are within 1e-4 of those expected, or of the largest of them where that is above 1."""
+    error = np.abs(np.asarray(values) - expected).max() / max(1, np.abs(expected).max())
+    assert error < TOLERANCE, f'{name}: {error}'
+
+
+@pytest.mark.parametrize('name', peers_names.FAMILIES)
+def test_logits_and_hidden_states_are_those_of_transformers(made, name):
+    directory, expected = made / name, np.load(made / f'{name}.npz')
+    model = convert.model(directory)
+    params = convert.HuggingFace(str(directory)).params(model, None)
+    with jax.default_matmul_precision('highest'):
+        result = activations(model, params, expected['tokens'].astype(np.int32))
+    compare(result['residual'][:-1], expected['states'], 'states')
+    compare(result['logits'], expected['logits'], 'logits')
+
+
+def export(directory, source):
+    """Writes at a directory what exports write of the model and the weights at another, and returns the family."""
+    model = convert.model(source)
+    leaves = trees.flatten(convert.HuggingFace(str(source)).params(model, None))
+    family, hf = families.fitting(model)
+    directory.mkdir()
+    exports.write(directory, tables.Binding(model, family.TABLE), leaves.__getitem__, shard=2 ** 17)
+    exports.write_config(directory, family, hf, context=64)
+    return family
+
+
+def test_exported_directories_load_in_transformers_and_give_its_logits(made, tmp_path):
+    directories = []
+    for name in peers_names.FAMILIES:
+        family = export(tmp_path / name, made / name)
+        assert families.of(checkpoints.Directory(made / name).config, name) is family, name
+        np.save(tmp_path / name / 'tokens.npy', np.load(made / f'{name}.npz')['tokens'])
+        directories.append(tmp_path / name)
+    assert json.loads(peers.call('run', *directories)) == {str(directory): {} for directory in directories}
+    for directory in directories:
+        ours, theirs = np.load(directory / 'ran.npz'), np.load(made / f'{directory.name}.npz')
+        compare(ours['logits'], theirs['logits'], directory.name)
+        compare(ours['states'], theirs['states'], directory.name)
+
+
+@pytest.mark.parametrize('name', peers_names.FAMILIES)
+def test_read_and_written_tensors_are_the_same_bits(made, name):
+    directory = checkpoints.Directory(made / name)
+    model = start.model_of(directory)
+    binding, tensor = start.bound(directory, model)
+    stored = dict(exports.theirs(binding, lambda path: binding.parameters[path].read(tensor)))
+    plus = any(parameter.tensor.plus for parameter in binding.parameters.values())
+    for other, array in stored.items():
+        expected = directory.tensor(other)
+        same = np.allclose(array, expected, rtol=0, atol=1e-7) if plus else np.array_equal(array, expected)
+        assert same, other
+
+
+@pytest.fixture(scope='module')
+def headers(tmp_path_factory):
+    with peers.shared(tmp_path_factory, 'headers') as (folder, new):
+        if new:
+            peers.call('headers', folder)
+        return folder
+
+
+@pytest.mark.parametrize('name', peers_names.FULL)
+def test_names_and_shapes_of_full_size_are_those_of_transformers(headers, name):
+    header = json.loads((headers / f'{name}.json').read_text())
+    hf = checkpoints.Settings(header['config'])
+    model = families.of(hf, name).read(hf)
+    family, _ = families.fitting(model)
+    assert family is families.of(hf, name)
+    shapes = {key: list(shape) for key, shape in tables.Binding(model, family.TABLE).shapes.items()}
+    assert shapes == header['shapes']
+
+
+def test_a_model_that_no_family_holds_is_refused_by_what_differs():
+    with pytest.raises(config.Error, match='nearest, .* differs in .*alibi|Alibi'):
+        families.fitting(architectures.ALL['alibi'])
+
+
+@pytest.mark.parametrize('name', ['gpt2', 'llama', 'llama3', 'qwen3', 'gemma3', 'olmo2', 'neox'])
+def test_a_model_of_ours_is_written_and_read(tmp_path, name):
+    model = architectures.DECODERS[name]
+    params = architectures.parameters(model)
+    family, hf = families.fitting(model)
+    exports.write(tmp_path, tables.Binding(model, family.TABLE), trees.flatten(params).__getitem__)
+    exports.write_config(tmp_path, family, hf, context=20)
+    again = convert.model(tmp_path)
+    assert families.canonical(again) == families.canonical(model)
+    read = convert.HuggingFace(str(tmp_path)).params(again, None)
+    for path, array in trees.flatten(params).items():
+        rows = model.vocab if path in ('tokens', 'output') else None
+        here, there = (x[:rows] if path == 'tokens' else x[..., :rows] for x in (array, trees.flatten(read)[path]))
+        np.testing.assert_allclose(there, here, rtol=0, atol=2e-7, err_msg=path)
+    shutil.rmtree(tmp_path)
