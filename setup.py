@@ -27,11 +27,12 @@ EXTRAS = {
     'zstd': ['zstandard'],
     'quant': ['qwix>=0.1.8,<0.2'],
     'optuna': ['optuna>=4'],
+    'bleu': ['sacrebleu'],
     'cloud': ['fsspec', 'gcsfs', 's3fs'],
 }
 EXTRAS['test'] = ['pytest', 'hypothesis', 'pytest-xdist', 'ruff', 'statsmodels', 'fsspec', 'kubeflow-trainer-api',
                   *EXTRAS['hf'], *EXTRAS['parquet'], *EXTRAS['zstd'], *EXTRAS['quant'],
-                  *EXTRAS['optuna']]
+                  *EXTRAS['optuna'], *EXTRAS['bleu']]
 
 setup(
     name='lm',
