@@ -6,8 +6,10 @@ from lm.models.encoder import Encoder, First, MaskedHead, Mean, Pooling, TypedEm
 from lm.models.encoder_decoder import EncoderDecoder, Half, ScaledHead
 from lm.models.model import Auxiliary, Model, TokenModel
 from lm.models.mup import MupBase
+from lm.models.text_vae import Added, AsMemory, AsPrefix, Condition, TextVae
 from lm.models.transformer import Layer, OutputNorm, PostNorm, PreNorm, Residual, SandwichNorm, Stack
 
-__all__ = ['Auxiliary', 'Decoder', 'Detector', 'Electra', 'Embedding', 'Encoder', 'EncoderDecoder', 'First', 'Half',
-           'Head', 'Layer', 'MaskedHead', 'Mean', 'Model', 'MupBase', 'OutputNorm', 'Pooling', 'PostNorm', 'PreNorm',
-           'Residual', 'SandwichNorm', 'ScaledHead', 'Stack', 'TokenModel', 'TypedEmbedding']
+__all__ = ['Added', 'AsMemory', 'AsPrefix', 'Auxiliary', 'Condition', 'Decoder', 'Detector', 'Electra', 'Embedding',
+           'Encoder', 'EncoderDecoder', 'First', 'Half', 'Head', 'Layer', 'MaskedHead', 'Mean', 'Model', 'MupBase',
+           'OutputNorm', 'Pooling', 'PostNorm', 'PreNorm', 'Residual', 'SandwichNorm', 'ScaledHead', 'Stack', 'TextVae',
+           'TokenModel', 'TypedEmbedding']

@@ -3,6 +3,7 @@ from lm.train.experiment import Cadence, Config, Diagnosis
 from lm.train.objectives import (
     Conditional,
     Contrastive,
+    Elbo,
     MaskedDiffusion,
     MaskedLM,
     Mixture,
@@ -20,7 +21,7 @@ from lm.train.objectives import (
 from lm.train.start import Fresh, From, Start
 from lm.train.step import Parts, Program, State, accumulated, gradients, make_step, parts, placed, program
 
-__all__ = ['Cadence', 'Conditional', 'Config', 'Contrastive', 'Diagnosis', 'Fresh', 'From', 'MaskedDiffusion',
+__all__ = ['Cadence', 'Conditional', 'Config', 'Contrastive', 'Diagnosis', 'Elbo', 'Fresh', 'From', 'MaskedDiffusion',
            'MaskedLM', 'Mixture', 'NextSentence', 'NextToken', 'Objective', 'Parts', 'PrefixLM', 'Program',
            'ReplacedToken', 'SentenceOrder', 'SentencePair', 'SpanCorruption', 'Start', 'State', 'TextInfilling',
            'TokenObjective', 'accumulated', 'gradients', 'make_step', 'parts', 'placed', 'program']

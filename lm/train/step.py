@@ -21,15 +21,15 @@ class State(NamedTuple):
 
 
 def make_step(loss, tx, seed=0, accumulate=1, post_update=lambda params, metrics: (params, metrics), *,
-              noise_scale=False):
+              noise_scale=False, at=None):
     """Returns step(state, batch) -> (state, metrics), pure: randomness comes from the seed and state.step alone.
 
     `loss(params, batch, key) -> (loss, metrics)` is a mean over metrics['weight'] tokens. `post_update(params, metrics)
     -> (params, metrics)` is applied after the optimizer, for parameters learned without a gradient (router bias). An
     update whose loss or gradient is not finite leaves parameters and optimizer as they were. noise_scale: see
-    `accumulated`.
+    `accumulated`. at(step): the loss at a step, where it changes with it.
     """
-    gradient = gradients(loss, seed, accumulate, noise_scale=noise_scale)
+    gradient = gradients(loss, seed, accumulate, noise_scale=noise_scale, at=at)
 
     def step(state, batch):
         grads, metrics = gradient(state, batch)
@@ -44,11 +44,12 @@ def make_step(loss, tx, seed=0, accumulate=1, post_update=lambda params, metrics
     return step
 
 
-def gradients(loss, seed=0, accumulate=1, *, noise_scale=False):
+def gradients(loss, seed=0, accumulate=1, *, noise_scale=False, at=None):
     """Returns gradient(state, batch) -> (gradient, metrics): what a step takes it from, by `make_step`'s arguments."""
     def gradient(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        return accumulated(loss, accumulate, noise_scale=noise_scale)(state.params, batch, key)
+        now = at(state.step) if at else loss
+        return accumulated(now, accumulate, noise_scale=noise_scale)(state.params, batch, key)
     return gradient
 
 
@@ -112,7 +113,8 @@ def parts(settings):
     optimizer = dataclasses.replace(settings.optimizer, frozen=frozen) if start.frozen else settings.optimizer
     tx = optimizer.make(settings.steps, model.axes(), model.base_shapes())
     loss = partial(settings.objective.loss, model)
-    how = {'seed': settings.seed, 'accumulate': settings.accumulate, 'noise_scale': settings.diagnosis.noise_scale}
+    how = {'seed': settings.seed, 'accumulate': settings.accumulate, 'noise_scale': settings.diagnosis.noise_scale,
+           'at': lambda step: partial(settings.objective.at(step).loss, model)}
 
     def init(params=None):
         params = start.params(model, jax.random.key(settings.seed)) if params is None else params

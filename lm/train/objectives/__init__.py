@@ -2,6 +2,7 @@
 from lm.train.objectives.conditional import Conditional
 from lm.train.objectives.contrastive import Contrastive
 from lm.train.objectives.diffusion import MaskedDiffusion
+from lm.train.objectives.elbo import Elbo
 from lm.train.objectives.infilling import TextInfilling
 from lm.train.objectives.masked import MaskedLM
 from lm.train.objectives.mixture import Mixture
@@ -14,6 +15,6 @@ from lm.train.objectives.sentence_order import SentenceOrder
 from lm.train.objectives.sentence_pairs import SentencePair
 from lm.train.objectives.spans import SpanCorruption
 
-__all__ = ['Conditional', 'Contrastive', 'MaskedDiffusion', 'MaskedLM', 'Mixture', 'NextSentence', 'NextToken',
+__all__ = ['Conditional', 'Contrastive', 'Elbo', 'MaskedDiffusion', 'MaskedLM', 'Mixture', 'NextSentence', 'NextToken',
            'Objective', 'PrefixLM', 'ReplacedToken', 'SentenceOrder', 'SentencePair', 'SpanCorruption', 'TextInfilling',
            'TokenObjective']

@@ -42,6 +42,10 @@ class Objective(abc.ABC):
     def check(self, model):  # noqa: B027
         """Raises config.Error where a model cannot be trained for it."""
 
+    def at(self, step):
+        """Returns the objective at a step (traced, from 0), for one that changes as a run goes on."""
+        return self
+
     def reserved(self, model):
         """Returns the token ids that it puts into inputs itself, which a tokenizer may make of no text."""
         return ()
