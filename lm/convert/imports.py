@@ -8,7 +8,7 @@ import jax
 from lm import config, optim, trees
 from lm.convert import start, tokenizers
 from lm.data import Corpus, Source
-from lm.train import Config, checkpoint_stream, origin
+from lm.train import Config, MaskedLM, NextToken, checkpoint_stream, origin
 
 CONTEXT = 2048  # of the data, where config.json does not limit it to less
 
@@ -48,7 +48,8 @@ def run_of(path, directory):
                            'put the tokenizer there that the weights were trained with.')
     text = Elsewhere(str(path))
     context = min(checkpoint.config.get('max_position_embeddings') or model.limit or CONTEXT, CONTEXT)
-    settings = Config(model, Corpus(text, text, tokenizer, context, 1), optim.AdamW(), steps=1)
+    objective = NextToken() if model.causal else MaskedLM(mask=encoder.vocabulary[kept.mask] if kept.mask else -1)
+    settings = Config(model, Corpus(text, text, tokenizer, context, 1), optim.AdamW(), 1, objective)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
 
     def streamed(path):

@@ -80,11 +80,12 @@ def _pieces(metadata):
 
 
 class Kept(NamedTuple):
-    """A tokenizer: its files, {name: bytes}; eos and bos, the tokens, '' where there is none."""
+    """A tokenizer: its files, {name: bytes}; eos, bos and mask, the tokens, '' where there is none."""
 
     files: dict
     eos: str = ''
     bos: str = ''
+    mask: str = ''
 
 
 def about(**tokens):
@@ -123,7 +124,8 @@ def _of_directory(path):
     def spelled(key):
         token = settings.get(key) or ''
         return token if isinstance(token, str) else token.get('content', '')
-    return Kept(content, spelled('eos_token'), spelled('bos_token'))
+    return Kept(content, spelled('eos_token') or spelled('sep_token'), spelled('bos_token') or spelled('cls_token'),
+                spelled('mask_token'))
 
 
 def keep(kept, directory):

@@ -52,6 +52,11 @@ class Encoder:
         """Returns the ids of each of `texts`."""
         return [self.encode(text) for text in texts]
 
+    def whole(self, text):
+        """Returns the ids of a text that stands by itself, among control tokens where those are part of the tokenizer.
+        """
+        return self.encode(text)
+
     def split(self, text):
         """Returns an iterable of the pieces of `text` that are encoded by themselves."""
         return segments(text)

@@ -8,7 +8,7 @@ where read(write(model)) is that model.
 import functools
 import importlib
 import pathlib
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from lm import config
 from lm.nn import Execution
@@ -63,7 +63,7 @@ def canonical(model):
     if not hasattr(model, 'pattern'):
         return replace(model, execution=Execution())
     layers = tuple(_spelled(model.layers[i % len(model.layers)], model.width) for i in range(model.depth))
-    plain = type(model.layers[0])()
+    plain = next(field.default_factory() for field in fields(model) if field.name == 'layer')
     return replace(model, pattern=layers, layer=plain, execution=Execution(),
                    embedding=replace(model.embedding, dropout=0.0))
 
