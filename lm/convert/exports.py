@@ -36,7 +36,7 @@ def directory_of(run, directory, step=0, trust=False):
 def write_config(directory, family, hf, context, encoder=None):
     """Writes the config.json of a family's keys; context: how long a text may be where the model does not say."""
     hf = {'architectures': [family.ARCHITECTURE], 'model_type': family.MODEL_TYPE, 'dtype': 'float32',
-          'max_position_embeddings': context, 'pad_token_id': None, **hf}  # some families' own is past small vocabularies
+          'max_position_embeddings': context, 'pad_token_id': None, **hf}  # Phi-3's own is past a small vocabulary
     if encoder:
         hf |= {'bos_token_id': encoder.bos, 'eos_token_id': encoder.eos}
     (directory / 'config.json').write_text(json.dumps(hf, indent=2) + '\n')

@@ -41,11 +41,12 @@ def run_of(path, directory):
     model = start.model_of(checkpoint)
     binding, tensor = start.bound(checkpoint, model)
     kept = tokenizers.of(checkpoint)
-    check_empty(directory)
-    tokenizer, encoder = tokenizers.keep(kept, directory / 'tokenizer')
-    if encoder.size > model.vocab:
-        raise config.Error(f'the tokenizer of {path} has {encoder.size} tokens and the embedding {model.vocab} rows; '
+    size = tokenizers.size(kept)
+    if size > model.vocab:
+        raise config.Error(f'the tokenizer of {path} has {size} tokens and the embedding {model.vocab} rows; '
                            'put the tokenizer there that the weights were trained with.')
+    check_empty(directory)
+    tokenizer = tokenizers.keep(kept, directory / 'tokenizer')
     text = Elsewhere(str(path))
     context = min(checkpoint.config.get('max_position_embeddings') or model.limit or CONTEXT, CONTEXT)
     settings = Config(model, Corpus(text, text, tokenizer, context, 1), optim.AdamW(), steps=1)

@@ -127,17 +127,30 @@ def _of_directory(path):
 
 
 def keep(kept, directory):
-    """Writes the files of a tokenizer into that directory of a run; returns (Tokenizer, its Encoder)."""
-    directory.mkdir(parents=True)
-    name = next(name for name in FORMS if name in kept.files)
-    own = FORMS[name]
-    place = directory / own
-    with tempfile.TemporaryDirectory() as folder:  # fit seals what it copies
-        (Path(folder) / name).write_bytes(kept.files[name])
-        source = str(Path(folder) / name)
-        tokenizer = SentencePiece(model=source) if own != name else HuggingFace(source, kept.eos, kept.bos)
-        encoder = tokenizer.fit((), directory)
+    """Writes the files of a tokenizer into that directory of a run and returns the Tokenizer, read from there."""
+    tokenizer, _ = _fitted(kept, directory)
+    name, own = _form(kept)
     for other in kept.files.keys() - {name}:
         (directory / other).write_bytes(kept.files[other])
-    field = 'model' if own != name else 'file'
-    return replace(tokenizer, **{field: str(place.absolute())}), encoder
+    field = 'file' if own == name else 'model'
+    return replace(tokenizer, **{field: str((directory / own).absolute())})
+
+
+def size(kept):
+    """Returns how many tokens a tokenizer has."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _fitted(kept, Path(folder) / 'fitted')[1].size
+
+
+def _form(kept):
+    return next((name, own) for name, own in FORMS.items() if name in kept.files)
+
+
+def _fitted(kept, directory):
+    """Returns (Tokenizer, Encoder), kept in a directory."""
+    name, own = _form(kept)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / name
+        source.write_bytes(kept.files[name])
+        tokenizer = HuggingFace(str(source), kept.eos, kept.bos) if own == name else SentencePiece(model=str(source))
+        return tokenizer, tokenizer.fit((), directory)
