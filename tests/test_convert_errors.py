@@ -51,8 +51,8 @@ def test_missing_and_extra_tensors_are_all_listed(directory, tmp_path):
 
 def test_shapes_that_are_not_those_of_config_json_are_listed(directory, tmp_path):
     change(directory, num_key_value_heads=4)
-    refused(directory, tmp_path, r'model\.layers\.0\.self_attn\.k_proj\.weight is \[8, 16\] and by the sizes of the model '
-                                 r'\[16, 16\]; .*model\.layers\.1\.self_attn\.v_proj\.weight')
+    refused(directory, tmp_path, r'model\.layers\.0\.self_attn\.k_proj\.weight is \[8, 16\] and by the sizes of the '
+                                 r'model \[16, 16\]; .*model\.layers\.1\.self_attn\.v_proj\.weight')
 
 
 def test_a_pickle_is_refused_and_never_opened(directory, tmp_path):

@@ -15,9 +15,13 @@ CONTEXT = 2048  # of the data, where config.json does not limit it to less
 
 @dataclass(frozen=True)
 class Elsewhere(Source):
-    """The text that a converted model was trained on, which is not there. origin: what was converted."""
+    """The text that a converted model was trained on, which is not there.
+
+    origin: what was converted. begins: whether a text began with the tokenizer's `bos` there.
+    """
 
     origin: str
+    begins: bool = False
 
     @property
     def label(self):
@@ -26,6 +30,9 @@ class Elsewhere(Source):
     def parts(self):
         raise config.Error(f'the run was converted from {self.origin} and has no text of its own; score some with '
                            'lm eval RUN --text=FILES, or train on from it with start=From(RUN).')
+
+    def prefix(self, encoder):
+        return [encoder.bos] if self.begins and encoder.bos is not None else super().prefix(encoder)
 
     def fingerprint(self):
         return config.fingerprint(['elsewhere', self.origin])
@@ -47,7 +54,7 @@ def run_of(path, directory):
                            'put the tokenizer there that the weights were trained with.')
     check_empty(directory)
     tokenizer = tokenizers.keep(kept, directory / 'tokenizer')
-    text = Elsewhere(str(path))
+    text = Elsewhere(str(path), kept.begins)
     context = min(checkpoint.config.get('max_position_embeddings') or model.limit or CONTEXT, CONTEXT)
     settings = Config(model, Corpus(text, text, tokenizer, context, 1), optim.AdamW(), steps=1)
     shapes = jax.eval_shape(model.init, jax.random.key(0))

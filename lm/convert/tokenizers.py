@@ -49,11 +49,13 @@ def _byte_pairs(metadata, path):
     added = [{'id': number, 'content': token, 'single_word': False, 'lstrip': False, 'rstrip': False,
               'normalized': False, 'special': kind == CONTROL}
              for number, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind in (CONTROL, USER)]
-    return {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added, 'normalizer': None,
+    composed = {'type': 'NFC'} if pre == 'qwen2' else None
+    return {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added, 'normalizer': composed,
             'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [*splits, coded]}, 'post_processor': None,
             'decoder': {**coded, 'add_prefix_space': True, 'use_regex': True},
             'model': {'type': 'BPE', 'dropout': None, 'unk_token': None, 'continuing_subword_prefix': None,
                       'end_of_word_suffix': None, 'fuse_unk': False, 'byte_fallback': False,
+                      'ignore_merges': pre == 'llama-bpe',
                       'vocab': {token: number for number, token in enumerate(tokens)},
                       'merges': [merge.split(' ', 1) for merge in metadata['tokenizer.ggml.merges']]}}
 
@@ -80,11 +82,12 @@ def _pieces(metadata):
 
 
 class Kept(NamedTuple):
-    """A tokenizer: its files, {name: bytes}; eos and bos, the tokens, '' where there is none."""
+    """A tokenizer: its files, {name: bytes}; eos and bos, the tokens, '' for none; whether a text begins with bos."""
 
     files: dict
     eos: str = ''
     bos: str = ''
+    begins: bool = False
 
 
 def about(**tokens):
@@ -106,7 +109,8 @@ def of(checkpoint):
         def named(kind):
             number = metadata.get(f'tokenizer.ggml.{kind}_token_id', -1)
             return metadata[TOKENS][number] if 0 <= number < len(metadata[TOKENS]) else ''
-        kept = Kept(content, named('eos'), named('bos'))
+        begins = metadata.get('tokenizer.ggml.add_bos_token', metadata['tokenizer.ggml.model'] == 'llama')
+        kept = Kept(content, named('eos'), named('bos'), begins)
         return kept._replace(files=content | {ABOUT: about(eos_token=kept.eos, bos_token=kept.bos)})
     return _of_directory(checkpoint.path)
 
@@ -123,7 +127,10 @@ def _of_directory(path):
     def spelled(key):
         token = settings.get(key) or ''
         return token if isinstance(token, str) else token.get('content', '')
-    return Kept(content, spelled('eos_token'), spelled('bos_token'))
+    bos = spelled('bos_token')
+    framed = json.dumps(files.parse_json(content.get('tokenizer.json', b'{}'), {}).get('post_processor'))
+    begins = settings.get('add_bos_token', 'tokenizer.model' in content or json.dumps(bos or None) in framed)
+    return Kept(content, spelled('eos_token'), bos, bool(bos and begins))
 
 
 def keep(kept, directory):

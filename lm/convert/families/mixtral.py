@@ -6,7 +6,8 @@ from lm.nn import Experts
 ARCHITECTURE, MODEL_TYPE = 'MixtralForCausalLM', 'mixtral'
 MIX = f'{dense.LAYER}block_sparse_moe.'
 TABLE = dense.table(**{
-    'experts/router': Tensor(f'{MIX}gate.weight', 'E D'), 'experts/gate': Tensor(f'{MIX}experts.{{E}}.w1.weight', 'F D'),
+    'experts/router': Tensor(f'{MIX}gate.weight', 'E D'),
+    'experts/gate': Tensor(f'{MIX}experts.{{E}}.w1.weight', 'F D'),
     'experts/up': Tensor(f'{MIX}experts.{{E}}.w3.weight', 'F D'),
     'experts/down': Tensor(f'{MIX}experts.{{E}}.w2.weight', 'D F')})
 
