@@ -129,8 +129,8 @@ def _of_directory(path):
         return token if isinstance(token, str) else token.get('content', '')
     bos = spelled('bos_token')
     framed = json.dumps(files.parse_json(content.get('tokenizer.json', b'{}'), {}).get('post_processor'))
-    begins = settings.get('add_bos_token', 'tokenizer.model' in content or json.dumps(bos or None) in framed)
-    return Kept(content, spelled('eos_token'), bos, bool(bos and begins))
+    begins = settings.get('add_bos_token', 'tokenizer.model' in content or (bos and json.dumps(bos) in framed))
+    return Kept(content, spelled('eos_token'), bos, bool(begins))
 
 
 def keep(kept, directory):
