@@ -54,6 +54,10 @@ CONFIGS = {
     'gpt_neox_serial': T.GPTNeoXConfig(
         **{name: size for name, size in SIZES.items() if name not in ('num_key_value_heads', 'pad_token_id')}, **UNTIED,
         **theta(100.0, partial_rotary_factor=0.25), use_parallel_residual=False, hidden_act='gelu_new'),
+    'gpt_oss': T.GptOssConfig(
+        **SIZES, **UNTIED, **ALTERNATING, head_dim=8, sliding_window=6, num_local_experts=6, num_experts_per_tok=2,
+        **theta(1000.0, rope_type='yarn', factor=4.0, original_max_position_embeddings=16, beta_fast=32.0,
+                beta_slow=1.0, truncate=False)),
     'mixtral': T.MixtralConfig(**SIZES, **UNTIED, **theta(100.0), num_local_experts=4, num_experts_per_tok=2),
     'qwen3_moe': T.Qwen3MoeConfig(**SIZES, **UNTIED, **theta(100.0), head_dim=8, num_experts=6, num_experts_per_tok=2,
                                   moe_intermediate_size=24, norm_topk_prob=True),
