@@ -23,7 +23,7 @@ SMALL = dataclasses.replace(BERT, width=8, layer=dataclasses.replace(
 ELECTRA = Electra(SMALL, dataclasses.replace(BERT, head=Detector()))
 KEY = jax.random.key(3)
 CASES = {'next': (train.NextSentence(), BERT), 'order': (train.SentenceOrder(), BERT),
-         'replaced': (train.ReplacedToken(), ELECTRA), 'contrast': (train.Contrastive(), BERT)}
+         'replaced': (train.ReplacedToken(), ELECTRA), 'contrast': (train.Contrastive(0.5), BERT)}
 every = pytest.mark.parametrize('name', CASES)
 
 
@@ -197,11 +197,11 @@ def test_every_mesh_is_one_device(name):
 
 @every
 def test_training_lowers_the_loss(name):
-    """Of a text in which every token is followed by the next, so that spans out of order can be told."""
+    """Of texts in which every token is followed by the next, or, to be told apart, of any."""
     objective, model = CASES[name]
-    starts = np.random.default_rng(0).integers(0, 40, (64, 1))
-    tokens = ((starts + np.arange(21)) % 40).astype(np.int32)
-    batch, tx = {'inputs': tokens[:, :-1], 'targets': tokens[:, 1:]}, optax.adam(3e-3)
+    tokens = ((np.random.default_rng(0).integers(0, 40, (32, 1)) + np.arange(21)) % 40).astype(np.int32)
+    batch, tx = {'inputs': tokens[:, :-1], 'targets': tokens[:, 1:]}, optax.adam(1e-2)
+    batch = text(32) if name == 'contrast' else batch
     params = architectures.jit(model.init)(jax.random.key(0))
 
     def step(state, key):
@@ -209,9 +209,9 @@ def test_training_lowers_the_loss(name):
         value, gradient = jax.value_and_grad(lambda params: objective.loss(model, params, batch, key)[0])(params)
         updates, moments = tx.update(gradient, moments)
         return (optax.apply_updates(params, updates), moments), value
-    _, losses = architectures.jit(lambda state: jax.lax.scan(step, state, jax.random.split(KEY, 100)))(
+    _, losses = architectures.jit(lambda state: jax.lax.scan(step, state, jax.random.split(KEY, 60)))(
         (params, tx.init(params)))
-    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:3])
+    assert np.mean(losses[-10:]) < 0.94 * np.mean(losses[:3])
 
 
 @pytest.mark.parametrize('make, words', [

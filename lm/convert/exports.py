@@ -29,7 +29,7 @@ def directory_of(run, directory, step=0, trust=False):
     encoder = settings.data.tokenizer.fit(None, Path(run) / 'tokenizer')
     write(directory, tables.Binding(settings.model, family.TABLE), leaf)
     write_config(directory, family, hf, context=settings.data.context, encoder=encoder)
-    _keep_tokenizer(run, directory, encoder)
+    keep_tokenizer(run, directory, encoder)
     return family, reached
 
 
@@ -103,7 +103,7 @@ def theirs(binding, leaf):
             yield name, array
 
 
-def _keep_tokenizer(run, directory, encoder):
+def keep_tokenizer(run, directory, encoder):
     """Copies a run's tokenizer where it has a form that transformers reads, and says so where it has none."""
     source = Path(run) / 'tokenizer'
     own = next((own for own in tokenizers.FORMS.values() if (source / own).exists()), None)

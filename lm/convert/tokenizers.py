@@ -49,11 +49,13 @@ def _byte_pairs(metadata, path):
     added = [{'id': number, 'content': token, 'single_word': False, 'lstrip': False, 'rstrip': False,
               'normalized': False, 'special': kind == CONTROL}
              for number, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind in (CONTROL, USER)]
-    return {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added, 'normalizer': None,
+    composed = {'type': 'NFC'} if pre == 'qwen2' else None
+    return {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added, 'normalizer': composed,
             'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [*splits, coded]}, 'post_processor': None,
             'decoder': {**coded, 'add_prefix_space': True, 'use_regex': True},
             'model': {'type': 'BPE', 'dropout': None, 'unk_token': None, 'continuing_subword_prefix': None,
                       'end_of_word_suffix': None, 'fuse_unk': False, 'byte_fallback': False,
+                      'ignore_merges': pre == 'llama-bpe',
                       'vocab': {token: number for number, token in enumerate(tokens)},
                       'merges': [merge.split(' ', 1) for merge in metadata['tokenizer.ggml.merges']]}}
 
@@ -80,11 +82,12 @@ def _pieces(metadata):
 
 
 class Kept(NamedTuple):
-    """A tokenizer: its files, {name: bytes}; eos, bos and mask, the tokens, '' where there is none."""
+    """A tokenizer: its files, {name: bytes}; eos, bos, mask: tokens, '' for none; whether a text begins with bos."""
 
     files: dict
     eos: str = ''
     bos: str = ''
+    begins: bool = False
     mask: str = ''
 
 
@@ -107,7 +110,8 @@ def of(checkpoint):
         def named(kind):
             number = metadata.get(f'tokenizer.ggml.{kind}_token_id', -1)
             return metadata[TOKENS][number] if 0 <= number < len(metadata[TOKENS]) else ''
-        kept = Kept(content, named('eos'), named('bos'))
+        begins = metadata.get('tokenizer.ggml.add_bos_token', metadata['tokenizer.ggml.model'] == 'llama')
+        kept = Kept(content, named('eos'), named('bos'), begins)
         return kept._replace(files=content | {ABOUT: about(eos_token=kept.eos, bos_token=kept.bos)})
     return _of_directory(checkpoint.path)
 
@@ -124,22 +128,37 @@ def _of_directory(path):
     def spelled(key):
         token = settings.get(key) or ''
         return token if isinstance(token, str) else token.get('content', '')
-    return Kept(content, spelled('eos_token') or spelled('sep_token'), spelled('bos_token') or spelled('cls_token'),
-                spelled('mask_token'))
+    bos = spelled('bos_token') or spelled('cls_token')
+    framed = json.dumps(files.parse_json(content.get('tokenizer.json', b'{}'), {}).get('post_processor'))
+    begins = settings.get('add_bos_token', 'tokenizer.model' in content or (bos and json.dumps(bos) in framed))
+    return Kept(content, spelled('eos_token') or spelled('sep_token'), bos, bool(begins), spelled('mask_token'))
 
 
 def keep(kept, directory):
-    """Writes the files of a tokenizer into that directory of a run; returns (Tokenizer, its Encoder)."""
-    directory.mkdir(parents=True)
-    name = next(name for name in FORMS if name in kept.files)
-    own = FORMS[name]
-    place = directory / own
-    with tempfile.TemporaryDirectory() as folder:  # fit seals what it copies
-        (Path(folder) / name).write_bytes(kept.files[name])
-        source = str(Path(folder) / name)
-        tokenizer = SentencePiece(model=source) if own != name else HuggingFace(source, kept.eos, kept.bos)
-        encoder = tokenizer.fit((), directory)
+    """Writes the files of a tokenizer into that directory of a run and returns the Tokenizer, read from there."""
+    tokenizer, _ = _fitted(kept, directory)
+    name, own = _form(kept)
     for other in kept.files.keys() - {name}:
         (directory / other).write_bytes(kept.files[other])
-    field = 'model' if own != name else 'file'
-    return replace(tokenizer, **{field: str(place.absolute())}), encoder
+    field = 'file' if own == name else 'model'
+    return replace(tokenizer, **{field: str((directory / own).absolute())})
+
+
+def encoder(kept):
+    """Returns the Encoder of a tokenizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _fitted(kept, Path(folder) / 'fitted')[1]
+
+
+def _form(kept):
+    return next((name, own) for name, own in FORMS.items() if name in kept.files)
+
+
+def _fitted(kept, directory):
+    """Returns (Tokenizer, Encoder), kept in a directory."""
+    name, own = _form(kept)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / name
+        source.write_bytes(kept.files[name])
+        tokenizer = HuggingFace(str(source), kept.eos, kept.bos) if own == name else SentencePiece(model=str(source))
+        return tokenizer, tokenizer.fit((), directory)

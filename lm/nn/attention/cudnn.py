@@ -16,6 +16,8 @@ def unsupported(query, key, spec, platform):
         return f'it does not support softcap={spec.softcap}'
     if spec.bias is not None:
         return 'a bias of Alibi or Relative positions would be stored for every head and pair'
+    if spec.sink is not None:
+        return 'it does not support a sink'
     if spec.zigzag:
         return 'it does not support a sequence that the mesh shards'
     if spec.window and not spec.causal:

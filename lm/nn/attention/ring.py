@@ -18,6 +18,8 @@ BLOCK = 512  # queries whose scores are held at a time
 
 def unsupported(query, key, spec, platform):
     """Returns why ring attention cannot be used, or None."""
+    if spec.sink is not None:
+        return 'it does not support a sink'
     return None if spec.zigzag else 'no mesh axis shards the sequence; set mesh.context'
 
 

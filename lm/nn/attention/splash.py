@@ -19,6 +19,8 @@ def unsupported(query, key, spec, platform):
         return f'it runs on TPU, and this is {platform}'
     if spec.bias is not None:
         return 'it does not support a bias on scores, which Alibi and Relative positions add'
+    if spec.sink is not None:
+        return 'it does not support a sink'
     own = query.shape[1] // spec.zigzag.shards if spec.zigzag else LANES
     if own % LANES:
         return f'the {own} tokens of a device are not a multiple of {LANES}'
