@@ -4,18 +4,23 @@ Largest errors measured, in float32: hidden states of all-MiniLM-L6-v2 3.0e-6, i
 weights 3.8e-5.
 """
 import json
+import re
 import subprocess
 from functools import partial
 
+import architectures
+import gguf as peer
 import jax
 import numpy as np
 import peers
 import pytest
 
-from lm import cli, config, convert, trees, vectors
-from lm.convert import checkpoints, exports, families, tables
-from lm.models import MaskedHead
-from lm.nn import Context
+from lm import cli, config, convert, trees
+from lm.convert import checkpoints, exports, families, tables, tokenizers
+from lm.models import Encoder, Head, MaskedHead, TypedEmbedding, vectors
+from lm.models.encoder import NORM, bert_layer
+from lm.nn import Context, Learned
+from lm.tokenizers import HuggingFace
 from lm.train import runs
 
 NAMES = ('bert', 'bert_pair', 'roberta', 'modernbert')
@@ -112,7 +117,54 @@ def test_what_no_encoder_here_has_is_refused(made):
         families.of(modern, 'modern').read(modern | {'norm_bias': True})
 
 
+def metadata_of(words, cls, separator, unknown):
+    """Returns what llama.cpp's converter says of word pieces: those that begin a word after '▁', the others bare."""
+    tokens = [word if re.fullmatch(r'\[.+\]', word) else f'▁{word}'.removeprefix('▁##') for word in words]
+    return {'tokenizer.ggml.model': 'bert', 'tokenizer.ggml.tokens': tokens, 'tokenizer.ggml.cls_token_id': cls,
+            'tokenizer.ggml.seperator_token_id': separator, 'tokenizer.ggml.unknown_token_id': unknown}
+
+
+def test_a_gguf_file_gives_the_encoder_it_was_made_of(tmp_path):
+    model = Encoder(50, 2, 32, bert_layer(4), embedding=TypedEmbedding(Learned(20), norm=NORM), head=Head())
+    leaves, (family, _) = trees.flatten(architectures.parameters(model)), families.fitting(model)
+    writer = peer.GGUFWriter(tmp_path / 'model.gguf', 'bert')
+    for name, value in {'block_count': 2, 'context_length': 20, 'embedding_length': 32, 'feed_forward_length': 128,
+                        'attention.head_count': 4}.items():
+        writer.add_uint32(f'bert.{name}', value)
+    writer.add_layer_norm_eps(1e-12)
+    words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *(f'##{i}' if i % 2 else f'w{i}' for i in range(45))]
+    metadata = metadata_of(words, 2, 3, 1)
+    writer.add_tokenizer_model(metadata.pop('tokenizer.ggml.model'))
+    writer.add_token_list(metadata.pop('tokenizer.ggml.tokens'))
+    for key, value in metadata.items():
+        writer.add_uint32(key, value)
+    names = peer.get_tensor_name_map(peer.MODEL_ARCH.BERT, 2)
+    for theirs, array in exports.theirs(tables.Binding(model, family.TABLE), leaves.__getitem__):
+        writer.add_tensor(names.get_name(theirs.removeprefix('bert.'), ('.weight', '.bias')), array)
+    for part in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        part()
+    assert families.canonical(convert.model(tmp_path / 'model.gguf')) == families.canonical(model)
+    read = trees.flatten(convert.Gguf(str(tmp_path / 'model.gguf')).params(model, None))
+    for path, array in leaves.items():
+        np.testing.assert_array_equal(read[path][:50] if path == 'tokens' else read[path],
+                                      array[:50] if path == 'tokens' else array)
+    assert cli.main(['convert', str(tmp_path / 'model.gguf'), str(tmp_path / 'run')]) == 0
+    encoder = runs.load(tmp_path / 'run', devices=jax.devices()[:1]).encoder
+    assert encoder.whole('W2 w41').tolist() == [2, 7, 9, 6, 3] and encoder.whole('w01').tolist() == [2, 5, 6, 3]
+
+
 # A real model.
+
+def test_word_pieces_of_gguf_give_the_ids_of_the_real_tokenizer(minilm, tmp_path):
+    own = HuggingFace(str(minilm / 'tokenizer.json')).fit((), tmp_path / 'own')
+    words = sorted(own.vocabulary, key=own.vocabulary.get)
+    content = tokenizers.of_gguf(metadata_of(words, 101, 102, 100), 'minilm')['tokenizer.json']
+    (tmp_path / 'tokenizer.json').write_bytes(content)
+    other = HuggingFace(str(tmp_path / 'tokenizer.json')).fit((), tmp_path / 'other')
+    for text in ('Hello, World!', 'ÜNÏCÖDÉ naïve', '漢字 and 한국어', 'مرحبا', '🙂🙃', 'e\u0301 \x00\t a',
+                 '[MASK] [CLS]', '#hash ##ing', 'x' * 300, ''):
+        assert other.whole(text).tolist() == own.whole(text).tolist(), text
+
 
 @pytest.fixture(scope='module')
 def converted(tmp_path_factory, minilm):

@@ -3,7 +3,7 @@ import json
 
 import jax
 
-from lm import vectors
+from lm.models import vectors
 from lm.train import runs
 
 

@@ -1,5 +1,6 @@
 """The tokenizer that came with a checkpoint: its files, or what the metadata of a GGUF file says of it."""
 import json
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ FORMS = {'tokenizer.json': 'tokenizer.json', 'tokenizer.model': 'sentencepiece.m
 FILES = (*FORMS, ABOUT, TEMPLATE)
 TOKENS, TYPES = 'tokenizer.ggml.tokens', 'tokenizer.ggml.token_type'
 CONTROL, USER, BYTE = 3, 4, 6  # types of tokens in GGUF, those of SentencePiece
+SEPARATOR = 'seperator'  # as GGUF spells it
 _WORDS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LETTERS = r'|[^\r\n\p{L}\p{N}]?\p{L}+|'
 _REST = r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
@@ -32,7 +34,9 @@ def of_gguf(metadata, path):
         return {'tokenizer.json': json.dumps(_byte_pairs(metadata, path), ensure_ascii=False).encode()}
     if kind == 'llama':
         return {'tokenizer.model': _pieces(metadata)}
-    raise config.Error(f'{path} has a tokenizer of kind {kind}; those that are read: gpt2, llama.')
+    if kind == 'bert':
+        return {'tokenizer.json': json.dumps(_word_pieces(metadata), ensure_ascii=False).encode()}
+    raise config.Error(f'{path} has a tokenizer of kind {kind}; those that are read: gpt2, llama, bert.')
 
 
 def _byte_pairs(metadata, path):
@@ -58,6 +62,33 @@ def _byte_pairs(metadata, path):
                       'ignore_merges': pre == 'llama-bpe',
                       'vocab': {token: number for number, token in enumerate(tokens)},
                       'merges': [merge.split(' ', 1) for merge in metadata['tokenizer.ggml.merges']]}}
+
+
+def _word_pieces(metadata):
+    """Returns the tokenizer.json, a dict, of BERT's uncased word pieces.
+
+    llama.cpp writes the pieces that begin a word with '▁' and others without '##', and lower-cases all text.
+    """
+    tokens = [token if re.fullmatch(r'\[.+\]', token) else token[1:] if token.startswith('▁') else f'##{token}'
+              for token in metadata[TOKENS]]
+    first, last, unknown = (tokens[metadata[f'tokenizer.ggml.{kind}_token_id']]
+                            for kind in ('cls', SEPARATOR, 'unknown'))
+    added = [{'id': number, 'content': token, 'single_word': False, 'lstrip': False, 'rstrip': False,
+              'normalized': False, 'special': True}
+             for number, token in enumerate(tokens) if token in ('[PAD]', '[MASK]', first, last, unknown)]
+    single = [{'SpecialToken': {'id': first, 'type_id': 0}}, {'Sequence': {'id': 'A', 'type_id': 0}},
+              {'SpecialToken': {'id': last, 'type_id': 0}}]
+    return {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added, 'normalizer': {
+        'type': 'BertNormalizer', 'clean_text': True, 'handle_chinese_chars': True, 'strip_accents': None,
+        'lowercase': True}, 'pre_tokenizer': {'type': 'BertPreTokenizer'}, 'post_processor': {
+            'type': 'TemplateProcessing', 'single': single, 'pair': [
+                *single, {'Sequence': {'id': 'B', 'type_id': 1}}, {'SpecialToken': {'id': last, 'type_id': 1}}],
+            'special_tokens': {token: {'id': token, 'ids': [tokens.index(token)], 'tokens': [token]}
+                               for token in (first, last)}},
+            'decoder': {'type': 'WordPiece', 'prefix': '##', 'cleanup': True},
+            'model': {'type': 'WordPiece', 'unk_token': unknown, 'continuing_subword_prefix': '##',
+                      'max_input_chars_per_word': 100,
+                      'vocab': {token: number for number, token in enumerate(tokens)}}}
 
 
 def _pieces(metadata):
@@ -110,8 +141,8 @@ def of(checkpoint):
         def named(kind):
             number = metadata.get(f'tokenizer.ggml.{kind}_token_id', -1)
             return metadata[TOKENS][number] if 0 <= number < len(metadata[TOKENS]) else ''
-        begins = metadata.get('tokenizer.ggml.add_bos_token', metadata['tokenizer.ggml.model'] == 'llama')
-        kept = Kept(content, named('eos'), named('bos'), begins)
+        begins = metadata.get('tokenizer.ggml.add_bos_token', metadata['tokenizer.ggml.model'] in ('llama', 'bert'))
+        kept = Kept(content, named('eos') or named(SEPARATOR), named('bos') or named('cls'), begins, named('mask'))
         return kept._replace(files=content | {ABOUT: about(eos_token=kept.eos, bos_token=kept.bos)})
     return _of_directory(checkpoint.path)
 

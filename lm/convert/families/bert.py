@@ -1,6 +1,6 @@
 """BERT (Devlin et al. 2018), and encoders of sentences in its shape: without a head, vectors are means over tokens."""
 from lm import config
-from lm.convert import dense
+from lm.convert import dense, dialects
 from lm.convert.tables import Tensor
 from lm.models import Encoder, First, Head, Layer, MaskedHead, Mean, PostNorm, TypedEmbedding
 from lm.nn import MLP, Attention, LayerNorm, Learned, NoPE
@@ -45,6 +45,19 @@ TABLE = {
     **table('bert'), **both('dense', 'cls.predictions.transform.dense', 'I D'),
     **norm('dense_norm', 'cls.predictions.transform.LayerNorm'), 'output_bias': Tensor('cls.predictions.bias', 'V'),
     **both('classifier', 'cls.seq_relationship', 'C D')}
+
+LAYER = 'bert.encoder.layer.{L}.'
+GGUF = dialects.Dialect(
+    'bert', {'block_count': 'num_hidden_layers', 'embedding_length': 'hidden_size', 'attention.head_count':
+             'num_attention_heads', 'feed_forward_length': 'intermediate_size', 'context_length':
+             'max_position_embeddings', 'attention.layer_norm_epsilon': 'layer_norm_eps'},
+    {'token_embd': 'bert.embeddings.word_embeddings', 'position_embd': 'bert.embeddings.position_embeddings',
+     'token_types': 'bert.embeddings.token_type_embeddings', 'token_embd_norm': 'bert.embeddings.LayerNorm',
+     'attn_q': f'{LAYER}attention.self.query', 'attn_k': f'{LAYER}attention.self.key',
+     'attn_v': f'{LAYER}attention.self.value', 'attn_output': f'{LAYER}attention.output.dense',
+     'attn_output_norm': f'{LAYER}attention.output.LayerNorm', 'ffn_up': f'{LAYER}intermediate.dense',
+     'ffn_down': f'{LAYER}output.dense', 'layer_output_norm': f'{LAYER}output.LayerNorm'},
+    complete=lambda hf: {'hidden_act': 'gelu', 'type_vocab_size': 2, 'architectures': ['BertModel']})
 
 
 def encoder(hf, length, head, **fields):
