@@ -5,7 +5,8 @@ from lm.models.embedding import Embedding, Head
 from lm.models.encoder import Encoder, First, MaskedHead, Mean, Pooling, TypedEmbedding
 from lm.models.model import Auxiliary, Model
 from lm.models.mup import MupBase
-from lm.models.transformer import Layer, OutputNorm, PostNorm, PreNorm, Residual, SandwichNorm, Stack
+from lm.models.residuals import OutputNorm, PostNorm, PreNorm, Residual, SandwichNorm
+from lm.models.transformer import Layer, Stack
 
 __all__ = ['Auxiliary', 'Decoder', 'Detector', 'Electra', 'Embedding', 'Encoder', 'First', 'Head', 'Layer',
            'MaskedHead', 'Mean', 'Model', 'MupBase', 'OutputNorm', 'Pooling', 'PostNorm', 'PreNorm', 'Residual',

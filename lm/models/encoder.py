@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from lm import config
 from lm.models.decoder import Decoder
 from lm.models.embedding import Embedding, Head
-from lm.models.transformer import Layer, PostNorm
+from lm.models.residuals import PostNorm
+from lm.models.transformer import Layer
 from lm.nn.activations import Activation, Gelu
 from lm.nn.context import Context
 from lm.nn.layers import INIT, MLP, Attention
