@@ -23,6 +23,8 @@ EXTRAS = {
     'plan-tpu': ['libtpu'],
     'plan-cuda': ['jax-cuda13-plugin', 'jax-cuda13-pjrt', 'nvidia-cuda-nvcc', 'nvidia-nvvm', 'nvidia-cudnn-cu13'],
     'hf': ['tokenizers'],
+    # what conversions are compared with, in an environment of its own (.ci/run)
+    'peers': ['torch==2.13.0', 'transformers>=5,<6', 'gensim>=4.4'],
     'parquet': ['pyarrow'],
     'zstd': ['zstandard'],
     'quant': ['qwix>=0.1.8,<0.2'],
@@ -31,7 +33,7 @@ EXTRAS = {
     'cloud': ['fsspec', 'gcsfs', 's3fs'],
 }
 EXTRAS['test'] = ['pytest', 'hypothesis', 'pytest-xdist', 'ruff', 'statsmodels', 'fsspec', 'kubeflow-trainer-api',
-                  *EXTRAS['hf'], *EXTRAS['parquet'], *EXTRAS['zstd'], *EXTRAS['quant'],
+                  'gguf', *EXTRAS['hf'], *EXTRAS['parquet'], *EXTRAS['zstd'], *EXTRAS['quant'],
                   *EXTRAS['optuna'], *EXTRAS['bleu']]
 
 setup(

@@ -54,6 +54,15 @@ CONFIGS = {
     'gpt_neox_serial': T.GPTNeoXConfig(
         **{name: size for name, size in SIZES.items() if name not in ('num_key_value_heads', 'pad_token_id')}, **UNTIED,
         **theta(100.0, partial_rotary_factor=0.25), use_parallel_residual=False, hidden_act='gelu_new'),
+    'gpt_oss': T.GptOssConfig(
+        **SIZES, **UNTIED, **ALTERNATING, head_dim=8, sliding_window=6, num_local_experts=6, num_experts_per_tok=2,
+        **theta(1000.0, rope_type='yarn', factor=4.0, original_max_position_embeddings=16, beta_fast=32.0,
+                beta_slow=1.0, truncate=False)),
+    'mixtral': T.MixtralConfig(**SIZES, **UNTIED, **theta(100.0), num_local_experts=4, num_experts_per_tok=2),
+    'qwen3_moe': T.Qwen3MoeConfig(**SIZES, **UNTIED, **theta(100.0), head_dim=8, num_experts=6, num_experts_per_tok=2,
+                                  moe_intermediate_size=24, norm_topk_prob=True),
+    'qwen3_moe_plain': T.Qwen3MoeConfig(**SIZES, **TIED, **theta(100.0), head_dim=8, num_experts=4,
+                                        num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=False),
     'smollm3': T.SmolLM3Config(**SIZES, **TIED, **theta(100.0), no_rope_layers=[1, 1, 0, 1]),
 }
 
@@ -93,6 +102,11 @@ def run(*directories):
         faults[directory] = {key: sorted(map(str, value)) for key, value in about.items() if value}
         ids = np.load(f'{directory}/tokens.npy')
         np.savez(f'{directory}/ran.npz', **outputs(model.eval(), ids))
+        if os.path.exists(f'{directory}/prompt.npy'):
+            prompt = torch.tensor(np.load(f'{directory}/prompt.npy'))
+            model.generation_config.eos_token_id = None
+            more = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64, do_sample=False)
+            np.save(f'{directory}/greedy.npy', more[:, prompt.shape[1]:].numpy())
     print(json.dumps(faults))
 
 

@@ -231,8 +231,23 @@ def test_patterns_repeat_over_the_depth():
     params, tokens = parameters(model), tokens_of(model)
     spelled = dataclasses.replace(model, pattern=(near, far, near))
     np.testing.assert_array_equal(forward(model, params, tokens), forward(spelled, params, tokens))
+    assert (spelled.stack._repetition(), model.stack._repetition()) == ((0, 2), (0, 2))
     other = dataclasses.replace(model, pattern=(near, far, far))
     assert not np.array_equal(forward(model, params, tokens), forward(other, params, tokens))
+
+
+def test_what_a_pattern_repeats_behind_other_layers_is_scanned():
+    model = dataclasses.replace(architectures.BIDIRECTIONAL['modern'], depth=7)
+    layers = model.pattern
+    model = dataclasses.replace(model, pattern=(*layers, *layers[1:]))
+    assert model.stack._repetition() == (1, 3)
+    rolled = dataclasses.replace(model, execution=Execution(unroll=1))
+    params, batch = parameters(model), packed_batch(model)
+    one, many = (slope(variant, params, batch) for variant in (rolled, model))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, many)
+    assert 'length=2' in str(jax.make_jaxpr(rolled.logits)(params, batch['inputs']))
+    expected = oracle.Decoder(model, oracle.double(params)).logits(batch['inputs'])
+    np.testing.assert_allclose(forward(rolled, params, batch['inputs']), expected, atol=1e-4)
 
 
 def test_block_attention_is_one_block(monkeypatch):

@@ -53,15 +53,16 @@ def test_a_batch_encodes_like_each_of_its_texts(name):
 
 @settings(max_examples=50)
 @given(st.text(st.sampled_from('a \n'), max_size=3), st.integers(60_000, 200_000))
-@example('a', 300_000)
+@example('a', 3_000_000)
 @example('a ', 150_000)
 @example('\n a', 150_000)
 @example('a\n', 150_000)
 def test_segments_add_up_and_are_bounded(unit, times):
     text = unit * times
     parts = list(plain.segments(text))
-    assert ''.join(parts) == text and all(0 < len(part) <= 2 ** 17 for part in parts)
-    assert len(text) <= 2 ** 17 or len(parts) > 1
+    bound = 2 ** 17 if ' ' in unit else 2 ** 21  # a cut inside of what nothing breaks changes ids
+    assert ''.join(parts) == text and all(0 < len(part) <= bound for part in parts)
+    assert len(text) <= bound or len(parts) > 1
     if unit == 'a\n':
         assert all(part.endswith('\n') for part in parts)
     if unit == 'a ':

@@ -1,6 +1,5 @@
 """Checkpoints in the formats of others: a config.json, and tensors by their Hugging Face names, one at a time."""
 import abc
-import functools
 import json
 import os
 from pathlib import Path
@@ -36,10 +35,8 @@ class Directory(Checkpoint):
     def __init__(self, path):
         self.path = Path(path)
         self.config = Settings(files.read_json(self.path / 'config.json', {}, 'give the directory of a model.'))
-        self.entries = {}
-        for file in self._files():
-            for name, entry in header(file).items():
-                self.entries[name] = (file, entry)
+        self.entries = {name: (file, entry) for file in self._files() for name, entry in header(file).items()}
+        self.maps = {file: np.memmap(file, np.uint8, 'r') for file, _ in self.entries.values()}
         self.shapes = {name: tuple(entry['shape']) for name, (_, entry) in self.entries.items()}
 
     def _files(self):
@@ -60,7 +57,7 @@ class Directory(Checkpoint):
         if entry['dtype'] not in DTYPES:
             raise config.Error(f'{name} in {file} is {entry["dtype"]}; those that are read: {", ".join(DTYPES)}.')
         first, last = entry['data_offsets']
-        return _mapped(file)[first:last].view(DTYPES[entry['dtype']]).reshape(entry['shape'])
+        return self.maps[file][first:last].view(DTYPES[entry['dtype']]).reshape(entry['shape'])
 
 
 def header(file):
@@ -88,11 +85,6 @@ def header(file):
         raise config.Error(f'{file} is {"truncated" if size < end else "longer than it should be"}: {size} bytes of '
                            f'{end}; fetch it again.')
     return entries
-
-
-@functools.lru_cache(4)
-def _mapped(file):
-    return np.memmap(file, np.uint8, 'r')
 
 
 class Writer:

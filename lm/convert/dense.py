@@ -5,7 +5,7 @@ hf: the dict of a config.json, checkpoints.Settings. Its defaults are those of t
 from lm import config
 from lm.convert.tables import Tensor
 from lm.models import Decoder, Embedding, Head, Layer
-from lm.nn import MLP, Attention, Gelu, Relu, Relu2, RMSNorm, Rope, Silu
+from lm.nn import MLP, Attention, Gelu, Relu, Relu2, RMSNorm, Rope, Silu, Yarn
 
 ACTIVATIONS = {'silu': Silu(), 'gelu_pytorch_tanh': Gelu(), 'gelu': Gelu(exact=True), 'relu': Relu(), 'relu2': Relu2(),
                'swish': Silu(), 'gelu_new': Gelu(), 'gelu_fast': Gelu()}
@@ -61,14 +61,22 @@ def rope(hf, kind=None):
             return Rope(factor=float(parameters['factor']), low=float(parameters['low_freq_factor']),
                         high=float(parameters['high_freq_factor']),
                         original=parameters['original_max_position_embeddings'], **fields)
+        case 'yarn' if not any(parameters.get(key) for key in ('attention_factor', 'mscale', 'mscale_all_dim')):
+            return Yarn(fields['base'], float(parameters['factor']), parameters['original_max_position_embeddings'],
+                        parameters.get('beta_fast') or 32.0, parameters.get('beta_slow') or 1.0,
+                        parameters.get('truncate', True))
         case other:
             raise config.Error(f'config.json has rope scaling {other!r}, which lm lacks; those that it has: default, '
-                               'linear, llama3.')
+                               'linear, llama3, yarn (without a factor of its own for attention).')
 
 
 def rope_parameters(position, partial=False):
-    """Returns the rope_parameters of a config.json for a Rope, and for NoPE those of any; partial: with its fraction.
+    """Returns the rope_parameters of a config.json for a Rope or Yarn, and for NoPE those of any; partial: with its fraction.
     """
+    if isinstance(position, Yarn):
+        return {'rope_type': 'yarn', 'rope_theta': position.base, 'factor': position.factor,
+                'original_max_position_embeddings': position.original, 'beta_fast': position.fast,
+                'beta_slow': position.slow, 'truncate': position.whole}
     if not isinstance(position, Rope):
         position = Rope()
     parameters = {'rope_type': 'default', 'rope_theta': position.base}

@@ -67,13 +67,13 @@ class File(checkpoints.Checkpoint):
         family = known[architecture]
         self.dialect, self.last = family.GGUF, None
         frequencies = stored.pop(FREQUENCIES, None)
-        self.stored = {self._name(name): entry for name, entry in stored.items()}
+        self.stored = {self.name(name): entry for name, entry in stored.items()}
         self.shapes = {name: shape for name, (shape, *_) in self.stored.items()}
         self.config = self._config(family, frequencies)
         self.shapes = {name: self._arranged(name, np.broadcast_to(np.int8(0), shape)).shape
                        for name, shape in self.shapes.items()}
 
-    def _name(self, name):
+    def name(self, name):
         """Returns the Hugging Face name of a tensor; one that is not known keeps its own."""
         number = re.match(r'blk\.(\d+)\.', name)
         stem, _, ending = name[number.end() if number else 0:].rpartition('.')
@@ -85,7 +85,7 @@ class File(checkpoints.Checkpoint):
         prefix, hf = f'{self.dialect.architecture}.', checkpoints.Settings()
         hf |= {'model_type': family.MODEL_TYPE, 'architectures': [family.ARCHITECTURE], 'hidden_act': 'silu',
                'vocab_size': len(self.metadata.get('tokenizer.ggml.tokens', ())),
-               'tie_word_embeddings': self._name('output.weight') not in self.shapes}
+               'tie_word_embeddings': self.name('output.weight') not in self.shapes}
         hf |= {theirs: _plain(self.metadata[prefix + key]) for key, theirs in self.dialect.keys.items()
                if prefix + key in self.metadata}
         hf |= self.dialect.complete(hf)

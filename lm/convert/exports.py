@@ -29,14 +29,14 @@ def directory_of(run, directory, step=0, trust=False):
     encoder = settings.data.tokenizer.fit(None, Path(run) / 'tokenizer')
     write(directory, tables.Binding(settings.model, family.TABLE), leaf)
     write_config(directory, family, hf, context=settings.data.context, encoder=encoder)
-    _keep_tokenizer(run, directory, encoder)
+    keep_tokenizer(run, directory, encoder)
     return family, reached
 
 
 def write_config(directory, family, hf, context, encoder=None):
     """Writes the config.json of a family's keys; context: how long a text may be where the model does not say."""
     hf = {'architectures': [family.ARCHITECTURE], 'model_type': family.MODEL_TYPE, 'dtype': 'float32',
-          'max_position_embeddings': context, 'pad_token_id': None, **hf}  # pad: some are past small vocabularies
+          'max_position_embeddings': context, 'pad_token_id': None, **hf}  # Phi-3's own is past a small vocabulary
     if encoder:
         hf |= {'bos_token_id': encoder.bos, 'eos_token_id': encoder.eos}
     (directory / 'config.json').write_text(json.dumps(hf, indent=2) + '\n')
@@ -95,7 +95,7 @@ def theirs(binding, leaf):
     for members in groups.values():
         arrays = [(parameter, leaf(path)) for path, parameter in members]
         for counts, name in members[0][1].names():
-            array = np.empty(binding.shapes[name], np.float32)
+            array = np.zeros(binding.shapes[name], np.float32)  # a tensor may have more rows than we
             for parameter, values in arrays:
                 place = parameter.view(array)
                 index = tuple(counts.get(letter, slice(None)) for letter in parameter.letters)
@@ -103,7 +103,7 @@ def theirs(binding, leaf):
             yield name, array
 
 
-def _keep_tokenizer(run, directory, encoder):
+def keep_tokenizer(run, directory, encoder):
     """Copies a run's tokenizer where it has a form that transformers reads, and says so where it has none."""
     source = Path(run) / 'tokenizer'
     own = next((own for own in tokenizers.FORMS.values() if (source / own).exists()), None)

@@ -8,16 +8,20 @@ import jax
 from lm import config, optim, trees
 from lm.convert import start, tokenizers
 from lm.data import Corpus, Source
-from lm.train import Config, checkpoint_stream, origin
+from lm.train import Config, MaskedLM, NextToken, checkpoint_stream, origin
 
 CONTEXT = 2048  # of the data, where config.json does not limit it to less
 
 
 @dataclass(frozen=True)
 class Elsewhere(Source):
-    """The text that a converted model was trained on, which is not there. origin: what was converted."""
+    """The text that a converted model was trained on, which is not there.
+
+    origin: what was converted. begins: whether a text began with the tokenizer's `bos` there.
+    """
 
     origin: str
+    begins: bool = False
 
     @property
     def label(self):
@@ -26,6 +30,9 @@ class Elsewhere(Source):
     def parts(self):
         raise config.Error(f'the run was converted from {self.origin} and has no text of its own; score some with '
                            'lm eval RUN --text=FILES, or train on from it with start=From(RUN).')
+
+    def prefix(self, encoder):
+        return [encoder.bos] if self.begins and encoder.bos is not None else super().prefix(encoder)
 
     def fingerprint(self):
         return config.fingerprint(['elsewhere', self.origin])
@@ -41,14 +48,16 @@ def run_of(path, directory):
     model = start.model_of(checkpoint)
     binding, tensor = start.bound(checkpoint, model)
     kept = tokenizers.of(checkpoint)
-    check_empty(directory)
-    tokenizer, encoder = tokenizers.keep(kept, directory / 'tokenizer')
+    encoder = tokenizers.encoder(kept)
     if encoder.size > model.vocab:
         raise config.Error(f'the tokenizer of {path} has {encoder.size} tokens and the embedding {model.vocab} rows; '
                            'put the tokenizer there that the weights were trained with.')
-    text = Elsewhere(str(path))
+    check_empty(directory)
+    tokenizer = tokenizers.keep(kept, directory / 'tokenizer')
+    text = Elsewhere(str(path), kept.begins)
     context = min(checkpoint.config.get('max_position_embeddings') or model.limit or CONTEXT, CONTEXT)
-    settings = Config(model, Corpus(text, text, tokenizer, context, 1), optim.AdamW(), steps=1)
+    objective = NextToken() if model.causal else MaskedLM(mask=encoder.vocabulary[kept.mask] if kept.mask else -1)
+    settings = Config(model, Corpus(text, text, tokenizer, context, 1), optim.AdamW(), 1, objective)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
 
     def streamed(path):

@@ -13,12 +13,14 @@ from lm.convert import layouts
 class Tensor(NamedTuple):
     """A tensor of theirs: its name, the layout of its axes (layouts), and what is added to its values to give ours.
 
-    Letters in braces, of axes that are no axes of it, count: 'model.layers.{L}.mlp.experts.{E}.w1.weight'.
+    Letters in braces, of axes that are no axes of it, count: 'model.layers.{L}.mlp.experts.{E}.w1.weight'. first: the
+    first layer that has one; what those before it have here is not used, and 0.
     """
 
     name: str
     layout: str = 'B'
     plus: float = 0.0
+    first: int = 0
 
 
 class Parameter(NamedTuple):
@@ -41,7 +43,8 @@ class Parameter(NamedTuple):
         """Yields ({letter: number}, name) of each of their tensors."""
         for numbers in itertools.product(*(range(self.sizes[letter]) for letter in self.counted)):
             counts = dict(zip(self.counted, numbers, strict=True))
-            yield counts, self.tensor.name.format(**counts)
+            if counts.get('L', self.tensor.first) >= self.tensor.first:
+                yield counts, self.tensor.name.format(**counts)
 
     def view(self, array):
         """Returns a view of one of their tensors with the axes `rest`."""
@@ -59,6 +62,8 @@ class Parameter(NamedTuple):
         inner = tuple(slice(ranges[letter].start, ranges[letter].stop) for letter in self.rest)
         for numbers in itertools.product(*(ranges[letter] for letter in self.counted)):
             counts = dict(zip(self.counted, numbers, strict=True))
+            if counts.get('L', self.tensor.first) < self.tensor.first:
+                continue
             part = self.view(tensor(self.tensor.name.format(**counts)))[inner]
             place = tuple(counts[letter] - ranges[letter].start if letter in counts else slice(0, size)
                           for letter, size in self._places(part))

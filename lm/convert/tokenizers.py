@@ -1,5 +1,6 @@
 """The tokenizer that came with a checkpoint: its files, or what the metadata of a GGUF file says of it."""
 import json
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ FORMS = {'tokenizer.json': 'tokenizer.json', 'tokenizer.model': 'sentencepiece.m
 FILES = (*FORMS, ABOUT, TEMPLATE)
 TOKENS, TYPES = 'tokenizer.ggml.tokens', 'tokenizer.ggml.token_type'
 CONTROL, USER, BYTE = 3, 4, 6  # types of tokens in GGUF, those of SentencePiece
+SEPARATOR = 'seperator'  # as GGUF spells it
 _WORDS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LETTERS = r'|[^\r\n\p{L}\p{N}]?\p{L}+|'
 _REST = r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
@@ -32,7 +34,9 @@ def of_gguf(metadata, path):
         return {'tokenizer.json': json.dumps(_byte_pairs(metadata, path), ensure_ascii=False).encode()}
     if kind == 'llama':
         return {'tokenizer.model': _pieces(metadata)}
-    raise config.Error(f'{path} has a tokenizer of kind {kind}; those that are read: gpt2, llama.')
+    if kind == 'bert':
+        return {'tokenizer.json': json.dumps(_word_pieces(metadata), ensure_ascii=False).encode()}
+    raise config.Error(f'{path} has a tokenizer of kind {kind}; those that are read: gpt2, llama, bert.')
 
 
 def _byte_pairs(metadata, path):
@@ -49,13 +53,42 @@ def _byte_pairs(metadata, path):
     added = [{'id': number, 'content': token, 'single_word': False, 'lstrip': False, 'rstrip': False,
               'normalized': False, 'special': kind == CONTROL}
              for number, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind in (CONTROL, USER)]
-    return {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added, 'normalizer': None,
+    composed = {'type': 'NFC'} if pre == 'qwen2' else None
+    return {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added, 'normalizer': composed,
             'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [*splits, coded]}, 'post_processor': None,
             'decoder': {**coded, 'add_prefix_space': True, 'use_regex': True},
             'model': {'type': 'BPE', 'dropout': None, 'unk_token': None, 'continuing_subword_prefix': None,
                       'end_of_word_suffix': None, 'fuse_unk': False, 'byte_fallback': False,
+                      'ignore_merges': pre == 'llama-bpe',
                       'vocab': {token: number for number, token in enumerate(tokens)},
                       'merges': [merge.split(' ', 1) for merge in metadata['tokenizer.ggml.merges']]}}
+
+
+def _word_pieces(metadata):
+    """Returns the tokenizer.json, a dict, of BERT's uncased word pieces.
+
+    llama.cpp writes the pieces that begin a word with '▁' and others without '##', and lower-cases all text.
+    """
+    tokens = [token if re.fullmatch(r'\[.+\]', token) else token[1:] if token.startswith('▁') else f'##{token}'
+              for token in metadata[TOKENS]]
+    first, last, unknown = (tokens[metadata[f'tokenizer.ggml.{kind}_token_id']]
+                            for kind in ('cls', SEPARATOR, 'unknown'))
+    added = [{'id': number, 'content': token, 'single_word': False, 'lstrip': False, 'rstrip': False,
+              'normalized': False, 'special': True}
+             for number, token in enumerate(tokens) if token in ('[PAD]', '[MASK]', first, last, unknown)]
+    single = [{'SpecialToken': {'id': first, 'type_id': 0}}, {'Sequence': {'id': 'A', 'type_id': 0}},
+              {'SpecialToken': {'id': last, 'type_id': 0}}]
+    return {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added, 'normalizer': {
+        'type': 'BertNormalizer', 'clean_text': True, 'handle_chinese_chars': True, 'strip_accents': None,
+        'lowercase': True}, 'pre_tokenizer': {'type': 'BertPreTokenizer'}, 'post_processor': {
+            'type': 'TemplateProcessing', 'single': single, 'pair': [
+                *single, {'Sequence': {'id': 'B', 'type_id': 1}}, {'SpecialToken': {'id': last, 'type_id': 1}}],
+            'special_tokens': {token: {'id': token, 'ids': [tokens.index(token)], 'tokens': [token]}
+                               for token in (first, last)}},
+            'decoder': {'type': 'WordPiece', 'prefix': '##', 'cleanup': True},
+            'model': {'type': 'WordPiece', 'unk_token': unknown, 'continuing_subword_prefix': '##',
+                      'max_input_chars_per_word': 100,
+                      'vocab': {token: number for number, token in enumerate(tokens)}}}
 
 
 def _pieces(metadata):
@@ -80,11 +113,13 @@ def _pieces(metadata):
 
 
 class Kept(NamedTuple):
-    """A tokenizer: its files, {name: bytes}; eos and bos, the tokens, '' where there is none."""
+    """A tokenizer: its files, {name: bytes}; eos, bos, mask: tokens, '' for none; whether a text begins with bos."""
 
     files: dict
     eos: str = ''
     bos: str = ''
+    begins: bool = False
+    mask: str = ''
 
 
 def about(**tokens):
@@ -106,7 +141,8 @@ def of(checkpoint):
         def named(kind):
             number = metadata.get(f'tokenizer.ggml.{kind}_token_id', -1)
             return metadata[TOKENS][number] if 0 <= number < len(metadata[TOKENS]) else ''
-        kept = Kept(content, named('eos'), named('bos'))
+        begins = metadata.get('tokenizer.ggml.add_bos_token', metadata['tokenizer.ggml.model'] in ('llama', 'bert'))
+        kept = Kept(content, named('eos') or named(SEPARATOR), named('bos') or named('cls'), begins, named('mask'))
         return kept._replace(files=content | {ABOUT: about(eos_token=kept.eos, bos_token=kept.bos)})
     return _of_directory(checkpoint.path)
 
@@ -123,21 +159,37 @@ def _of_directory(path):
     def spelled(key):
         token = settings.get(key) or ''
         return token if isinstance(token, str) else token.get('content', '')
-    return Kept(content, spelled('eos_token'), spelled('bos_token'))
+    bos = spelled('bos_token') or spelled('cls_token')
+    framed = json.dumps(files.parse_json(content.get('tokenizer.json', b'{}'), {}).get('post_processor'))
+    begins = settings.get('add_bos_token', 'tokenizer.model' in content or (bos and json.dumps(bos) in framed))
+    return Kept(content, spelled('eos_token') or spelled('sep_token'), bos, bool(begins), spelled('mask_token'))
 
 
 def keep(kept, directory):
-    """Writes the files of a tokenizer into that directory of a run; returns (Tokenizer, its Encoder)."""
-    directory.mkdir(parents=True)
-    name = next(name for name in FORMS if name in kept.files)
-    own = FORMS[name]
-    place = directory / own
-    with tempfile.TemporaryDirectory() as folder:  # fit seals what it copies
-        (Path(folder) / name).write_bytes(kept.files[name])
-        source = str(Path(folder) / name)
-        tokenizer = SentencePiece(model=source) if own != name else HuggingFace(source, kept.eos, kept.bos)
-        encoder = tokenizer.fit((), directory)
+    """Writes the files of a tokenizer into that directory of a run and returns the Tokenizer, read from there."""
+    tokenizer, _ = _fitted(kept, directory)
+    name, own = _form(kept)
     for other in kept.files.keys() - {name}:
         (directory / other).write_bytes(kept.files[other])
-    field = 'model' if own != name else 'file'
-    return replace(tokenizer, **{field: str(place.absolute())}), encoder
+    field = 'file' if own == name else 'model'
+    return replace(tokenizer, **{field: str((directory / own).absolute())})
+
+
+def encoder(kept):
+    """Returns the Encoder of a tokenizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _fitted(kept, Path(folder) / 'fitted')[1]
+
+
+def _form(kept):
+    return next((name, own) for name, own in FORMS.items() if name in kept.files)
+
+
+def _fitted(kept, directory):
+    """Returns (Tokenizer, Encoder), kept in a directory."""
+    name, own = _form(kept)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / name
+        source.write_bytes(kept.files[name])
+        tokenizer = HuggingFace(str(source), kept.eos, kept.bos) if own == name else SentencePiece(model=str(source))
+        return tokenizer, tokenizer.fit((), directory)

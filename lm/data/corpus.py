@@ -92,7 +92,7 @@ class Corpus:
 
         They are the end token, of the document before, whatever the packing; none where a tokenizer has no end token.
         """
-        return [] if encoder.eos is None else [encoder.eos]
+        return self.train.prefix(encoder)
 
     def _cut(self, part, encoder):
         if part.tokens.size <= self.context:

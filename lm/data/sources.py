@@ -81,6 +81,10 @@ class Source:
         """Yields the documents alone."""
         return (record for record in self.records() if isinstance(record, Document))
 
+    def prefix(self, encoder) -> list[int]:
+        """Returns the ids that stand before the first token of a document, see Corpus.prefix."""
+        return [] if encoder.eos is None else [encoder.eos]
+
     def parts(self) -> tuple[tuple['Source', float], ...]:
         """Returns (leaf source, weight) pairs: a plain source is one leaf of weight 1."""
         return ((self, 1.0),)

@@ -1,5 +1,4 @@
 """The block stack: a Layer is a value, a Stack repeats a pattern of them over its depth. x [B T D] -> x."""
-import abc
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from flax.errors import NameInUseError
 from jax.ad_checkpoint import checkpoint_name
 
 from lm import config
+from lm.models.residuals import PreNorm, Residual
 from lm.nn import memory
 from lm.nn.context import Context, Execution
 from lm.nn.dropout import dropout
@@ -18,67 +18,6 @@ from lm.nn.norms import Norm, RMSNorm
 from lm.nn.taps import Tap
 from lm.nn.weights import apply, declare, normal, repeated
 from lm.parallel import pipeline, sharding
-
-
-@dataclass(frozen=True)
-class Residual(abc.ABC):
-    """Base of the ways in which a sublayer f, a norm and the residual stream x are wired.
-
-    `norm(suffix)` declares a norm, a Normaliser; f(x, norm or None) -> (y, extra) applies it to its input, so that
-    attention can recompute it with its projections, late (memory.checkpoint_late).
-    """
-
-    normalised = False  # whether the stream leaves a layer normalised, so that no norm follows the last
-
-    def __post_init__(self):
-        config.check(self)
-
-    @abc.abstractmethod
-    def branch(self, f, x, norm):
-        """Returns (what f adds to the stream, extra)."""
-
-    def join(self, x, y, norm):
-        """Returns the stream x with y added."""
-        return x + y
-
-
-@dataclass(frozen=True)
-class PreNorm(Residual):
-    """x + f(norm(x)): GPT-2, Llama."""
-
-    def branch(self, f, x, norm):
-        return f(x, norm('norm'))
-
-
-@dataclass(frozen=True)
-class PostNorm(Residual):
-    """norm(x + f(x)): the original Transformer (Vaswani et al. 2017), BERT."""
-
-    normalised = True
-
-    def branch(self, f, x, norm):
-        return f(x, None)
-
-    def join(self, x, y, norm):
-        return norm('norm')(x + y)
-
-
-@dataclass(frozen=True)
-class OutputNorm(Residual):
-    """x + norm(f(x)): OLMo 2."""
-
-    def branch(self, f, x, norm):
-        y, extra = f(x, None)
-        return norm('post_norm')(y), extra
-
-
-@dataclass(frozen=True)
-class SandwichNorm(Residual):
-    """x + norm(f(norm(x))): Gemma 2 and 3."""
-
-    def branch(self, f, x, norm):
-        y, extra = f(x, norm('norm'))
-        return norm('post_norm')(y), extra
 
 
 @dataclass(frozen=True)
@@ -160,7 +99,8 @@ class Outputs(NamedTuple):
 class Stack:
     """`depth` layers that repeat a pattern: a scan over its repeats, layers of one pattern static inside.
 
-    Layers of a pattern may differ in all but the names and shapes of their weights, which are stacked [L ...].
+    Layers of a pattern may differ in all but the names and shapes of their weights, which are stacked [L ...]. Of a
+    pattern that names all layers, what it repeats itself is scanned.
     """
 
     pattern: tuple[Layer, ...]
@@ -229,33 +169,50 @@ class Stack:
 
     def _run(self, layers, x, context, angles, *, tables, execution, capture):
         """Returns (x, Outputs) of the layers [L ...] whose (parameters, key, cache, edits) are given."""
-        period, count = len(self.pattern), len(jax.tree.leaves(layers)[0])
-        repeats, rest = divmod(count, period)
+        count = len(jax.tree.leaves(layers)[0])
+        lead, period = self._repetition() if count == self.depth else (0, len(self.pattern))
+        repeats, rest = divmod(count - lead, period)
         unroll = self._unroll(execution, repeats)
 
         def run_layer(x, number, own, in_loop=unroll == 1):
+            number %= len(self.pattern)
             step = partial(self._step, self.pattern[number], execution=execution, capture=capture)
             step = memory.rematerialise(step, execution.remat, in_loop)
             return step(x, own, context._replace(angles=angles[number], table=tables[number]))
 
+        def run_each(x, numbers):
+            parts = []
+            for number in numbers:
+                x, out = run_layer(x, number, jax.tree.map(lambda a, number=number: a[number], layers), False)
+                parts.append(jax.tree.map(lambda new: new[None], out))
+            return x, parts
+
         def repeat(x, layers):
             if period == 1:
-                return run_layer(x, 0, layers)
+                return run_layer(x, lead, layers)
             outputs = []
             for number in range(period):
-                x, out = run_layer(x, number, jax.tree.map(lambda a, number=number: a[number], layers))
+                x, out = run_layer(x, lead + number, jax.tree.map(lambda a, number=number: a[number], layers))
                 outputs.append(out)
             return x, jax.tree.map(lambda *arrays: jnp.stack(arrays), *outputs)
-        whole = layers if not rest else jax.tree.map(lambda a: a[:repeats * period], layers)
+        x, before = run_each(x, range(lead))
+        whole = jax.tree.map(lambda a: a[lead:lead + repeats * period], layers) if lead or rest else layers
         if period > 1:
             whole = jax.tree.map(lambda a: a.reshape(repeats, period, *a.shape[1:]), whole)
         x, outputs = jax.lax.scan(repeat, x, whole, unroll=unroll)
         if period > 1:
             outputs = jax.tree.map(lambda a: a.reshape(repeats * period, *a.shape[2:]), outputs)
-        for number in range(rest):
-            x, out = run_layer(x, number, jax.tree.map(lambda a, at=repeats * period + number: a[at], layers), False)
-            outputs = jax.tree.map(lambda a, new: jnp.concatenate([a, new[None]]), outputs, out)
-        return x, outputs
+        x, after = run_each(x, range(count - rest, count))
+        return x, jax.tree.map(lambda *arrays: jnp.concatenate(arrays) if lead or rest else arrays[0],
+                               *before, outputs, *after)
+
+    def _repetition(self):
+        """Returns (how many layers stand before those that repeat, how many repeat) of a pattern."""
+        size = len(self.pattern)
+        if size < self.depth:
+            return 0, size
+        return min(((lead, period) for lead in range(size) for period in range(1, size - lead + 1)
+                    if all(map(_alike, self.pattern[lead + period:], self.pattern[lead:]))), key=sum)
 
     def _step(self, layer, x, own, context, *, execution, capture):
         """Returns (x, Outputs) of one layer with its own (parameters, key, cache, edits)."""
@@ -290,3 +247,11 @@ class Stack:
                                                           for leaf, rowwise in zip(leaves, split, strict=True)]))
         x, outputs = pipeline.run(run_stage, schedule, layers, x, rows)
         return sharding.constrain(x, 'rows', 'stream', None), outputs
+
+
+def _alike(one, other):
+    """Returns whether two layers are known to be equal."""
+    try:
+        return one == other
+    except jax.errors.TracerBoolConversionError:  # a sweep traces a number of one
+        return False

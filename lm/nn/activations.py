@@ -19,6 +19,10 @@ class Activation(abc.ABC):
     def __call__(self, x):
         """Returns the activation of every entry of x."""
 
+    def gate(self, gate, up):
+        """Returns what a gated sublayer makes of the two that it projects to."""
+        return self(gate) * up
+
 
 @dataclass(frozen=True)
 class Gelu(Activation):
@@ -36,6 +40,21 @@ class Silu(Activation):
 
     def __call__(self, x):
         return jax.nn.silu(x)
+
+
+@dataclass(frozen=True)
+class ClampedSilu(Activation):
+    """x times the sigmoid of `steepness` x, x at most `limit`; gated by what is within it, plus 1: gpt-oss."""
+
+    steepness: config.Positive = 1.702
+    limit: config.Positive = 7.0
+
+    def __call__(self, x):
+        x = jnp.minimum(x, self.limit)
+        return x * jax.nn.sigmoid(self.steepness * x)
+
+    def gate(self, gate, up):
+        return self(gate) * (jnp.clip(up, -self.limit, self.limit) + 1)
 
 
 @dataclass(frozen=True)

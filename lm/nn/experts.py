@@ -20,7 +20,8 @@ class Experts(FeedForward):
     """`count` experts of `ff` hidden units; each token uses `top_k` of them (Shazeer et al. 2017, arXiv:1701.06538).
 
     shared: how many more every token uses (Dai et al. 2024, arXiv:2401.06066). router: what turns its logits into
-    scores; normalised: the weights of a token's experts sum to one, times `scale`. balance and z_loss: coefficients of
+    scores; normalised: the weights of a token's experts sum to one, times `scale`. bias: of the router and of every
+    projection. balance and z_loss: coefficients of
     the load-balance loss (Fedus et al. 2021, arXiv:2101.03961) and the router's z-loss (Zoph et al. 2022,
     arXiv:2202.08906). bias_rate: after each step the bias that joins the choice, not the weights, moves by this much
     towards even loads, without a loss (Wang et al. 2024, arXiv:2408.15664). capacity_factor: rows that a device can
@@ -36,6 +37,7 @@ class Experts(FeedForward):
     router: Literal['softmax', 'sigmoid'] = 'softmax'
     normalised: bool = True
     scale: config.Positive = 1.0
+    bias: bool = False
     balance: config.NonNegative = 0.01
     z_loss: config.NonNegative = 0.0
     bias_rate: config.NonNegative = 0.0
@@ -77,12 +79,29 @@ class Experts(FeedForward):
         down_axes = {'experts': self.count, 'ff': self.ff, 'embed': x.shape[-1]}
         weights = [weight(scope, name, axes, INIT, execution.dtype) for name in ('gate', 'up')[1 - self.gated:]]
         weights.append(weight(scope, 'down', down_axes, init, execution.dtype))
-        return expert_dispatch.over_mesh(
+        shift = 0
+        if self.bias:
+            x, weights[:-1], shift = self._biased(scope, x, ids, gates, weights[:-1], execution.dtype)
+        return shift + expert_dispatch.over_mesh(
             partial(expert_dispatch.apply, self), x, ids, gates.astype(x.dtype), weights), measured
+
+    def _biased(self, scope, x, ids, gates, ins, dtype):
+        """Returns (x with a column of ones, the matrices of its projections with their biases as one more row, what the
+        biases of the outputs add).
+        """
+        names = ('gate', 'up')[1 - self.gated:]
+        biases = [weight(scope, f'{name}_bias', {'experts': self.count, 'ff': self.ff}, fill(0.0), dtype).value
+                  for name in names]
+        ins = [w.replace(value=jnp.concatenate([w.value, bias[:, None]], 1))
+               for w, bias in zip(ins, biases, strict=True)]
+        out = weight(scope, 'down_bias', {'experts': self.count, 'embed': x.shape[-1]}, fill(0.0), dtype).value
+        share = jnp.einsum('BTkE,BTk->BTE', jax.nn.one_hot(ids, self.count), gates).astype(x.dtype)
+        ones = jnp.ones((*x.shape[:-1], 1), x.dtype)
+        return jnp.concatenate([x, ones], -1), ins, jnp.einsum('BTE,ED->BTD', share, out)
 
     def activate(self, gate, up=None):
         """Returns the hidden units [m F] of what gate, if gated, and up give."""
-        return self.activation(gate) if up is None else self.activation(gate) * up
+        return self.activation(gate) if up is None else self.activation.gate(gate, up)
 
     def _route(self, scope, x, token_weights):
         """Returns (weights [B T top_k] in float32, experts [B T top_k], measurements) for tokens x [B T D]."""
@@ -93,6 +112,8 @@ class Experts(FeedForward):
             return jnp.mean(values, (0, 1))
         table = weight(scope, 'router', {'embed': x.shape[-1], 'routes': self.count}, INIT)
         logits = einsum('BTD,DE->BTE', x.astype(jnp.float32), table)
+        if self.bias:
+            logits += weight(scope, 'routes_bias', {'routes': self.count}, fill(0.0)).value
         scores = jax.nn.sigmoid(logits) if self.router == 'sigmoid' else jax.nn.softmax(logits)
         choice = jax.lax.stop_gradient(scores)
         if self.bias_rate:

@@ -39,7 +39,8 @@ class Attention:
     causal: a query sees no later key. window: it sees itself and window - 1 keys before it (and after, where not
     causal); 0 for all. scale: of the scores, None for 1/sqrt(H). softcap: scores become c * tanh(scores / c). qk_norm:
     of queries and keys, over each head or over all heads at once. bias: of queries, keys and values ('qkv'), or of the
-    output too ('all').
+    output too ('all'). sink: each head has a trained score beside those of its keys, which takes its share of the
+    softmax and gives nothing (Xiao et al. 2023, arXiv:2309.17453).
     """
 
     heads: config.Size = 6
@@ -53,6 +54,7 @@ class Attention:
     qk_norm: Norm = field(default_factory=NoNorm)
     qk_norm_over: Literal['head', 'heads'] = 'head'
     bias: Literal['none', 'qkv', 'all'] = 'none'
+    sink: bool = False
 
     def __post_init__(self):
         if isinstance(self.position, AbsolutePosition):
@@ -125,7 +127,8 @@ class Attention:
             cache = jax.tree.map(partial(_write, index=context.index), cache, (key, value))
             if context.index is not None:
                 key, value = cache
-        mixed = attention.attend(query, key, value, self._spec(context, execution.kernel))
+        sink = weight(scope, 'sink', {'heads': self.heads}, fill(0.0)).value if self.sink else None
+        mixed = attention.attend(query, key, value, self._spec(context, execution.kernel, sink))
         out = weight(scope, 'out', {**heads, 'embed': x.shape[-1]}, init, execution.dtype)
         y = reductions.scatter_stream(einsum('BTNH,NHD->BTD', mixed, out, execution.precision))
         if self.bias == 'all':
@@ -144,7 +147,7 @@ class Attention:
             return self.qk_norm(scope, name, x)
         return self.qk_norm(scope, name, x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
-    def _spec(self, context, kernel):
+    def _spec(self, context, kernel, sink):
         others = context.segments if context.memory is None else context.memory_segments
         queries = context.segments
         if queries is None and others is not None:
@@ -154,7 +157,7 @@ class Attention:
             segments=None if others is None else (queries, others),
             prefix=context.prefix if context.memory is None else None,
             bias=None if context.table is None else (context.table, self.position.score),
-            kernel=kernel, zigzag=context.zigzag)
+            sink=sink, kernel=kernel, zigzag=context.zigzag)
 
 
 def _write(slots, new, index):
@@ -232,4 +235,4 @@ class MLP(FeedForward):
 
     def activate(self, up, gate=None):
         """Returns the hidden units [... F] of what up and, if gated, gate give."""
-        return self.activation(up) if gate is None else self.activation(gate) * up
+        return self.activation(up) if gate is None else self.activation.gate(gate, up)

@@ -136,6 +136,40 @@ class Rope(Position):
 
 
 @dataclass(frozen=True)
+class Yarn(Position):
+    """Rope stretched by `factor` beyond `original` positions where a pair turns fewer than `slow` times in them, not at
+    all where more than `fast`, and linearly by the pair's number between (Peng et al. 2023, arXiv:2309.00071).
+
+    Queries and keys grow by 0.1 ln(factor) + 1 each. whole: pairs at the ends of the ramp are rounded to whole numbers.
+    """
+
+    base: Annotated[float, config.Interval(1, ends='(]')] = 10000.0
+    factor: Annotated[float, config.Interval(1, ends='(]')] = 32.0
+    original: config.Size = 4096
+    fast: config.Positive = 32.0
+    slow: config.Positive = 1.0
+    whole: bool = True
+
+    def check(self, head_size):
+        Rope(self.base).check(head_size)
+
+    def frequencies(self, head_size):
+        """Returns the radians per position [H / 2]."""
+        half = head_size // 2
+        low, high = (half * math.log(self.original / (turns * 2 * math.pi)) / math.log(self.base)
+                     for turns in (self.fast, self.slow))
+        if self.whole:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, head_size - 1)
+        stretched = jnp.clip((jnp.arange(half) - low) / max(high - low, 0.001), 0, 1)
+        return Rope(self.base).frequencies(head_size) * (1 - stretched + stretched / self.factor)
+
+    def angles(self, positions, head_size):
+        angle, growth = positions[..., None] * self.frequencies(head_size), 0.1 * math.log(self.factor) + 1
+        return growth * jnp.sin(angle), growth * jnp.cos(angle)
+
+
+@dataclass(frozen=True)
 class Alibi(Position):
     """A penalty on attention that grows linearly with distance, steeper in some heads (Press et al. 2021)."""
 

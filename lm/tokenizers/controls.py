@@ -53,6 +53,9 @@ class ControlEncoder(Encoder):
     def controls(self):
         return self.encoder.controls | frozenset(range(self.encoder.size, self.size))
 
+    def whole(self, text):
+        return self.encoder.whole(text)
+
     def split(self, text):
         return self.encoder.split(text)
 

@@ -14,8 +14,8 @@ from lm.config import files, paths
 from lm.config.files import require
 from lm.tokenizers.plain import Encoder, Tokenizer, hashed, kept
 
-_EOS = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '<｜end▁of▁sentence｜>', '[EOS]')
-_BOS = ('<|begin_of_text|>', '<s>', '<bos>', '<｜begin▁of▁sentence｜>', '[BOS]')
+_EOS = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '<｜end▁of▁sentence｜>', '[EOS]', '[SEP]')
+_BOS = ('<|begin_of_text|>', '<s>', '<bos>', '<｜begin▁of▁sentence｜>', '[BOS]', '[CLS]')
 _CONTROL = re.compile(r'<.+>|\[.+\]|\|.+\|', re.DOTALL)
 
 
@@ -119,6 +119,9 @@ class JsonEncoder(Encoder):
     def encode_segments(self, texts):
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, self.dtype) for encoding in encodings]
+
+    def whole(self, text):
+        return np.array(self._tokenizer.encode(text, add_special_tokens=True).ids, self.dtype)
 
     def decode(self, ids):
         return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=True)

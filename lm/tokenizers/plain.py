@@ -18,7 +18,7 @@ import numpy as np
 from lm import config
 from lm.config import checksums, files
 
-_SEGMENT = 2 ** 16
+_SEGMENT, _LONGEST = 2 ** 16, 2 ** 21
 _WORD_CONTROLS = ('<unk>', '<eos>')
 _REMEDY = 'restore it from a copy, or remove its directory where the training text is there to make it again.'
 _BREAK = re.compile(r'(?<=\S)\n(?=\S)')
@@ -51,6 +51,11 @@ class Encoder:
     def encode_batch(self, texts):
         """Returns the ids of each of `texts`."""
         return [self.encode(text) for text in texts]
+
+    def whole(self, text):
+        """Returns the ids of a text that stands by itself, among control tokens where those are part of the tokenizer.
+        """
+        return self.encode(text)
 
     def split(self, text):
         """Returns an iterable of the pieces of `text` that are encoded by themselves."""
@@ -105,15 +110,15 @@ class Encoder:
 
 
 def segments(text):
-    """Yields consecutive pieces of some 65,000 characters that add up to `text`.
+    """Yields consecutive pieces of some 65,000 characters that add up to `text`, of up to 2M where nothing breaks them.
 
     They begin after a single line break, or else at a space: where a token begins in any case.
     """
     start = 0
     while len(text) - start > 2 * _SEGMENT:
         least, most = start + _SEGMENT, start + 2 * _SEGMENT
-        line, space = _BREAK.search(text, least, most), text.find(' ', least, most)
-        stop = line.end() if line else max(space, least)
+        line, space = _BREAK.search(text, least, most), text.find(' ', least, start + _LONGEST)
+        stop = line.end() if line else space if space >= 0 else start + _LONGEST
         yield text[start:stop]
         start = stop
     if start < len(text):

@@ -8,10 +8,10 @@ where read(write(model)) is that model.
 import functools
 import importlib
 import pathlib
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from lm import config
-from lm.nn import Execution
+from lm.nn import Execution, Experts
 
 
 @functools.cache
@@ -39,7 +39,7 @@ def of(hf, path):
 def fitting(model):
     """Returns (family, hf) of the first family that can hold a model; raises config.Error that says what hinders.
 
-    How a model is computed, and its dropout, is no part of a checkpoint.
+    How a model is computed, its dropout, and what balances experts in training are no part of a checkpoint.
     """
     wanted, hindered = canonical(model), {}
     for name, family in known().items():
@@ -63,7 +63,7 @@ def canonical(model):
     if not hasattr(model, 'pattern'):
         return replace(model, execution=Execution())
     layers = tuple(_spelled(model.layers[i % len(model.layers)], model.width) for i in range(model.depth))
-    plain = type(model.layers[0])()
+    plain = next(field.default_factory() for field in fields(model) if field.name == 'layer')
     return replace(model, pattern=layers, layer=plain, execution=Execution(),
                    embedding=replace(model.embedding, dropout=0.0))
 
@@ -72,5 +72,6 @@ def _spelled(layer, width):
     size = layer.attention.head_size(width)
     attention = replace(layer.attention, kv_heads=layer.attention.num_kv_heads, head_dim=size,
                         scale=layer.attention.scale or size ** -0.5)
-    mlp = replace(layer.mlp, ff=layer.mlp.hidden(width)) if hasattr(layer.mlp, 'hidden') else layer.mlp
+    mlp = replace(layer.mlp, balance=0.0, z_loss=0.0, capacity_factor=0.0) if isinstance(layer.mlp, Experts) else \
+        replace(layer.mlp, ff=layer.mlp.hidden(width))
     return replace(layer, attention=attention, mlp=mlp, dropout=0.0)

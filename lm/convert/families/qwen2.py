@@ -9,9 +9,11 @@ GGUF = dialects.Dialect('qwen2')
 def read(hf, **fields):
     """Returns the Decoder; fields: of its Attention."""
     def window(number):
+        if not hf.get('use_sliding_window'):
+            return 0
         types = hf.get('layer_types')
         slides = types[number] == 'sliding_attention' if types else number >= hf['max_window_layers']
-        return hf['sliding_window'] if hf.get('use_sliding_window') and slides else 0
+        return hf['sliding_window'] if slides else 0
     fields = {'bias': 'qkv', **fields}
     return dense.decoder(hf, [dense.layer(hf, dense.attention(hf, window=window(number), **fields))
                               for number in range(hf['num_hidden_layers'])])

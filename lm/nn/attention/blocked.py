@@ -38,7 +38,7 @@ def _grouped(query, key, value, spec, block):
     key, value = jnp.moveaxis(key, 1, 2), jnp.moveaxis(value, 1, 2)
     if block == length:
         at = jnp.arange(length) if spec.index is None else spec.index
-        mixed = _mix(masking.scores(query, key, spec, at, jnp.arange(key.shape[2])), value)
+        mixed = _mix(masking.scores(query, key, spec, at, jnp.arange(key.shape[2])), value, spec.sink)
     else:
         def run(start):
             return jax.checkpoint(partial(_block, spec=spec, span=(start, start + block)))(query, key, value)
@@ -55,11 +55,15 @@ def _block(query, key, value, spec, span):
         spec = replace(spec, segments=(queries[:, start:stop], keys[:, first:stop]))
     at, among = jnp.arange(start, stop), jnp.arange(first, stop)
     return _mix(masking.scores(query[..., start:stop, :], key[..., first:stop, :], spec, at, among),
-                value[..., first:stop, :])
+                value[..., first:stop, :], spec.sink)
 
 
-def _mix(scores, value):
-    return jnp.einsum('BKGTS,BKSH->BKGTH', _softmax(scores).astype(value.dtype), value)
+def _mix(scores, value, sink):
+    if sink is None:
+        return jnp.einsum('BKGTS,BKSH->BKGTH', _softmax(scores).astype(value.dtype), value)
+    column = jnp.broadcast_to(sink.reshape(*scores.shape[1:3], 1, 1), (*scores.shape[:-1], 1))
+    weights = _softmax(jnp.concatenate([scores, column.astype(scores.dtype)], -1))[..., :-1]
+    return jnp.einsum('BKGTS,BKSH->BKGTH', weights.astype(value.dtype), value)
 
 
 @jax.custom_vjp

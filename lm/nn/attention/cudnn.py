@@ -18,6 +18,8 @@ def unsupported(query, key, spec, platform):
         return 'it does not support a prefix that is seen from before it'
     if spec.bias is not None:
         return 'a bias of Alibi or Relative positions would be stored for every head and pair'
+    if spec.sink is not None:
+        return 'it does not support a sink'
     if spec.zigzag:
         return 'it does not support a sequence that the mesh shards'
     if spec.window and not spec.causal:

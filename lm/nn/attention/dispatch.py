@@ -43,6 +43,8 @@ def pick(query, key, spec):
     fast = FAST.get(platform, plain)
     reason = KERNELS[fast][0](query, key, spec, platform)
     if reason:
+        if hindrance := KERNELS[plain][0](query, key, spec, platform):
+            raise config.Error(f'no kernel computes this attention: {hindrance}; try a mesh without context.')
         say(f'warning: attention falls back from {fast} to {plain}, which is slower: {reason}')
     say(f'attention: {plain if reason else fast} on {platform}')
     return plain if reason else fast

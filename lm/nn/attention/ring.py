@@ -20,6 +20,8 @@ def unsupported(query, key, spec, platform):
     """Returns why ring attention cannot be used, or None."""
     if spec.prefix is not None:
         return 'it does not support a prefix that is seen from before it'
+    if spec.sink is not None:
+        return 'it does not support a sink'
     return None if spec.zigzag else 'no mesh axis shards the sequence; set mesh.context'
 
 

@@ -21,6 +21,8 @@ def unsupported(query, key, spec, platform):
         return 'it does not support a prefix that is seen from before it'
     if spec.bias is not None:
         return 'it does not support a bias on scores, which Alibi and Relative positions add'
+    if spec.sink is not None:
+        return 'it does not support a sink'
     own = query.shape[1] // spec.zigzag.shards if spec.zigzag else LANES
     if own % LANES:
         return f'the {own} tokens of a device are not a multiple of {LANES}'
