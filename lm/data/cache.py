@@ -228,7 +228,7 @@ def open(directory):
 def _locked(root, name):
     """Holds the file lock of `name`, one process at a time; the system releases it however the process ends."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        files.make_directory(root)
         with (root / f'{name}.lock').open('w') as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

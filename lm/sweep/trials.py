@@ -16,7 +16,7 @@ from lm.config.snapshots import name_of
 from lm.config.values import Text, fit
 from lm.sweep import zipped
 from lm.sweep.rules import Rule
-from lm.train import Config, runs
+from lm.train import Config, lock, runs
 
 SETTLED = ('finished', 'failed', 'stopped')  # states of trials that need no more training
 
@@ -91,7 +91,7 @@ def plan(experiment, directory, overrides, rule=None, words=()):
         if first != number:
             raise config.Error(_twice(first, trials[first], number, trial))
     _check_rule(base, rule, max((trial.settings.steps for trial in trials), default=base.steps))
-    runs.check_own(directory, records.SWEEP)
+    lock.check_own(directory, records.SWEEP)
     with alone(directory):
         if records.sweep(directory):
             begun = open_sweep(directory, experiment.file)
@@ -116,9 +116,9 @@ def _twice(first, one, number, other):
 def alone(directory):
     """Locks the list of trials of a directory against other processes; raises config.Error if it cannot be written."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with open(directory / 'lock', 'w', opener=files.unblocked) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        files.make_directory(directory)
+        with open(directory / 'lock', 'w', opener=files.unblocked) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield
     except OSError as error:
         raise config.Error(f'cannot write to {directory}: {error.strerror}; give another --workdir, '

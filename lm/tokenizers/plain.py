@@ -19,7 +19,7 @@ from lm.config import checksums, files
 
 _SEGMENT = 2 ** 16
 _WORD_CONTROLS = ('<unk>', '<eos>')
-_REMEDY = 'restore it from a copy, or remove its directory where the training text is there to make it again.'
+_REMEDY = 'restore it from a copy, or run the command of the run again, which makes it of its training text.'
 _BREAK = re.compile(r'(?<=\S)\n(?=\S)')
 
 
