@@ -167,7 +167,9 @@ def read(directory, file=None):
     """
     path = Path(directory) / 'config.json'
     if not os.path.exists(path):
-        raise config.Error(f'{directory} holds no run; give the --workdir of an `lm train`.')
+        inside = sorted(str(path.parent) for path in Path(directory).glob('*/config.json'))
+        raise config.Error(f'{directory} holds no run{" of its own" * bool(inside)}; give '
+                           f'{"one of " + ", ".join(inside) if inside else "the --workdir of an `lm train`"}.')
     about = _about(directory)
     try:
         return config.build(about['config'], file)
