@@ -111,7 +111,8 @@ def test_a_part_takes_its_share_of_rejects_of_unknown_size(tmp_path):
 
 JSON_LINES = 'write one JSON object a line (jq -c . does), or rename them to end in .txt to read them as text'
 NO_TEXT = {
-    'another field': (b'{"id": 7, "question": "q"}\n' * 9, "9 x no field 'text', first at FILE:1 (has 'question', 'id')",
+    'another field': (b'{"id": 7, "question": "q"}\n' * 9,
+                      "9 x no field 'text', first at FILE:1 (has 'question', 'id')",
                       "name the field that holds the text, as in data.Files(field='question')"),
     'null': (b'{"text": null}\n' * 3 + b'{"body": 1}\n',
              "3 x field 'text' is null, first at FILE:1; 1 x no field 'text', first at FILE:4 (has 'body')",
