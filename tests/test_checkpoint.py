@@ -107,7 +107,7 @@ def test_only_a_run_puts_a_damaged_checkpoint_aside_and_says_so_once(directory, 
     assert checkpoint.steps(directory) == [3] and checkpoint.steps(directory.parent / 'unreadable') == [4]
     [line] = capfd.readouterr().err.splitlines()
     assert line.startswith(f'lm: checkpoint 4 in {directory} cannot be read (') and not caplog.text
-    assert line.endswith(f' is missing); it is moved to {directory.parent}/unreadable/4, and the run goes on from '
+    assert line.endswith(f'); it is moved to {directory.parent}/unreadable/4, and the run goes on from '
                          'step 3.')
 
 

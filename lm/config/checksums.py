@@ -37,6 +37,16 @@ def checksum(stream):
     return f'{crc:08x} of {size} bytes'
 
 
+def stamp(path):
+    """Returns what changes with the content of a file: inode, size, and the times of its last write and last change.
+
+    Of a file that has just changed no two stamps are equal: two writes within a tick of the clock leave one time.
+    """
+    begun, status = time.time_ns(), os.stat(path)
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return status.st_ino, status.st_size, *times, *(() if max(times) < begun - SETTLED else (time.perf_counter_ns(),))
+
+
 def of_file(path, known=_known):
     """Returns the checksum of a file, from the dict `known` where the file cannot have changed since, else kept there.
 

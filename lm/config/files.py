@@ -118,9 +118,18 @@ def parse_json(text, shape):
         before, seal, _ = text.rpartition(_SEAL)
         if not seal or zlib.crc32(before.encode(errors='replace')) != value.pop('crc32'):
             raise ValueError('crc32 is the checksum of another content; after an edit by hand, remove that item')
+    elif isinstance(value, dict) and (name := _seal_of_another_name(text, value)):
+        raise ValueError(f'{name!r} is the checksum of the content and should be named crc32')
     if misfit := _misfit(value, shape, ''):
         raise ValueError(misfit)
     return value
+
+
+def _seal_of_another_name(text, value):
+    """Returns the name of the last item of a JSON object where it is the checksum of the text before it, else ''."""
+    name = next(reversed(value), '')
+    before, _, _ = text.rpartition(', "')
+    return name if before and value[name] == zlib.crc32(before.encode(errors='replace')) else ''
 
 
 def _integer(digits):

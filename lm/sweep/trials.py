@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lm import config, records
-from lm.config import beside, files, legacy
+from lm.config import beside, checksums, files, legacy
 from lm.config.annotations import is_component
 from lm.config.overrides import branches
 from lm.config.snapshots import name_of
@@ -240,13 +240,13 @@ def progress(trial):
     A loss that is not finite is None. A record that cannot be read counts as none, with a warning.
     """
     try:
-        about = os.stat(trial.directory / records.RECORD)
+        stamp = checksums.stamp(trial.directory / records.RECORD)
     except OSError as error:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             files.warn(f'{trial.directory / records.RECORD}: {error.strerror}; it counts as none.')
         return 0, {}
     name = 'valid/loss' if trial.settings.data.valid else 'loss'
-    return _recorded(trial.directory, name, trial.settings.steps, (about.st_mtime_ns, about.st_size, about.st_ino))
+    return _recorded(trial.directory, name, trial.settings.steps, stamp)
 
 
 @functools.lru_cache(4096)
