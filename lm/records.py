@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from lm.config import Error, files
+from lm.config import Error, checksums, files
 
 RECORD, DAMAGED, FAILED, SWEEP = 'metrics.jsonl', 'metrics.jsonl.damaged', 'failed.json', 'sweep.json'
 COMPARED = 'valid/compared'  # after the last step: the loss on the batches that the validations before it read
@@ -89,7 +89,8 @@ def _lines(directory):
         return []
     except OSError as error:
         raise Error(f'cannot read {path}: {error.strerror}; repair it, or leave the run out.') from error
-    texts = [*ended, *([] if last.startswith(b'{') and not last.endswith(b'}') else [last])]
+    cut = last.startswith(b'{') and b'}' not in last  # what stands behind a whole line is damage, not a kill
+    texts = [*ended, *([] if cut else [last])]
     return _in_order([Line(i, text, *_record(text)) for i, text in enumerate(texts, start=1) if text.strip()])
 
 
@@ -187,12 +188,12 @@ def sweep(directory):
     """
     path = Path(directory) / SWEEP
     try:
-        about = os.stat(path)
+        stamp = checksums.stamp(path)
     except OSError:
-        about = None
-    if about is None and not os.path.lexists(path):
+        stamp = None
+    if stamp is None and not os.path.lexists(path):
         return None
-    return _listing(path, about and (about.st_mtime_ns, about.st_size, about.st_ino))
+    return _listing(path, stamp)
 
 
 @functools.lru_cache(8)

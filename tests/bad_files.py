@@ -159,7 +159,6 @@ def change_of(path, rng):
         drawn += [(words, b'\n'.join([*lines, json.dumps(value).encode(), b'']))
                   for words, value in damage.garbled(json.loads(last), rng, 12)]
     words, damaged = rng.choice(drawn)
-    words += ', in the name of a checksum' * (damaged.count(b'crc32') < content.count(b'crc32') and 'bit' in words)
     return rng.choice(cases) if not rng.randrange(12) else (words, lambda: path.write_bytes(damaged))
 
 

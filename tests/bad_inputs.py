@@ -50,8 +50,6 @@ LISTED = {
         'a record that ends early, in zeros after a power cut, is that of an unfinished run, which trains on',
     r'written files: (plan|run spikes)/?.* by .*: (absent|dangling) -> silent: another result':
         'what is not there is compiled or measured again',
-    'in the name of a checksum -> silent: another result':
-        'a record whose checksum has another name counts as one that was edited by hand, and has none',
     r'flags: replay step: .*silent: --step=-\d+ is taken':
         'a step is compared with the record once the run is open, which is later than a case goes',
     '(a/){999}.*RecursionError': 'Python makes directories by recursion: 1,000 in one another are beyond it'}

@@ -105,8 +105,24 @@ def test_only_a_run_puts_a_damaged_checkpoint_aside_and_says_so_once(directory, 
     store.close()
     jax.tree.map(np.testing.assert_array_equal, state, STATE)
     assert checkpoint.steps(directory) == [3] and checkpoint.steps(directory.parent / 'unreadable') == [4]
-    assert 'Traceback' not in capfd.readouterr().err + caplog.text
-    assert caplog.text.count('cannot be read') == 1
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith(f'lm: checkpoint 4 in {directory} cannot be read (') and not caplog.text
+    assert line.endswith(f'); it is moved to {directory.parent}/unreadable/4, and the run goes on from '
+                         'step 3.')
+
+
+@pytest.mark.parametrize('name, damage, fault', [
+    ('state/manifest.ocdbt', None, 'FILE is missing'), ('meta/metadata', b'', 'FILE is no JSON (Expecting value'),
+    ('state/manifest.ocdbt', b'', 'FILE: Error decoding manifest: '), ('state/d/*', None, 'FILE is missing'),
+    ('state/d/*', b'', 'FILE: Requested byte range'), ('state/_METADATA', b'{', 'FILE is no JSON (')])
+def test_a_damaged_file_is_named_with_what_is_wrong(directory, name, damage, fault):
+    path = max((directory / '4').glob(name))
+    path.unlink() if damage is None else path.write_bytes(damage)
+    with pytest.raises(config.Error) as error:
+        checkpoint.restore(directory, ABSTRACT)
+    message = f'checkpoint 4 in {directory} cannot be read: {fault}'.replace('FILE', str(path))
+    assert str(error.value).startswith(message)
+    assert len(str(error.value)) < 600 and str(error.value).endswith('; the steps there are [3, 4], try 3.')
 
 
 def test_what_cannot_be_read_for_the_moment_is_no_damage(directory, monkeypatch):

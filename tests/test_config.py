@@ -124,7 +124,7 @@ def test_text_is_read_as_the_annotation_says(key, text, value):
     ('schedule', 'Cosine(end=x)', 'schedule.end=x is not a float; try schedule.end=0.1.'),
     ('model.pattern', 'a,2', 'model.pattern.0=a is not an int; try model.pattern.0=1.'),
     ('mesh.data', 'x', 'mesh.data=x is not an int; try mesh.data=-1.'),
-    ('model.heads', '7', 'model: width=64 is not a multiple of heads=7; try width=256.'),
+    ('model.heads', '7', 'model: width=64 is not a multiple of heads=7; try model.width=256.'),
 ])
 def test_refusals_name_the_fact_and_a_remedy(key, text, message):
     assert refusal(key, text) == message

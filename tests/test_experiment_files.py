@@ -173,14 +173,23 @@ def test_a_missing_file_suggests_the_nearest(tmp_path):
     write(tmp_path, 'shakespeare.py', TINY)
     with pytest.raises(config.Error, match=r"did you mean '.*shakespeare\.py'\?"):
         config.load(tmp_path / 'experiments' / 'shakespear.py')
-    with pytest.raises(config.Error, match='is a directory'):
-        config.load(tmp_path)
+    write(tmp_path, 'setup.py', 'import setuptools')
+    folder = tmp_path / 'experiments'
+    with pytest.raises(config.Error, match=rf"^'{folder}' is a directory; give one of {folder}/shakespeare\.py\.$"):
+        config.load(folder)
 
 
 @pytest.mark.parametrize('override', ['steps', '=3', '--steps'])
 def test_an_override_needs_a_key_and_a_value(tmp_path, override):
     with pytest.raises(config.Error, match='is no override'):
         config.load(write(tmp_path, 'tiny.py', TINY), [override])
+
+
+def test_an_override_that_is_set_twice_is_refused_unless_to_the_same(tmp_path):
+    path = write(tmp_path, 'tiny.py', TINY)
+    with pytest.raises(config.Error, match='^steps is set twice, to 1 and to 2; leave one of them out.$'):
+        config.load(path, ['steps=1', 'steps=2'])
+    assert config.load(path, ['steps=1', 'steps=1']).config.steps == 1
 
 
 def test_main_prints_keys_values_and_origins(tmp_path, capsys):

@@ -105,7 +105,8 @@ def test_a_sample_that_cannot_be_drawn_is_a_warning_of_one_line(tmp_path, cache,
     model = dataclasses.replace(SETTINGS.model, vocab=size)
     _, warnings = finish(tmp_path, cache, capsys, data=corpus, model=model, objective=train.NextToken(sample='a€'))
     assert warnings == [f"lm: {tmp_path} is finished, without its sample: '€' (U+20AC) is not among the {size} "
-                        'characters of the training text; remove it, or use data.Bytes() as tokenizer.']
+                        'characters of the training text; remove it, or train with data.tokenizer=Bytes(), which takes '
+                        'every text.']
     assert not (tmp_path / 'sample.txt').exists()
 
 

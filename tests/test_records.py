@@ -1,10 +1,15 @@
 """metrics.jsonl: what is damaged is named, kept aside, and never a number."""
 import json
+import os
+import types
 
 import damage
 import pytest
+import sweeps
 
 from lm import config, records
+from lm.config import checksums, files
+from lm.sweep import trials
 
 GOOD = [{'step': 1, 'loss': 3.0}, {'step': 2, 'loss': 2.5}, {'step': 2, 'valid/loss': 2.6}, {'step': 3, 'loss': 2.4}]
 
@@ -109,3 +114,34 @@ def test_a_disk_that_is_full_while_rewinding_is_one_line_and_loses_nothing(tmp_p
     with pytest.raises(config.Error, match=f'cannot write to {tmp_path}: No space left on device; free some space'):
         records.rewind(tmp_path, 1)
     assert (tmp_path / records.RECORD).read_bytes() == before
+
+
+def test_no_flipped_bit_of_a_sealed_record_goes_unnoticed(tmp_path, capsys):
+    content = b''.join(files.sealed(json.dumps(record)).encode() + b'\n' for record in GOOD)
+    path = tmp_path / records.RECORD
+    for place in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        files.warn.cache_clear()
+        read = records.read(tmp_path)
+        assert read != GOOD and capsys.readouterr().err.startswith(f'lm: {path}: '), place
+    path.write_bytes(content)
+    assert records.read(tmp_path) == GOOD and not capsys.readouterr().err
+
+
+def test_a_change_within_a_tick_of_the_clock_is_seen(tmp_path, monkeypatch):
+    """A file that is written again in place has the same inode, size and, within a tick, times."""
+    path = written(tmp_path, GOOD) / records.RECORD
+    real, times = os.stat, os.stat(path)
+    frozen = types.SimpleNamespace(st_ino=times.st_ino, st_size=times.st_size, st_mtime_ns=times.st_mtime_ns,
+                                   st_ctime_ns=times.st_ctime_ns)
+    monkeypatch.setattr(checksums.os, 'stat', lambda place, *rest: frozen if place == path else real(place, *rest))
+    trial = trials.Trial('a', {}, sweeps.SETTINGS, tmp_path)
+    assert trials.progress(trial) == (3, {2: 2.6})
+    path.write_bytes(path.read_bytes().replace(b'2.6', b'2.7'))
+    assert trials.progress(trial) == (3, {2: 2.7})
+    monkeypatch.setattr(checksums, 'SETTLED', -10 ** 12)  # as if it had not changed for long: it is not read again
+    assert trials.progress(trial) == (3, {2: 2.7})
+    path.write_bytes(path.read_bytes().replace(b'2.7', b'2.8'))
+    assert trials.progress(trial) == (3, {2: 2.7})

@@ -107,3 +107,45 @@ def test_a_part_takes_its_share_of_rejects_of_unknown_size(tmp_path):
                 yield document if number % 4 else data.Reject('lost', str(number))
 
     assert built_of(data.Pick(Lost(2000, 20), 0.95, 1.0), tmp_path).rejected == pytest.approx(0.25, abs=0.05)
+
+
+JSON_LINES = 'write one JSON object a line (jq -c . does), or rename them to end in .txt to read them as text'
+NO_TEXT = {
+    'another field': (b'{"id": 7, "question": "q"}\n' * 9,
+                      "9 x no field 'text', first at FILE:1 (has 'question', 'id')",
+                      "name the field that holds the text, as in data.Files(field='question')"),
+    'null': (b'{"text": null}\n' * 3 + b'{"body": 1}\n',
+             "3 x field 'text' is null, first at FILE:1; 1 x no field 'text', first at FILE:4 (has 'body')",
+             'mend the files'),
+    'CSV': (b'id,text\n1,one\n2,two\n', "3 x broken JSON, first at FILE:1 (begins 'id,text')", JSON_LINES),
+    'objects on many lines': (b'{\n "text": "a"\n}\n' * 2, '6 x broken JSON, first at FILE:1', JSON_LINES),
+    'Latin-1': ('{"text": "Grüße"}\n'.encode('latin-1') * 3, '3 x not valid UTF-8, first at FILE:1',
+                'convert them to UTF-8, as by iconv -f LATIN1 -t UTF-8'),
+}
+
+
+@pytest.mark.parametrize('kind', NO_TEXT)
+def test_what_helps_is_told_by_why_there_is_no_text(kind, tmp_path):
+    content, fact, remedy = NO_TEXT[kind]
+    (tmp_path / 'a.jsonl').write_bytes(content)
+    with pytest.raises(config.Error) as error:
+        built_of(data.Files(str(tmp_path / 'a.jsonl')), tmp_path)
+    message = f'a has no usable text ({fact}); {remedy}, or choose others.'
+    assert str(error.value) == message.replace('FILE', f'{tmp_path}/a.jsonl')
+
+
+def test_a_field_that_is_named_and_a_file_that_is_renamed_are_read(tmp_path):
+    (tmp_path / 'a.jsonl').write_bytes(NO_TEXT['another field'][0])
+    assert [doc.text for doc in data.Files(str(tmp_path / 'a.jsonl'), field='question').documents()] == ['q'] * 9
+    (tmp_path / 'a.txt').write_bytes(NO_TEXT['CSV'][0])
+    assert [doc.text for doc in data.Files(str(tmp_path / 'a.txt')).documents()] == ['id,text\n1,one\n2,two\n']
+
+
+@pytest.mark.parametrize('indent', [None, 1])
+@pytest.mark.parametrize('value', [[{'text': 'a'}, {'text': 'b'}, {'text': None}], {'text': 'a'}])
+def test_a_list_and_one_object_are_read_from_jsonl_too(value, indent, tmp_path):
+    (tmp_path / 'a.jsonl').write_text('\ufeff' + json.dumps(value, indent=indent))
+    records = list(data.Files(str(tmp_path / 'a.jsonl')).records())
+    assert [record.text for record in records[:2]] == ['a', 'b'][:len(value)]
+    assert [(record.reason, record.place) for record in records[2:]] == [
+        ("field 'text' is null", f'{tmp_path}/a.jsonl:3')] * (len(value) == 3)

@@ -135,6 +135,18 @@ def test_a_single_run_has_the_same_page(browser, tmp_path):
     assert 'nothing can be concluded from one seed' in document
 
 
+def test_a_page_without_curves_says_why(tmp_path):
+    for number, peak in enumerate((0.003, 0.001)):
+        simulated.write(tmp_path / f'run{number}', {'cadence.log': 1000, 'optimizer.peak': peak}, 3.0 + number)
+    out = tmp_path / 'report.html'
+    assert report(tmp_path, '--html', out) == 0
+    text = out.read_text()
+    assert ('No curve: no finished run has a validation loss at two steps, all finite; '
+            'set cadence.eval to half of steps or less.') in text
+    assert 'no finished run has a training loss at two steps, all finite; set cadence.log to half of steps' in text
+    assert '<canvas' not in text
+
+
 @pytest.mark.long
 def test_a_real_run_is_reported_with_its_sample(tmp_path, capsys):
     options = ['steps=20', 'cadence.log=5', 'cadence.eval=10', 'cadence.eval_batches=1', 'cadence.save=0']

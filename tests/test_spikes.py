@@ -135,7 +135,8 @@ def test_a_replay_says_where_the_record_differs(jumped, place, capsys):
 
 def test_a_replay_of_another_experiment_or_of_a_step_not_reached_is_refused(jumped, place):
     _, directory, _, step = jumped
-    with pytest.raises(config.Error, match=f'step={step + 9} is not one of the steps 1 to {step + 3}'):
+    with pytest.raises(config.Error,
+                       match=f'={step + 9} is not one of the steps 1 to {step + 3} .*; try --step={step + 3}.'):
         replayed(directory, place, step=step + 9)
     with pytest.raises(config.Error, match=r'of another experiment: seed \(0 there, 1 here\); override only mesh'):
         replayed(directory, place, 'seed=1', step=step)

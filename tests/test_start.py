@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_refused_by_name(source):
         begun(train.From(str(source), step=3))
     with pytest.raises(config.Error, match="regex 'nothing' matches none"):
         begun(train.From(str(source), 'nothing'))
-    with pytest.raises(config.Error, match='holds no run'):
+    with pytest.raises(config.Error, match=f'holds no run of its own; give one of .*{source}'):
         begun(train.From(str(source.parent)))
 
 

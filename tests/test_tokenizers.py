@@ -83,6 +83,8 @@ def test_characters_are_those_of_the_training_text(tmp_path):
     for text in 'bad', 'ab\U0010ffff':
         with pytest.raises(config.Error, match='is not among the 6 characters'):
             encoder.encode(text)
+    with pytest.raises(config.Error, match=r"^'x' \(U\+0078\), 'y' \(U\+0079\) are not among .*; remove them, or"):
+        encoder.encode('axbyx')
 
 
 def test_words_split_at_spaces_and_lines(tmp_path):

@@ -1,6 +1,6 @@
 """`lm replay`: a step of a run computed again, compared with its record and measured layer by layer."""
 from lm import config, records
-from lm.config.values import Text
+from lm.config.experiments import typed
 from lm.data.cache import root
 from lm.debug.replay import Trajectory, replay_step
 from lm.train import runs, spikes
@@ -22,7 +22,7 @@ def main(run: str, *overrides: str, step: int = 0, cache: str = '', trust: bool 
         trust: execute the run's own code, where its model or another part is defined in its experiment
     """
     known = runs.read(run, runs.trusted(run, trust))
-    settings = config.override(known, {key: Text(value) for key, _, value in (o.partition('=') for o in overrides)})
+    settings = config.override(known, typed(overrides))
     changed = runs.differences(known, settings)
     if changed:
         raise config.Error(f'{run} is of another experiment: {changed}; override only {", ".join(records.FREE[:4])}.')

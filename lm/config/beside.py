@@ -45,7 +45,7 @@ def keep(experiment, directory):
     file = experiment.file
     copies = {f'{IMPORTS}/{relative}': path for relative, path in imported(file).items()}
     for name, path in {'experiment.py': file, **copies}.items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        files.make_directory((directory / name).parent)
         files.replace(directory / name, path.read_bytes())
 
 

@@ -12,21 +12,13 @@ import zlib
 import numpy as np
 
 from lm.config import files
-from lm.config.annotations import Error
+from lm.config.files import Damaged
 
 SEAL = 'checksums.json'
 SETTLED = 2 * 10 ** 9  # nanoseconds after which no further write can leave the times of a file as they are
 _ROWS, _BLOCK = 128, 2 ** 19
 _WEIGHTS = np.arange(1, _ROWS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
 _known = {}  # path -> (stamp, checksum)
-
-
-class Damaged(Error):
-    """A file is not what was written: `fact` says which and how; the message ends in a remedy."""
-
-    def __init__(self, fact, remedy):
-        super().__init__(f'{fact}; {remedy}')
-        self.fact = fact
 
 
 def checksum(stream):
@@ -43,6 +35,16 @@ def checksum(stream):
         crc = zlib.crc32(np.einsum('rc,r->c', words.reshape(_ROWS, -1), _WEIGHTS), crc)
         size += count
     return f'{crc:08x} of {size} bytes'
+
+
+def stamp(path):
+    """Returns what changes with the content of a file: inode, size, and the times of its last write and last change.
+
+    Of a file that has just changed no two stamps are equal: two writes within a tick of the clock leave one time.
+    """
+    begun, status = time.time_ns(), os.stat(path)
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return status.st_ino, status.st_size, *times, *(() if max(times) < begun - SETTLED else (time.perf_counter_ns(),))
 
 
 def of_file(path, known=_known):
@@ -132,7 +134,7 @@ def kept(path, make, remedy):
     manifest = path.with_name(SEAL)
     if not os.path.lexists(path):
         content = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        files.make_directory(path.parent)
         write_json(manifest, {path.name: checksum(io.BytesIO(content))})
         files.replace(path, content)
     if os.path.lexists(manifest):

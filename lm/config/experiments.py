@@ -43,7 +43,7 @@ def load(path, overrides=(), kind=object):
     for an override that does not fit.
     """
     declared = _config_of(path, open_file(path), kind)
-    changes = _changes(overrides)
+    changes = typed(overrides)
     origins = _origins(declared)
     with _importing_beside(path):
         config = override(declared, changes) if changes else declared
@@ -113,15 +113,17 @@ def _config_of(path, module, kind):
 
 
 def _missing(file):
-    folders = [folder for folder in (file.parent, pathlib.Path('experiments')) if os.path.isdir(folder)]
+    inside = os.path.isdir(file)
+    folders = [folder for folder in ([file] if inside else [file.parent, pathlib.Path('experiments')])
+               if os.path.isdir(folder)]
     files = {str(other): other.stem for folder in folders for other in sorted(folder.glob('*.py'))
-             if other.is_file()}
+             if other.is_file() and b'def config(' in other.read_bytes()}
     near = [path for stem in close(file.stem, files.values()) for path in files if files[path] == stem]
-    kind = 'a directory' if os.path.isdir(file) else 'no regular file'
+    kind = 'a directory' if inside else 'no regular file'
     fact = f'{str(file)!r} is {kind}' if os.path.exists(file) else f'no experiment file {str(file)!r}'
-    if near:
+    if near and not inside:
         return f'{fact}; did you mean {near[0]!r}?'
-    return f'{fact}; {"there are " + ", ".join(files) if files else "give the path of a .py file"}.'
+    return f'{fact}; give {"one of " + ", ".join(files) if files else "the path of a .py file"}.'
 
 
 @contextlib.contextmanager
@@ -178,7 +180,8 @@ def _make_siblings_importable(folder):
     importlib.invalidate_caches()
 
 
-def _changes(overrides):
+def typed(overrides):
+    """Returns {dotted key: Text} of texts 'a.b=value'; a dict of overrides is returned as it is."""
     if isinstance(overrides, collections.abc.Mapping):
         return dict(overrides)
     changes = {}
@@ -186,6 +189,8 @@ def _changes(overrides):
         key, equals, value = text.partition('=')
         if not equals or not key.strip():
             raise Error(f'{text!r} is no override; write it as key=value, e.g. {key.strip() or "model.depth"}=1.')
+        if changes.get(key.strip(), value) != value:
+            raise Error(f'{key.strip()} is set twice, to {changes[key.strip()]} and to {value}; leave one of them out.')
         changes[key.strip()] = Text(value)
     return changes
 

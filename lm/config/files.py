@@ -19,11 +19,34 @@ _LONG = re.compile('[0-9]{20}')
 _DEPTH = 100  # levels of nesting; records of lm have less, and what walks them recurses
 
 
+class Damaged(Error):
+    """A file is not what was written: `fact` says which and how; the message ends in a remedy."""
+
+    def __init__(self, fact, remedy):
+        super().__init__(f'{fact}; {remedy}')
+        self.fact = fact
+
+
 def replace(path, content):
     """Writes a text or bytes to a Path atomically: a reader sees the old content or the new, never half of it."""
     temporary = path.with_name(f'.{path.name}.{os.getpid()}')
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(temporary, path)
+
+
+def make_directory(path):
+    """Creates the directory at a Path and those above it where they are missing, of which there may be a thousand:
+    `mkdir(parents=True)` recurses into each.
+    """
+    missing = [path]
+    while missing:
+        try:
+            missing[-1].mkdir(exist_ok=True)
+            missing.pop()
+        except FileNotFoundError:
+            if missing[-1].parent == missing[-1]:
+                raise
+            missing.append(missing[-1].parent)
 
 
 def unblocked(path, flags):
@@ -50,7 +73,7 @@ def read_json(path, shape, remedy, optional=False):
     """Returns the JSON value of the file at a Path; None where there is none and it is `optional`.
 
     `shape` is as for parse_json. Raises Error, with the file, what is wrong with it and `remedy`, where it cannot be
-    read or holds anything else.
+    read, of them Damaged where it holds anything else.
     """
     try:
         return parse_json(content(path), shape)
@@ -59,7 +82,7 @@ def read_json(path, shape, remedy, optional=False):
             return None
         raise Error(f'cannot read {path}: {error.strerror}; {remedy}') from error
     except ValueError as error:
-        raise Error(f'{path} is damaged ({error}); {remedy}') from error
+        raise Damaged(f'{path} is damaged ({error})', remedy) from error
 
 
 def sealed(text):
@@ -95,9 +118,18 @@ def parse_json(text, shape):
         before, seal, _ = text.rpartition(_SEAL)
         if not seal or zlib.crc32(before.encode(errors='replace')) != value.pop('crc32'):
             raise ValueError('crc32 is the checksum of another content; after an edit by hand, remove that item')
+    elif isinstance(value, dict) and (name := _seal_of_another_name(text, value)):
+        raise ValueError(f'{name!r} is the checksum of the content and should be named crc32')
     if misfit := _misfit(value, shape, ''):
         raise ValueError(misfit)
     return value
+
+
+def _seal_of_another_name(text, value):
+    """Returns the name of the last item of a JSON object where it is the checksum of the text before it, else ''."""
+    name = next(reversed(value), '')
+    before, _, _ = text.rpartition(', "')
+    return name if before and value[name] == zlib.crc32(before.encode(errors='replace')) else ''
 
 
 def _integer(digits):

@@ -30,6 +30,17 @@ def read(text):
         return Text(text)
 
 
+def closing(text):
+    """Returns the brackets that `text` lacks at its end: ')' of 'Lion(peak=1e-4'."""
+    missing = ''
+    for letter in text:
+        if letter in '([{':
+            missing = ')]}'['([{'.index(letter)] + missing
+        elif missing.startswith(letter):
+            missing = missing[1:]
+    return missing
+
+
 def _literal(node):
     match node:
         case ast.Constant(value):

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import typing
 
+from lm.config import remedies
 from lm.config.annotations import MAPPINGS, Error, close, hints, is_component, kind_of, printed
 from lm.config.values import fit, made, verify
 
@@ -48,8 +49,12 @@ def override(config, changes):
 
     Values are Python values, components, or text from a shell. Raises `Error` for a key or a value that does not fit.
     """
+    def applied(further):
+        return _changed(config, type(config), '', {**changes, **further})
     try:
-        return _changed(config, type(config), '', dict(changes))
+        return applied({})
+    except Error as fault:
+        raise remedies.tried(fault, [*changes, *(key for key, _ in branches(config))], applied) from fault
     except Unknown as unknown:
         missing = str(unknown)
         asked = next((key for key in changes if f'{key}.'.startswith(f'{missing}.')), missing)

@@ -32,7 +32,7 @@ from lm.config.annotations import (
     mismatch,
     printed,
 )
-from lm.config.literals import Call, Text, read
+from lm.config.literals import Call, Text, closing, read
 
 EXPERIMENT = 'experiment'  # the module, in a record, of what an experiment file defines
 WORDS = {bool: {'true': True, 'yes': True, 'on': True, '1': True, 'false': False, 'no': False, 'off': False,
@@ -180,6 +180,8 @@ def _fit_union(value, hint, key, current):
         return _fit_component(spelled, components, key, current)  # raises what is wrong with it
     if may_be_text:
         return str(value)
+    if components:
+        _check_brackets(spelled, key)
     choices = [choice for m in members if kind_of(m) is typing.Literal for choice in typing.get_args(m)]
     if choices and isinstance(value, str):
         return _fit_choice(value, choices, key)
@@ -230,6 +232,7 @@ def _fit_component(value, bases, key, current):
             return value
         raise mismatch(value, functools.reduce(operator.or_, bases), key, current)
     spelled = read(value) if isinstance(value, str) else value
+    _check_brackets(spelled, key)
     call = spelled if isinstance(spelled, Call) else Call(str(value), (), {})
     known = candidates(bases, current)
     name = call.name.rpartition('.')[2]
@@ -245,6 +248,16 @@ def _fit_component(value, bases, key, current):
     near = close(name, names)
     remedy = f'did you mean {key}={near[0]}?' if near else f'there are {", ".join(names) or "no components for it"}.'
     raise Error(f'{key}={printed(value)} is not a component that fits here; {remedy}')
+
+
+def _check_brackets(spelled, key):
+    """Raises `Error` for text with brackets that is no constructor expression."""
+    if not isinstance(spelled, Text) or '(' not in spelled:
+        return
+    if missing := closing(spelled):
+        raise Error(f'{key}={spelled} lacks {missing!r} at its end; try {key}={spelled}{missing}.')
+    raise Error(f'{key}={spelled} is no constructor expression; write it as Name(field=value), with its brackets in '
+                'pairs and literals as values.')
 
 
 def _takes(base, value):

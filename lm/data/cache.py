@@ -20,6 +20,7 @@ import numpy as np
 
 from lm import config
 from lm.config import checksums, files, paths
+from lm.data import rejects as rejected
 from lm.data import shards
 from lm.data.identity import digest
 from lm.data.sources import Document
@@ -137,13 +138,8 @@ def _emptiness(source, rejects):
     if not rejects:
         return config.Error(f'{source.label} has no text: no document is left; '
                             'widen its Cut or Pick, or choose other files.')
-    return config.Error(f'{source.label} has no usable text ({counts(rejects)}); mend the files, or choose others.')
-
-
-def counts(rejects):
-    """Returns the rejects of a report in words: how many of each reason, and where the first is."""
-    return '; '.join(f'{reject["count"]:,} x {reason}, first at {reject["places"][0]}'
-                     for reason, reject in rejects.items())
+    return config.Error(f'{source.label} has no usable text ({rejected.counts(rejects)}); '
+                        f'{rejected.remedy(rejects)}, or choose others.')
 
 
 def summary(caches):
@@ -229,7 +225,7 @@ def open(directory):
 def _locked(root, name):
     """Holds the file lock of `name`, one process at a time; the system releases it however the process ends."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        files.make_directory(root)
         with (root / f'{name}.lock').open('w') as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

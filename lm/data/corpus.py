@@ -8,7 +8,7 @@ import numpy as np
 
 from lm import config
 from lm.config import checksums
-from lm.data import cache, loader, order, packing, sources
+from lm.data import cache, loader, order, packing, rejects, sources
 from lm.data.packing import windows
 from lm.tokenizers import plain
 
@@ -61,9 +61,10 @@ class Corpus:
     def accept(self, stream, split='train'):
         """Returns a line on what a Stream or Pass was made of; raises config.Error where too much was rejected."""
         for part in stream.caches:
+            reasons = part.report['rejects']
             if part.rejected > self.max_rejected:
                 raise config.Error(f'{part.rejected:.1%} of {part.label} ({split}) is rejected: '
-                                   f'{cache.counts(part.report["rejects"])}; mend the files, or allow it by '
+                                   f'{rejects.counts(reasons)}; {rejects.remedy(reasons)}, or allow it by '
                                    f'data.max_rejected={np.ceil(100 * part.rejected) / 100:.2f}.')
         return f'{split}: {cache.summary(stream.caches)}'
 

@@ -70,6 +70,8 @@ def _recognise(file, suffix):
     if packed and not compression:
         name = f'compressed by {packed[1:]}' + f' ({name} inside)' * bool(name)
         remedy = remedy or f'rename it to end in {packed}'
+    if compression and not inside and _is_text(stored):
+        name, remedy = 'plain text', f'rename it to end without {compression}'
     if not name and suffix != '.parquet' and _binary(inside) and not broken(file):
         name = 'binary data'
     if name:
@@ -97,6 +99,11 @@ def _named(head, suffix):
 def _binary(head):
     """Returns whether the first bytes of a file are no text: of any encoding that has no NUL in it."""
     return head[:64].count(0) >= 4 or len(head) - len(head.translate(None, _CONTROL)) > len(head) / 10
+
+
+def _is_text(head):
+    """Returns whether the first bytes of a file, some of them, are text in UTF-8 of which the last may be cut."""
+    return bool(head) and not _binary(head) and '\ufffd' not in head.decode(errors='replace')[:-3]
 
 
 def checked(file, field):

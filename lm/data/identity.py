@@ -4,6 +4,7 @@ import os
 import zlib
 
 from lm.config import checksums, paths
+from lm.config.files import make_directory
 
 _SMALL = 2 ** 26
 _known = {}  # path -> [stamp, checksum]
@@ -40,6 +41,6 @@ def _kept(files):
             sums[file.path] = checksums.of_file(os.path.abspath(file.path), _known)
     if _known != before:
         with contextlib.suppress(OSError):  # a record that cannot be written costs another reading
-            record.parent.mkdir(parents=True, exist_ok=True)
+            make_directory(record.parent)
             checksums.write_json(record, _known)
     return sums

@@ -78,7 +78,19 @@ def _is_utf8(data):
 
 
 def read_jsonl(file, label, field) -> Iterator[Document | Reject]:
-    """Yields the string at `field` of the object on each line; blank lines count for nothing."""
+    """Yields the string at `field` of the object on each line; blank lines count for nothing.
+
+    A file that is one list of objects, or one object on many lines, is read as `read_json` does.
+    """
+    first = next((text for _, line in lines(file)
+                  if isinstance(line, bytes) and (text := line.removeprefix(_BOM).strip())), b'')
+    if (first.startswith(b'[') or first == b'{') and not isinstance(values := _whole(file), ValueError):
+        yield from _entries(values, label, field, file)
+        return
+    yield from _objects_of_lines(file, label, field)
+
+
+def _objects_of_lines(file, label, field):
     for number, line in lines(file):
         if isinstance(line, Reject):
             yield line
@@ -104,18 +116,32 @@ def read_json(file, label, field) -> Iterator[Document | Reject]:
         raise config.Error(f'{file.path} holds no JSON objects: it begins with {start.decode("latin-1")!r}; '
                            'leave it out of the pattern, or rename it to end in .txt to read it as text.')
     if start == b'[' or (start == b'{' and not _object_a_line(file)):
-        data = _content(file)
-        try:
-            values = json.loads(data.decode('utf-8'))
-        except (ValueError, RecursionError) as error:
-            if start == b'[':
-                yield Reject('broken JSON', f'{file.path}:{getattr(error, "lineno", 1)}', len(data))
-                return
-        else:
-            for number, value in enumerate(values if isinstance(values, list) else [values], 1):
-                yield _sized(_take(value, label, field, f'{file.path}:{number}'), len(json.dumps(value)))
+        if not isinstance(values := _whole(file), ValueError):
+            yield from _entries(values, label, field, file)
             return
-    yield from read_jsonl(file, label, field)
+        if start == b'[':
+            line = getattr(values, 'lineno', 1)
+            yield Reject('broken JSON', f'{file.path}:{line}', sum(map(len, blocks(file))))
+            return
+    yield from _objects_of_lines(file, label, field)
+
+
+def _whole(file):
+    """Returns the entries of the one JSON value in a file, a list of itself for an object; the ValueError where there
+    is not one.
+    """
+    try:
+        values = json.loads(_content(file).decode('utf-8'))
+    except ValueError as error:
+        return error
+    except RecursionError as error:
+        return ValueError(str(error))
+    return values if isinstance(values, list) else [values]
+
+
+def _entries(values, label, field, file):
+    for number, value in enumerate(values, 1):
+        yield _sized(_take(value, label, field, f'{file.path}:{number}'), len(json.dumps(value)))
 
 
 def _first_byte(file):
@@ -143,13 +169,17 @@ def _parse(line, label, field, place):
     except UnicodeDecodeError:
         return Reject('not valid UTF-8', place)
     except (ValueError, RecursionError):
-        return Reject('broken JSON', place)
+        other = place.endswith(':1') and line.lstrip()[:1] not in (b'{', b'[')
+        return Reject('broken JSON', f'{place} (begins {line[:30].decode()!r})' if other else place)
     return _take(value, label, field, place)
 
 
 def _take(value, label, field, place):
     if not isinstance(value, dict):
         return Reject('no JSON object', place)
-    if value.get(field) is None:
-        return Reject(f'no field {field!r}', f'{place} (has {", ".join(map(repr, list(value)[:8])) or "none"})')
+    if field not in value:
+        names = sorted(value, key=lambda name: not isinstance(value[name], str))[:8]  # what may be the text comes first
+        return Reject(f'no field {field!r}', f'{place} (has {", ".join(map(repr, names)) or "none"})')
+    if value[field] is None:
+        return Reject(f'field {field!r} is null', place)
     return examine(value[field], label, place)

@@ -95,7 +95,8 @@ def replay_step(trajectory, step):
     directory, known = trajectory.directory, spikes.read(trajectory.directory, step)
     last = max([record['step'] for record in trajectory.records if 'loss' in record], default=0)
     if not 1 <= step <= last:
-        raise config.Error(f'step={step} is not one of the steps 1 to {last} that {directory} has on record.')
+        raise config.Error(f'step={step} is not one of the steps 1 to {last} that {directory} has on record; '
+                           f'try --step={last}.')
     trajectory.check()
     expected = {record['step']: record['loss'] for record in trajectory.records if 'loss' in record}
     if known:

@@ -119,13 +119,18 @@ def check(shapes, axes, mesh):
                                        f'try mesh.{axis}={near}.')
 
 
+def memory(mesh):
+    """Returns the bytes of memory of each of this machine's devices; CPU devices share that of the machine."""
+    stats, count = mesh.local_devices[0].memory_stats(), len(mesh.local_devices)
+    return stats['bytes_limit'] if stats else os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / count
+
+
 def check_memory(tree, mesh):
     """Raises config.Error where this machine's shards of a tree of ShapeDtypeStructs take more memory than there is.
 
     XLA would compile for minutes before it says so, or be killed.
     """
-    stats, count = mesh.local_devices[0].memory_stats(), len(mesh.local_devices)
-    whole = stats['bytes_limit'] if stats else os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / count
+    whole = memory(mesh)
     size = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
     if size > whole:
         raise config.Error(f'parameters and state of the optimizer take {size / 2 ** 30:,.1f} GiB of a device that has '

@@ -110,7 +110,7 @@ def cache_directory():
     """Returns the directory of compiled steps, made if need be; raises config.Error where nothing can be written."""
     path = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache') / 'lm' / 'plan'
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        files.make_directory(path)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise config.Error(f'compiled steps cannot be kept in {path} ({error.strerror}); '

@@ -6,6 +6,7 @@ from lm.pages import document, figures, tags
 from lm.report import comparisons, costs, parallel_coordinates, plots, provenance, show, variants
 
 CLASSES = {comparisons.BETTER: 'better', comparisons.WORSE: 'worse'}
+LACKING = (('losses', 'a validation loss', 'cadence.eval'), ('training', 'a training loss', 'cadence.log'))
 KINDS = tuple((lambda text: CLASSES.get(text, 'same')) if name == 'verdict' else '' for name in show.HEAD)
 
 
@@ -56,10 +57,12 @@ def _plots(drawn, study):
                        'Lines are means over seeds at the best rate of each variant; bands span all seeds.'),
             'training': ('Training loss', 'Smoothing averages over steps; bands span all seeds.'),
             'rates': ('Sensitivity to the learning rate', 'Bands are one standard deviation over seeds to each side.')}
-    return '\n'.join(
-        tags.section(text[name][0], figures.figure(name, figures.by_axis(choices), text[name][1] + few,
-                                                   smoothing=name == 'training'))
-        for name, choices in drawn.items() if choices)
+    sections = {name: figures.figure(name, figures.by_axis(choices), text[name][1] + few, smoothing=name == 'training')
+                for name, choices in drawn.items() if choices}
+    sections |= {name: tags.paragraph(f'No curve: no finished run has {what} at two steps, all finite; '
+                                      f'set {key} to half of steps or less.')
+                 for name, what, key in LACKING if not drawn[name]}
+    return '\n'.join(tags.section(text[name][0], sections[name]) for name in text if name in sections)
 
 
 def _sources(study):

@@ -60,7 +60,7 @@ def score(variant, value):
     usual = _without_outliers(losses)
     kept = selection.contenders(usual, int(np.argmin(selection.adjusted_means(usual))))
     close = [rate for rate, near in zip(rates, kept, strict=True)
-             if near and (table[rate] or any(trial.state == 'unfinished' for trial in groups[rate]))]
+             if near and (table[rate] or any(trial.state in ('unfinished', 'damaged') for trial in groups[rate]))]
     notes, add = _edge(rates, rates[best])
     outlying = [trial for rate, row in zip(rates, usual, strict=True) if rate in close and rate != rates[best]
                 for trial in groups[rate] if trial.seed in table[rate] and math.isnan(row[seeds.index(trial.seed)])]
@@ -103,8 +103,9 @@ def _missing(groups, close, table):
     if count := sum(map(len, runs.values())):
         listed = ', '.join(f'{some[0]}{f" and {len(some) - 1} more" * (len(some) > 1)}{_at(rate)}'
                            for rate, some in runs.items() if some)
-        notes.append(f'no verdict: {listed} {"are" if count > 1 else "is"} missing{where}; finish '
-                     f'{"them" if count > 1 else "it"}')
+        damaged = {trial.state for trials in lacking.values() for trial in trials} == {'damaged'}
+        notes.append(f'no verdict: {listed} {"are" if count > 1 else "is"} missing{where}; '
+                     f'{"mend" if damaged else "finish"} {"them" if count > 1 else "it"}')
     return tuple(notes)
 
 

@@ -14,6 +14,7 @@ from lm.config import Error, build, files, first_line, legacy
 CONFIG = 'config.json'
 RUN = {'config': dict, 'command': [str], 'commit': str, 'device?': str, 'devices?': int}  # of config.json
 COUNTS = {'steps': 1, 'data.batch': 1, 'data.context': 1, 'cadence.eval_batches': 0}  # setting: the least it can be
+MEND = 'the `lm sweep` command of its sweep, run again, writes its settings again'
 LARGEST = float(np.finfo(np.float32).max)  # of a loss, which is computed in float32
 
 
@@ -21,9 +22,10 @@ LARGEST = float(np.finfo(np.float32).max)  # of a loss, which is computed in flo
 class Trial:
     """One run: `settings` by dotted key, without seeds and without what affects no result, and its metrics `records`.
 
-    root: the directory of the command line that it is in. state: 'finished', 'failed', 'unfinished', or 'stopped'
-    (unfinished in a sweep with a stopping rule); why: the reason in words, with the step it reached. code: its
-    experiment file, to be executed where it defines types, None where it is not trusted.
+    root: the directory of the command line that it is in. state: 'finished', 'failed', 'unfinished', 'stopped'
+    (unfinished in a sweep with a stopping rule), or 'damaged' (in a sweep, its config.json unreadable); why: the reason
+    in words, with the step it reached. code: its experiment file, to be executed where it defines types, None where it
+    is not trusted.
     """
 
     directory: Path
@@ -115,9 +117,11 @@ def _within(root, trust):
         raise Error(f'{fact}; give the --workdir of an `lm train`, or the directory of a sweep.') from error
     listed, trials, missing = records.sweep(root) or {'trials': ()}, [], {}
     for directory in (root / name for name in names):
-        why = _no_run(directory)
+        why = _no_run(directory, listed['trials'])
         try:
             trials += [] if why is not None else [_open(directory, root, trust)]
+        except files.Damaged as fault:
+            why = f'{fault.fact}; {MEND}' if directory.name in listed['trials'] else str(fault)
         except Error as error:
             why = str(error)
         if why:
@@ -127,8 +131,11 @@ def _within(root, trust):
                               'not begun' for name in listed['trials'] if name not in begun}
 
 
-def _no_run(path):
-    """Returns None for the directory of a run, '' for what has nothing to do with one, else what it is or lacks."""
+def _no_run(path, listed):
+    """Returns None for the directory of a run, '' for what has nothing to do with one, else what it is or lacks.
+
+    listed: the names of the trials of a sweep that it is in.
+    """
     if not os.path.isdir(path):
         return '' if os.path.exists(path) else 'a link that leads nowhere'
     try:
@@ -138,7 +145,7 @@ def _no_run(path):
     if CONFIG in names:
         return None
     if records.RECORD in names or 'checkpoints' in names:
-        return f'its {CONFIG} is missing'
+        return f'its {CONFIG} is missing; {MEND}' if path.name in listed else f'its {CONFIG} is missing'
     if records.SWEEP in names or any(os.path.lexists(path / name / CONFIG) for name in names):
         return f'it holds runs of its own; give {path} too'
     return ''
@@ -175,8 +182,8 @@ def unbegun(runs, missing, directories, rate):
                 rates = {rate: flat[rate]} if rate in flat else {}
                 planned.append(replace(
                     sibling, directory=directory / name, settings=sibling.settings | rates, records=[],
-                    seed=tuple(map(flat.get, records.SEEDS)), state='unfinished',
-                    why=missing[directory / name]))
+                    seed=tuple(map(flat.get, records.SEEDS)), why=missing[directory / name],
+                    state='damaged' if missing[directory / name].endswith(MEND) else 'unfinished'))
     return planned
 
 

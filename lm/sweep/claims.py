@@ -34,7 +34,7 @@ class Claims:
         self.own, self.seen, self.count = {}, {}, 0  # {trial: number}, {(trial, number): (heartbeat, since)}, beats
         self.lock, self.ended = threading.Lock(), threading.Event()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            files.make_directory(self.folder)
         except OSError as error:
             raise config.Error(f'cannot write to {directory}: {error.strerror}; give another --workdir.') from error
 

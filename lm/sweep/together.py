@@ -6,7 +6,7 @@ from lm import config
 from lm.parallel import processes
 from lm.sweep import vectors
 from lm.sweep.stopping import Judged
-from lm.train import loop, runs, session
+from lm.train import lock, loop, runs, session
 
 
 def train(sweep, chosen, cache):
@@ -49,7 +49,7 @@ def _open(sweep, chosen, cache, stack):
         settings = trial.settings
         try:
             run = runs.Run(trial.directory, config.Experiment(settings, {}, sweep.directory / 'experiment.py'))
-        except runs.Busy:
+        except lock.Busy:
             continue
         stack.callback(run.close)
         run.stop = Judged(sweep, trial, stop)

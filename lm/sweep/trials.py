@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lm import config, records
-from lm.config import beside, files, legacy
+from lm.config import beside, checksums, files, legacy
 from lm.config.annotations import is_component
 from lm.config.overrides import branches
 from lm.config.snapshots import name_of
 from lm.config.values import Text, fit
 from lm.sweep import zipped
 from lm.sweep.rules import Rule
-from lm.train import Config, runs
+from lm.train import Config, lock, runs
 
 SETTLED = ('finished', 'failed', 'stopped')  # states of trials that need no more training
 
@@ -91,7 +91,7 @@ def plan(experiment, directory, overrides, rule=None, words=()):
         if first != number:
             raise config.Error(_twice(first, trials[first], number, trial))
     _check_rule(base, rule, max((trial.settings.steps for trial in trials), default=base.steps))
-    runs.check_own(directory, records.SWEEP)
+    lock.check_own(directory, records.SWEEP)
     with alone(directory):
         if records.sweep(directory):
             begun = open_sweep(directory, experiment.file)
@@ -116,9 +116,9 @@ def _twice(first, one, number, other):
 def alone(directory):
     """Locks the list of trials of a directory against other processes; raises config.Error if it cannot be written."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with open(directory / 'lock', 'w', opener=files.unblocked) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        files.make_directory(directory)
+        with open(directory / 'lock', 'w', opener=files.unblocked) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
             yield
     except OSError as error:
         raise config.Error(f'cannot write to {directory}: {error.strerror}; give another --workdir, '
@@ -240,13 +240,13 @@ def progress(trial):
     A loss that is not finite is None. A record that cannot be read counts as none, with a warning.
     """
     try:
-        about = os.stat(trial.directory / records.RECORD)
+        stamp = checksums.stamp(trial.directory / records.RECORD)
     except OSError as error:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
             files.warn(f'{trial.directory / records.RECORD}: {error.strerror}; it counts as none.')
         return 0, {}
     name = 'valid/loss' if trial.settings.data.valid else 'loss'
-    return _recorded(trial.directory, name, trial.settings.steps, (about.st_mtime_ns, about.st_size, about.st_ino))
+    return _recorded(trial.directory, name, trial.settings.steps, stamp)
 
 
 @functools.lru_cache(4096)

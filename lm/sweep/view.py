@@ -4,8 +4,9 @@ import time
 from typing import NamedTuple
 
 from lm import records
+from lm.config import files
 from lm.pages.text import clock
-from lm.sweep import claims, search
+from lm.sweep import claims, repairs, search
 from lm.sweep.trials import SETTLED, open_sweep, reason, shown, states
 
 STALLED = 600  # seconds without a new record after which a running trial is pointed out
@@ -30,6 +31,7 @@ def watch(directory, code=None):
     if not sys.stdout.isatty():
         show(sweep)
         return
+    _warn(sweep)
     from rich import live
     desk = claims.Claims(sweep.directory)
     with live.Live(refresh_per_second=1) as screen:
@@ -44,6 +46,7 @@ def watch(directory, code=None):
 
 def show(sweep):
     """Prints the status of a sweep: counts by state, the best trials, stalled ones, and failed ones with the reason."""
+    _warn(sweep)
     status = status_of(sweep, claims.Claims(sweep.directory))
     print(summary(status), flush=True)
     for trial in ranked(sweep, status)[:5]:
@@ -54,6 +57,11 @@ def show(sweep):
     failed = [trial for trial in sweep.trials if status.states[trial.id] == 'failed']
     for trial in failed[:5]:
         print(f'  {trial.id}  failed  {shown(trial)}: {reason(trial)}', flush=True)
+
+
+def _warn(sweep):
+    for fault in repairs.faults(sweep).values():
+        files.warn(f'{fault}; run the `lm sweep` command again, which writes its settings again.')
 
 
 def status_of(sweep, desk):

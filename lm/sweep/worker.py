@@ -8,10 +8,10 @@ import traceback
 from lm import config, records
 from lm.config import files
 from lm.parallel import processes
-from lm.sweep import claims, search, together, vectors, view
+from lm.sweep import claims, repairs, search, together, vectors, view
 from lm.sweep.stopping import Judged
 from lm.sweep.trials import SETTLED, open_sweep, shown, states
-from lm.train import loop, runs, session
+from lm.train import lock, loop, runs, session
 
 
 def refuse(verb, names):
@@ -35,6 +35,7 @@ def work(sweep, cache, width=1):
     Trials that others add meanwhile, or that a sampler draws, are trained too.
     """
     print(f'{len(sweep.trials)} trials in {sweep.directory}', flush=True)
+    repairs.mend(sweep, states(sweep)[0], cache)
     with claims.Claims(sweep.directory) as desk:
         alone = set()
         while True:
@@ -86,7 +87,7 @@ def _train(sweep, chosen, cache, width):
         if len(chosen) > 1:
             return together.train(sweep, chosen, cache)
         _train_one(sweep, chosen[0], cache, vectors.alone(chosen[0].settings) if width > 1 else None)
-    except runs.Busy as busy:
+    except lock.Busy as busy:
         print(f'lm: {busy}', flush=True)
         time.sleep(claims.PERIOD)
     except (loop.Preempted, KeyboardInterrupt):
@@ -134,7 +135,7 @@ def fail(trial, fault):
     if not isinstance(fault, config.Error):
         traceback.print_exception(fault)
     try:
-        trial.directory.mkdir(parents=True, exist_ok=True)
+        files.make_directory(trial.directory)
         files.replace(trial.directory / records.FAILED, json.dumps({'error': config.first_line(fault)}) + '\n')
     except OSError as error:
         raise config.Error(f'cannot write to {trial.directory}: {error.strerror}; free some space and '

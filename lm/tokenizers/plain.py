@@ -20,7 +20,7 @@ from lm.config import checksums, files
 
 _SEGMENT, _LONGEST = 2 ** 16, 2 ** 21
 _WORD_CONTROLS = ('<unk>', '<eos>')
-_REMEDY = 'restore it from a copy, or remove its directory where the training text is there to make it again.'
+_REMEDY = 'restore it from a copy, or run the command of the run again, which makes it of its training text.'
 _BREAK = re.compile(r'(?<=\S)\n(?=\S)')
 
 
@@ -227,9 +227,11 @@ class CharEncoder(Encoder):
         points = np.frombuffer(text.encode('utf-32-le'), np.uint32)
         ids = self._ids[np.minimum(points, self._ids.size - 1)]
         if ids.min(initial=0) < 0:
-            unknown = points[np.argmin(ids)]
-            raise config.Error(f'{chr(unknown)!r} (U+{unknown:04X}) is not among the {self.size} characters of '
-                               'the training text; remove it, or use data.Bytes() as tokenizer.')
+            unknown = list(dict.fromkeys(points[ids < 0].tolist()))
+            named = ', '.join(f'{chr(point)!r} (U+{point:04X})' for point in unknown[:8]) + ', ...' * (len(unknown) > 8)
+            raise config.Error(f'{named} {"are" if len(unknown) > 1 else "is"} not among the {self.size} characters of '
+                               f'the training text; remove {"them" if len(unknown) > 1 else "it"}, or train with '
+                               'data.tokenizer=Bytes(), which takes every text.')
         return ids.astype(self.dtype)
 
     def decode(self, ids):

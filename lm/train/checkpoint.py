@@ -6,20 +6,20 @@ orbax have none of values.
 import contextlib
 import errno
 import gc
-import logging
 import os
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 
 from lm import config, trees
+from lm.config import files
 from lm.parallel import processes
-from lm.train import quiet
+from lm.train import damage, quiet
+from lm.train.damage import Fault
 
 STATE, META = 'state', 'meta'
 # Seconds for the reads that a failed restore leaves in flight, before their buffers are freed: tensorstore was seen to
@@ -28,13 +28,6 @@ SETTLE = 2.0
 PATTERN = frozenset('*?[]')  # orbax lists a checkpoint's parts by a glob of its path, and then does not see them
 checksum = jax.jit(trees.checksums)  # of one array at a time: one program for all arrays of a shape
 FULL = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
-
-
-class Fault(NamedTuple):
-    """Why a checkpoint cannot be read. damage: whether its files are wrong, rather than out of reach for the moment."""
-
-    text: str
-    damage: bool
 
 
 ABSENT = Fault('it is not there', False)
@@ -108,12 +101,11 @@ def _read(folder, abstract):
             return (ocp.PyTreeCheckpointHandler().restore(folder / STATE, args=ocp.args.PyTreeRestore(
                 item=abstract, restore_args=places, partial_restore=whole)), meta, saved), None
     except Exception as error:  # orbax and tensorstore raise many kinds for a file that is broken
-        text = config.first_line(error).partition('. See full')[0]
-        fault = Fault(text[:300], not isinstance(error, (MemoryError, jax.errors.JaxRuntimeError)))
+        fault = Fault(damage.words(folder, error), not isinstance(error, (MemoryError, jax.errors.JaxRuntimeError)))
     with quiet.all_threads():
         time.sleep(SETTLE)
         gc.collect()
-    return (None, None, None), _unreadable(folder) or fault
+    return (None, None, None), damage.unreadable(folder) or fault
 
 
 def _meta(folder):
@@ -129,19 +121,6 @@ def _checksums(tree):
     """Returns {name: checksum} of the arrays in a tree."""
     arrays = {name: leaf for name, leaf in trees.flatten(tree).items() if leaf is not ocp.PLACEHOLDER}
     return {name: int(value) for name, value in jax.device_get({n: checksum(x) for n, x in arrays.items()}).items()}
-
-
-def _unreadable(folder):
-    """Returns the Fault of the first file in a folder that the system does not let this process read, or None."""
-    try:
-        for path in sorted(folder.rglob('*')):
-            if path.is_file():
-                with path.open('rb') as file:
-                    while file.read(2 ** 24):
-                        pass
-    except OSError as error:
-        return Fault(f'{error.filename}: {error.strerror}', False)
-    return None
 
 
 @dataclass
@@ -263,18 +242,22 @@ class Store:
             if candidate == saved[0] or not fault.damage:
                 raise config.Error(f'checkpoint {candidate} in {self.directory} cannot be read: {fault.text}; '
                                    f'the steps there are {saved}.')
-            logging.getLogger('absl').warning('checkpoint %d in %s cannot be read (%s); taking the one before it.',
-                                              candidate, self.directory, fault.text)
-            processes.decide(lambda step=candidate: self._put_aside(step))
+            before = saved[saved.index(candidate) - 1]
+            aside = processes.decide(lambda step=candidate: self._put_aside(step))
+            if processes.first():
+                files.warn(f'checkpoint {candidate} in {self.directory} cannot be read ({fault.text}); it is moved to '
+                           f'{aside}, and the run goes on from step {before}.')
             self.manager.close()
             self._open()
         return None
 
     def _put_aside(self, step):
+        """Moves a checkpoint to where it is neither read nor deleted, and returns the name of that place."""
         aside = self.directory.parent / 'unreadable' / str(step)
         shutil.rmtree(aside, ignore_errors=True)
         aside.parent.mkdir(exist_ok=True)
         (self.directory / str(step)).rename(aside)
+        return str(aside)
 
     def close(self):
         """Waits for the save in flight and releases the directory."""

@@ -47,8 +47,10 @@ class Monitor:
         fresh = {**FRESH, 'data': dict(self.stream.fingerprint)}
         state, meta = self.run.store.restore(abstract) or (None, fresh)
         runs.check_data(meta, fresh)
-        if state is not None and int(state.step) < self.run.reached:
-            self.run.rewind(int(state.step))
+        if state is not None:
+            if int(state.step) < self.run.reached:
+                self.run.rewind(int(state.step))
+            self.run.writer.tell(f'going on from step {int(state.step):,}')
         self.begin({**fresh, **meta})
         return state
 

@@ -1,29 +1,16 @@
 """The directory of a run: what it was made from, its checkpoints and its record."""
-import contextlib
-import errno
-import fcntl
 import os
-import re
 import shutil
-import socket
 import sys
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from lm import config, records
-from lm.config import beside, files
+from lm.config import beside, checksums, files
 from lm.parallel import processes, sharding
-from lm.train import checkpoint, metrics, origin, step
-
-MARK = re.compile(r'(\S* \d+ [\d.]+)?')  # what this file writes to a run's lock: host, process, time
-OURS = {'config': {'type': str, 'model': dict, 'steps': int}, 'command': [str], 'versions': dict}  # of config.json
-
-
-class Busy(config.Error):
-    """Another process is training in the directory."""
+from lm.train import checkpoint, lock, metrics, origin, step
 
 
 class Run:
@@ -33,8 +20,8 @@ class Run:
     def __init__(self, directory, experiment):
         self.directory = Path(directory)
         self.stop, self.locks = processes.Stop(), []
-        mark = processes.decide(lambda: _claim(self.directory, self.locks))
-        _check_shared(self.directory, mark)
+        mark = processes.decide(lambda: lock.claim(self.directory, self.locks))
+        lock.check_shared(self.directory, mark)
         settings = {key: repr(value) for key, value in config.flatten(experiment.config).items()}
         processes.agree({'jax': jax.__version__, **settings})
         devices = jax.devices()  # collective: a process that called it alone would wait for the others
@@ -54,7 +41,7 @@ class Run:
             return
         if self.writer:
             self.writer.close()
-        with _writing(self.directory):
+        with lock.writing(self.directory):
             records.rewind(self.directory, step)
             self.writer = metrics.Writer(self.directory, self.steps, step)
         for record in records.read(self.directory):
@@ -79,67 +66,13 @@ class Run:
     def close(self):
         """Waits for the save in flight, closes the record, and restores signal handlers."""
         failing, faults = sys.exc_info()[0] is not None, []
-        for end in (self.stop.restore, self.writer.close, self.store.close, *(lock.close for lock in self.locks)):
+        for end in (self.stop.restore, self.writer.close, self.store.close, *(file.close for file in self.locks)):
             try:
                 end()
             except config.Error as fault:  # of a disk that is full: the others are still closed
                 faults.append(fault)
         if faults and not failing:
             raise faults[0]
-
-
-@contextlib.contextmanager
-def _writing(directory):
-    """Turns a disk that is full or not writable into a config.Error."""
-    try:
-        yield
-    except OSError as error:
-        remedy = 'free some space' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'give another --workdir'
-        raise config.Error(f'cannot write to {directory}: {error.strerror or error}; {remedy}.') from error
-
-
-def _claim(directory, locks):
-    """Locks a run's directory, adds the open lock file to `locks`, and returns the mark that it wrote there.
-
-    Raises config.Error if it cannot be written or holds files of another kind, Busy if another process has it.
-    """
-    if re.match(r'[a-z][a-z0-9]+:/', str(directory)):
-        raise config.Error(f'{directory} is not in a file system, which a run needs for its lock and its record; '
-                           'mount the bucket (gcsfuse) and give a --workdir there.')
-    checkpoint.check_name(directory)
-    with _writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        check_own(directory, 'config.json')
-        if os.path.exists(directory / 'config.json'):
-            files.read_json(directory / 'config.json', OURS, 'give an empty --workdir, or a new one.')
-        lock = open(directory / 'lock', 'a')
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise Busy(f'another process is training in {directory}; wait for it, or give another --workdir.') from error
-    locks.append(lock)
-    mark = f'{socket.gethostname()} {os.getpid()} {time.time()}'
-    with _writing(directory):
-        lock.truncate(0)
-        lock.write(mark)
-        lock.flush()
-    return mark
-
-
-def check_own(directory, record):
-    """Raises config.Error where a directory holds files and no `record`, so is not one of a run or a sweep, or has
-    anything else for a lock.
-    """
-    temporary = ('.config.json.', '.sweep.json.', '.experiment.py.')  # of a process that was killed
-    names = sorted(path.name for path in directory.iterdir() if not path.name.startswith(temporary)) \
-        if os.path.isdir(directory) else []
-    lock = directory / 'lock'
-    if 'lock' in names and (lock.is_file() and MARK.fullmatch(lock.read_bytes()[:300].decode(errors='replace'))):
-        names.remove('lock')
-    if names and ('lock' in names or record not in names):
-        raise config.Error(f'{directory} holds {", ".join(names[:5])}{", ..." * (len(names) > 5)} and no {record} of '
-                           'lm; give an empty --workdir, or a new one.')
 
 
 def _saved_once(directory, every):
@@ -150,17 +83,6 @@ def _saved_once(directory, every):
 def _is_open(path, file):
     """Returns whether a path leads to the open file."""
     return path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
-
-
-def _check_shared(directory, mark, patience=20):
-    """Raises config.Error unless all hosts read process 0's mark in the directory, within `patience` seconds."""
-    path, until = directory / 'lock', time.monotonic() + patience
-    while not (shared := path.exists() and path.read_text() == mark) and time.monotonic() < until:
-        time.sleep(0.5)
-    apart = [host for host, sees in enumerate(processes.gather(shared)) if not sees]
-    if apart:
-        raise config.Error(f'{directory} on host {apart[0]} is not the directory of host 0; '
-                           'give a --workdir on a file system that all hosts share.')
 
 
 def _record(directory, experiment, devices):
@@ -178,7 +100,7 @@ def _record(directory, experiment, devices):
                            f'give another --workdir, {remedy}.')
     if begun and experiment.config.steps in saved:
         return  # finished: its record of how it was made stays
-    with _writing(directory):
+    with lock.writing(directory):
         beside.check(experiment)
         origin.write(path, experiment.config, file=str(experiment.file), device=devices[0].device_kind,
                      devices=len(devices))
@@ -206,7 +128,7 @@ def differences(was, now):
 
 def _about(directory):
     """Returns what config.json says of the run in a directory."""
-    return files.read_json(Path(directory) / 'config.json', {'config': dict}, 'repair it, or leave the run out.')
+    return files.read_json(Path(directory) / 'config.json', {'config': dict}, lock.RESTORE)
 
 
 def read(directory, file=None):
@@ -216,9 +138,12 @@ def read(directory, file=None):
     """
     path = Path(directory) / 'config.json'
     if not os.path.exists(path):
-        raise config.Error(f'{directory} holds no run; give the --workdir of an `lm train`.')
+        inside = sorted(str(path.parent) for path in Path(directory).glob('*/config.json'))
+        raise config.Error(f'{directory} holds no run{" of its own" * bool(inside)}; give '
+                           f'{"one of " + ", ".join(inside) if inside else "the --workdir of an `lm train`"}.')
+    about = _about(directory)
     try:
-        return config.build(_about(directory)['config'], file)
+        return config.build(about['config'], file)
     except config.Error as error:
         raise config.Error(f'{error} ({path})') from error
 
@@ -228,11 +153,41 @@ def trusted(directory, trust):
     return Path(directory) / 'experiment.py' if trust else None
 
 
-def keep_tokenizer(directory, source):
-    """Copies a fitted tokenizer's directory, if there is one, into a run's, which can then be used without its data."""
-    if Path(source).is_dir():
-        with _writing(directory):
-            shutil.copytree(source, Path(directory) / 'tokenizer', dirs_exist_ok=True)
+def keep_tokenizer(directory, tokenizer, fingerprint, source):
+    """Copies a fitted tokenizer's directory `source`, if there is one, into that of a run, which can then be used
+    without its data; warns where that of a run with checkpoints had none that is whole.
+
+    Raises config.Error where they were trained on other data than that of `fingerprint`, {name: value}.
+    """
+    saved = checkpoint.metas(Path(directory) / 'checkpoints').values()
+    for meta in saved:
+        check_data({'data': {name: meta['data'].get(name) for name in fingerprint}}, {'data': fingerprint})
+    fault = tokenizer_fault(directory, tokenizer, fingerprint['tokenizer'])
+    if not Path(source).is_dir() or (saved and not fault):
+        return
+    if saved:
+        files.warn(f'{fault}; it is made again.')
+    place = Path(directory) / 'tokenizer'
+    with lock.writing(directory):
+        if os.path.lexists(place):
+            shutil.rmtree(place)
+        shutil.copytree(source, place)
+
+
+def tokenizer_fault(directory, tokenizer, fingerprint=None):
+    """Returns in words what is wrong with the tokenizer that a run's directory keeps, of a `fingerprint` where that is
+    known; '' where nothing is.
+    """
+    place = Path(directory) / 'tokenizer'
+    try:
+        encoder = tokenizer.fit(None, place).exact()
+    except checksums.Damaged as fault:
+        return fault.fact
+    except config.Error as error:  # of files without checksums, by an older version
+        return f'{place} cannot be read ({error})'
+    if fingerprint and encoder.fingerprint() != fingerprint:
+        return f'{place} is not the tokenizer that the run is trained with'
+    return ''
 
 
 class Trained(NamedTuple):
@@ -267,6 +222,6 @@ def saved(settings, directory, number, mesh):
         wanted = {'params': wanted['params'], 'step': wanted['step']}
     restored = checkpoint.restore(Path(directory) / 'checkpoints', wanted, number or None)
     if restored is None:
-        raise config.Error(f'{directory} holds no checkpoint yet; wait until the run has saved one.')
+        raise config.Error(f'{directory} holds no checkpoint; run its command again, or wait where it runs.')
     state, _ = restored
     return settings.optimizer.averaged(state.get('optimizer'), state['params']), int(state['step'])

@@ -4,7 +4,8 @@ import sys
 import jax
 
 from lm import config, records, trees
-from lm.data.cache import home
+from lm.config import files
+from lm.data.cache import fit, home
 from lm.parallel import processes
 from lm.train import loop, runs, step
 from lm.train.monitor import Monitor
@@ -17,6 +18,7 @@ def train(settings, run, cache, mesh=None):
     """
     if processes.decide(lambda: settings.steps in run.store.steps() and bool(_last(settings, run.directory))):
         _check_finite(settings, run)
+        processes.decide(lambda: mend_tokenizer(run.directory, settings, cache))
         print(f'{run.directory} is finished: {settings.steps} steps.')
         return
     run.stop.install()
@@ -46,6 +48,18 @@ def _last(settings, directory):
     return [record[name] for record in records.read(directory) if record['step'] == settings.steps and name in record]
 
 
+def mend_tokenizer(directory, settings, cache):
+    """Makes the tokenizer of a finished run again where it is missing or damaged; a warning says where it cannot."""
+    data = settings.data
+    if not (fault := runs.tokenizer_fault(directory, data.tokenizer)):
+        return
+    try:
+        fingerprint = {'tokenizer': fit(data.train, data.tokenizer, cache).exact().fingerprint()}
+        runs.keep_tokenizer(directory, data.tokenizer, fingerprint, home(data.train, data.tokenizer, cache))
+    except config.Error as error:
+        files.warn(f'{fault}; it cannot be made again: {error}')
+
+
 def _check_finite(settings, run):
     if processes.decide(lambda: _last(settings, run.directory)[-1:]) == [None]:
         raise config.Error(f'the last loss of {run.directory} is not finite; it is saved, and of no use: look for the '
@@ -63,7 +77,8 @@ def open_data(settings, run, cache, stream=None):
         stream = data.open(cache, 'train')
         print(data.accept(stream), flush=True)
     processes.agree(stream.fingerprint)
-    processes.decide(lambda: runs.keep_tokenizer(run.directory, home(data.train, data.tokenizer, cache)))
+    processes.decide(lambda: runs.keep_tokenizer(
+        run.directory, data.tokenizer, stream.fingerprint, home(data.train, data.tokenizer, cache)))
     check_vocabulary(settings, stream.encoder)
     return Monitor(settings, run, stream)
 

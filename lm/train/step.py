@@ -1,12 +1,13 @@
 """Training as pure functions: the State, the one step, what an experiment is made of, and all of it on a mesh."""
 import dataclasses
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lm import trees
+from lm import config, trees
 from lm.parallel import reductions, sharding
 from lm.train import feed
 
@@ -179,6 +180,22 @@ def _placed(settings, init, mesh):
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, places)
 
 
+def _check_batch(settings, params, mesh):
+    """Raises config.Error where a batch takes more memory than a device has, whatever the layout.
+
+    That is its inputs and targets, int32, and of a micro-batch the embedded tokens once, in 2 bytes; a step takes more.
+    """
+    names, leaves = sharding.names_by_path(settings.model.axes()), jax.tree_util.tree_leaves_with_path(params)
+    widths = [size for path, x in leaves for name, size in zip(names(path, x), x.shape, strict=True) if name == 'embed']
+    data, token = settings.data, 8 + 2 * min(widths, default=0) / settings.accumulate
+    size, whole = data.batch * data.context * token / mesh.size, sharding.memory(mesh)
+    if size > whole:
+        shards = settings.accumulate * mesh.size
+        rows = 2 ** int(math.log2(max(1, whole / 16 / (data.context * token) / settings.accumulate))) * shards
+        raise config.Error(f'a batch of {data.batch:,} rows of {data.context:,} tokens takes {size / 2 ** 30:,.1f} GiB '
+                           f'or more of a device that has {whole / 2 ** 30:,.1f}; try data.batch={rows}.')
+
+
 def program(settings, mesh=None):
     """Returns the Program of a Config on a mesh, by default its own over all devices; nothing is compiled yet.
 
@@ -189,6 +206,7 @@ def program(settings, mesh=None):
     built = parts(settings)
     abstract = _placed(settings, built.init, mesh)
     sharding.check_memory(abstract, mesh)
+    _check_batch(settings, abstract.params, mesh)
     places = jax.tree.map(lambda x: x.sharding, abstract)
     begin = jax.jit(built.init, donate_argnums=0, out_shardings=places)
 
