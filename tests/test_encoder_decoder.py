@@ -243,8 +243,8 @@ def test_pairs_that_do_not_match_are_refused_or_left_out(files, tmp_path, capsys
 
 @pytest.mark.parametrize('make, words', [
     (lambda s: data.Pick(s, 0.0, 0.5), 'of pairs would part them'),
-    (lambda s: data.Corpus(s, None, data.Bytes(), 8, 2), 'packing=windows and .* has pairs'),
-    (lambda s: data.Corpus(data.Synthetic(), None, data.Bytes(), 8, 2, 'pairs'), 'no pairs of texts; try data.Para'),
+    (lambda s: data.Corpus(s, None, data.Bytes(), 8, 2).open('.'), 'packing=windows and .* has pairs'),
+    (lambda s: data.Corpus(data.Synthetic(), None, data.Bytes(), 8, 2, 'pairs').open('.'), 'no pairs of texts; try'),
     (lambda s: train.Conditional().check(architectures.DECODERS['gpt2']), 'try model=EncoderDecoder'),
     (lambda s: EncoderDecoder(50, 50), 'start=50 is none of vocab=50'),
     (lambda s: EncoderDecoder(48, 1, 48, encoder=EncoderDecoder(48, 1, 48).decoder), 'try model.encoder'),

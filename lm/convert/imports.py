@@ -8,7 +8,7 @@ import jax
 from lm import config, optim, trees
 from lm.convert import start, tokenizers
 from lm.data import Corpus, Source
-from lm.train import Config, MaskedLM, NextToken, checkpoint_stream, origin
+from lm.train import Conditional, Config, MaskedLM, NextToken, checkpoint_stream, origin
 
 CONTEXT = 2048  # of the data, where config.json does not limit it to less
 
@@ -56,8 +56,12 @@ def run_of(path, directory):
     tokenizer = tokenizers.keep(kept, directory / 'tokenizer')
     text = Elsewhere(str(path), kept.begins)
     context = min(checkpoint.config.get('max_position_embeddings') or model.limit or CONTEXT, CONTEXT)
-    objective = NextToken() if model.causal else MaskedLM(mask=encoder.vocabulary[kept.mask] if kept.mask else -1)
-    settings = Config(model, Corpus(text, text, tokenizer, context, 1), optim.AdamW(), 1, objective)
+    if model.continues:
+        objective = NextToken() if model.causal else MaskedLM(mask=encoder.vocabulary[kept.mask] if kept.mask else -1)
+        data = Corpus(text, text, tokenizer, context, 1)
+    else:
+        objective, data = Conditional(), Corpus(text, text, tokenizer, context, 1, packing='pairs')
+    settings = Config(model, data, optim.AdamW(), 1, objective)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
 
     def streamed(path):

@@ -80,7 +80,8 @@ class Parameter(NamedTuple):
 class Binding:
     """A table {path of our parameter: Tensor} bound to a model: what a checkpoint of it holds.
 
-    parameters: {path: Parameter}. shapes: {their name: shape}. A table may name parameters that the model lacks.
+    table: or a function of the model that returns it. parameters: {path: Parameter}. shapes: {their name: shape}. A
+    table may name parameters that the model lacks.
     """
 
     def __init__(self, model, table):
@@ -89,6 +90,7 @@ class Binding:
         letters = {path: ''.join(layouts.LETTERS[name] for name in names) for path, names in axes.items()}
         everywhere = {letter: size for path, leaf in leaves.items()
                       for letter, size in zip(letters[path], leaf.shape, strict=True)} | {'V': model.vocab}
+        table = table(model) if callable(table) else table
         self.parameters, self.shapes = {}, {}
         for path, leaf in leaves.items():
             if path not in table:

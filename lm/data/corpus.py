@@ -37,11 +37,6 @@ class Corpus:
 
     def __post_init__(self):
         config.check(self)
-        for split in filter(None, (self.train, self.valid)):
-            for leaf, _ in split.parts():
-                if leaf.paired != (self.packing == 'pairs'):
-                    kind, remedy = ('pairs', 'data.packing=pairs') if leaf.paired else ('no pairs', 'data.Parallel')
-                    raise config.Error(f'packing={self.packing} and {leaf.label} has {kind} of texts; try {remedy}.')
 
     def open(self, root, split='train'):
         """Returns the Stream of 'train', endless and shuffled, or the Pass of 'valid', once and in order.
@@ -55,6 +50,10 @@ class Corpus:
         source = splits[split]
         if source is None:
             raise config.Error(f'the corpus has no {split} split; set data.{split} to a source.')
+        for leaf, _ in source.parts():
+            if leaf.paired != (self.packing == 'pairs'):
+                kind, remedy = ('pairs', 'data.packing=pairs') if leaf.paired else ('no pairs', 'data.Parallel')
+                raise config.Error(f'packing={self.packing} and {leaf.label} has {kind} of texts; try {remedy}.')
         encoder, caches = cache.prepare(source, self.tokenizer, root, self.train)
         return self.arrange(source, encoder, caches, split)
 

@@ -1,6 +1,7 @@
 """Families of models: one file each, which nothing else lists.
 
-A file has ARCHITECTURE and MODEL_TYPE, as config.json calls them; TABLE, {path of our parameter: tables.Tensor};
+A file has ARCHITECTURE and MODEL_TYPE, as config.json calls them; TABLE, {path of our parameter: tables.Tensor}, or a
+function of the model that returns it;
 read(hf) -> model, of the dict of a config.json; write(model) -> hf, the keys that read needs. IGNORED, if any, is a
 regex of tensors that hold no parameter, and GGUF the dialects.Dialect of its GGUF files. A family can hold a model
 where read(write(model)) is that model.
@@ -11,6 +12,7 @@ import pathlib
 from dataclasses import fields, replace
 
 from lm import config
+from lm.models import Layer
 from lm.nn import Execution, Experts
 
 
@@ -61,17 +63,24 @@ def fitting(model):
 def canonical(model):
     """Returns a model with all sizes spelled out, without dropout, and all its layers in the pattern."""
     if not hasattr(model, 'pattern'):
-        return replace(model, execution=Execution())
+        halves = {side: _spelled_half(getattr(model, side), model.width) for side in ('encoder', 'decoder')
+                  if hasattr(model, side)}
+        return replace(model, execution=Execution(), embedding=replace(model.embedding, dropout=0.0), **halves)
     layers = tuple(_spelled(model.layers[i % len(model.layers)], model.width) for i in range(model.depth))
     plain = next(field.default_factory() for field in fields(model) if field.name == 'layer')
     return replace(model, pattern=layers, layer=plain, execution=Execution(),
                    embedding=replace(model.embedding, dropout=0.0))
 
 
+def _spelled_half(half, width):
+    return replace(half, layer=Layer(), pattern=tuple(_spelled(half.stack.layer(number), width)
+                                                      for number in range(half.depth)))
+
+
 def _spelled(layer, width):
-    size = layer.attention.head_size(width)
-    attention = replace(layer.attention, kv_heads=layer.attention.num_kv_heads, head_dim=size,
-                        scale=layer.attention.scale or size ** -0.5)
+    attention, cross = (own and replace(own, kv_heads=own.num_kv_heads, head_dim=own.head_size(width),
+                                        scale=own.scale or own.head_size(width) ** -0.5)
+                        for own in (layer.attention, layer.cross))
     mlp = replace(layer.mlp, balance=0.0, z_loss=0.0, capacity_factor=0.0) if isinstance(layer.mlp, Experts) else \
         replace(layer.mlp, ff=layer.mlp.hidden(width))
-    return replace(layer, attention=attention, mlp=mlp, dropout=0.0)
+    return replace(layer, attention=attention, cross=cross, mlp=mlp, dropout=0.0)
