@@ -94,7 +94,7 @@ def test_a_start_reads_onto_a_mesh_what_it_reads_onto_one_device(written):
 
 def test_a_streamed_checkpoint_is_what_its_arrays_are_with_their_checksums(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_stream, 'NUMBERS', 14)
-    stacked, plain = (np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in ((3, 5, 7), (40,)))
+    stacked, plain = (np.random.default_rng(0).standard_normal(shape, np.float32) for shape in ((3, 5, 7), (40,)))
     blocks = []
 
     def read(index):
