@@ -130,7 +130,7 @@ def test_large_exports_are_several_files_with_an_index(written, tmp_path):
     family, hf = families.fitting(model)
     binding = tables.Binding(model, family.TABLE)
     (tmp_path / 'shards').mkdir()
-    exports.write(tmp_path / 'shards', binding, trees.flatten(params).__getitem__, shard=2 ** 13)
+    exports.write(tmp_path / 'shards', binding, made.leaves(params), shard=2 ** 13)
     exports.write_config(tmp_path / 'shards', family, hf, context=20)
     files = sorted(path.name for path in (tmp_path / 'shards').glob('*.safetensors'))
     assert len(files) > 1 and files[0] == f'model-00001-of-{len(files):05}.safetensors'

@@ -6,6 +6,7 @@ them, is 30.31; another program in numpy had 30.3.
 import gzip
 import json
 import math
+import os
 import subprocess
 import sys
 from functools import partial
@@ -97,7 +98,9 @@ def test_exported_it_is_the_same_model_in_transformers(run, trained, tmp_path):
 
 
 def lm(*words):
-    ended = subprocess.run([sys.executable, '-m', 'lm', *map(str, words)], capture_output=True, text=True)
+    environment = {**os.environ, 'XLA_FLAGS': ''}  # of one device, optimised
+    ended = subprocess.run([sys.executable, '-m', 'lm', *map(str, words)], capture_output=True, text=True,
+                           env=environment)
     assert ended.returncode == 0, ended.stderr[-2000:]
     return ended.stdout
 
