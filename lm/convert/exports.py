@@ -89,6 +89,7 @@ def write(directory, binding, leaf, shard=SHARD):
     files = {file: checkpoints.Writer(directory / file, part) for file, part in zip(names, parts, strict=True)}
     for name, array in theirs(binding, leaf):
         files[where[name]].write(name, array)
+        del array  # before the next is read
     for file in files.values():
         file.close()
     if len(parts) > 1:
@@ -105,16 +106,21 @@ def theirs(binding, leaf):
     for members in groups.values():
         sources = [(parameter, leaf(path)) for path, parameter in members]
         for counts, name in members[0][1].names():
-            array = np.empty(binding.shapes[name], np.float32)
-            for parameter, source in sources:
-                place = parameter.view(array)
-                values = source.read(tuple(counts.get(letter, slice(None)) for letter in parameter.letters))
-                place[...] = values[tuple(map(slice, place.shape))]
-                if parameter.tensor.plus:
-                    place[...] -= np.float32(parameter.tensor.plus)
-            yield name, array
+            yield name, _filled(binding.shapes[name], sources, counts)
         for _, source in sources:
             source.verify()
+
+
+def _filled(shape, sources, counts):
+    """Returns one of their tensors, of [(Parameter, Stored or Loaded)] at the numbers {letter: number} of its name."""
+    array = np.empty(shape, np.float32)
+    for parameter, source in sources:
+        place = parameter.view(array)
+        values = source.read(tuple(counts.get(letter, slice(None)) for letter in parameter.letters))
+        place[...] = values[tuple(map(slice, place.shape))]
+        if parameter.tensor.plus:
+            place[...] -= np.float32(parameter.tensor.plus)
+    return array
 
 
 def keep_tokenizer(run, directory, encoder):

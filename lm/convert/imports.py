@@ -6,9 +6,9 @@ from pathlib import Path
 import jax
 
 from lm import config, optim, trees
-from lm.convert import start, tokenizers
+from lm.convert import families, start, tokenizers
 from lm.data import Corpus, Source
-from lm.train import Config, checkpoint_stream, origin
+from lm.train import Config, NextToken, checkpoint_stream, origin
 
 CONTEXT = 2048  # of the data, where config.json does not limit it to less
 
@@ -56,7 +56,8 @@ def run_of(path, directory):
     tokenizer = tokenizers.keep(kept, directory / 'tokenizer')
     text = Elsewhere(str(path), kept.begins)
     context = min(checkpoint.config.get('max_position_embeddings') or model.limit or CONTEXT, CONTEXT)
-    settings = Config(model, Corpus(text, text, tokenizer, context, 1), optim.AdamW(), steps=1)
+    objective = getattr(families.of(checkpoint.config, path), 'OBJECTIVE', NextToken())
+    settings = Config(model, Corpus(text, text, tokenizer, context, 1), optim.AdamW(), steps=1, objective=objective)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
 
     def streamed(path):

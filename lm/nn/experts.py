@@ -81,20 +81,20 @@ class Experts(FeedForward):
         weights.append(weight(scope, 'down', down_axes, init, execution.dtype))
         shift = 0
         if self.bias:
-            x, weights[:-1], shift = self._biased(scope, x, ids, gates, weights[:-1], execution.dtype)
+            x, weights[:-1], shift = self._biased(scope, x, (ids, gates), weights[:-1])
         return shift + expert_dispatch.over_mesh(
             partial(expert_dispatch.apply, self), x, ids, gates.astype(x.dtype), weights), measured
 
-    def _biased(self, scope, x, ids, gates, ins, dtype):
+    def _biased(self, scope, x, routes, ins):
         """Returns (x with a column of ones, the matrices of its projections with their biases as one more row, what the
         biases of the outputs add).
         """
-        names = ('gate', 'up')[1 - self.gated:]
-        biases = [weight(scope, f'{name}_bias', {'experts': self.count, 'ff': self.ff}, fill(0.0), dtype).value
+        (ids, gates), names = routes, ('gate', 'up')[1 - self.gated:]
+        biases = [weight(scope, f'{name}_bias', {'experts': self.count, 'ff': self.ff}, fill(0.0), x.dtype).value
                   for name in names]
         ins = [w.replace(value=jnp.concatenate([w.value, bias[:, None]], 1))
                for w, bias in zip(ins, biases, strict=True)]
-        out = weight(scope, 'down_bias', {'experts': self.count, 'embed': x.shape[-1]}, fill(0.0), dtype).value
+        out = weight(scope, 'down_bias', {'experts': self.count, 'embed': x.shape[-1]}, fill(0.0), x.dtype).value
         share = jnp.einsum('BTkE,BTk->BTE', jax.nn.one_hot(ids, self.count), gates).astype(x.dtype)
         ones = jnp.ones((*x.shape[:-1], 1), x.dtype)
         return jnp.concatenate([x, ones], -1), ins, jnp.einsum('BTE,ED->BTD', share, out)
