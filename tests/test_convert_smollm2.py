@@ -105,8 +105,12 @@ def lm(*words):
     return ended.stdout
 
 
-def test_verbs_take_the_converted_directory(run, tmp_path, shared):
+def test_it_continues_a_prompt(run):
     assert 'Paris' in lm('generate', run, 'The capital of France is', '--temperature=0', '--length=8')
+
+
+@pytest.mark.long
+def test_it_is_scored_on_other_text(run, tmp_path, shared):
     text = gzip.open(shared / 'wikitext2' / 'wiki.test.raw.gz', 'rt', encoding='utf-8').read(9500)
     (tmp_path / 'text.txt').write_text(text)
     scores = json.loads(lm('eval', run, f'--text={tmp_path}/text.txt', f'--cache={tmp_path}/cache'))
