@@ -32,7 +32,9 @@ def of_gguf(metadata, path):
         return {'tokenizer.json': json.dumps(_byte_pairs(metadata, path), ensure_ascii=False).encode()}
     if kind == 'llama':
         return {'tokenizer.model': _pieces(metadata)}
-    raise config.Error(f'{path} has a tokenizer of kind {kind}; those that are read: gpt2, llama.')
+    if kind == 'bert':
+        return {'tokenizer.json': json.dumps(_word_pieces(metadata), ensure_ascii=False).encode()}
+    raise config.Error(f'{path} has a tokenizer of kind {kind}; those that are read: gpt2, llama, bert.')
 
 
 def _byte_pairs(metadata, path):
@@ -46,11 +48,9 @@ def _byte_pairs(metadata, path):
               for regex in SPLITS[pre] if regex]
     coded = {'type': 'ByteLevel', 'add_prefix_space': metadata.get('tokenizer.ggml.add_space_prefix', False),
              'trim_offsets': True, 'use_regex': '' in SPLITS[pre]}
-    added = [{'id': number, 'content': token, 'single_word': False, 'lstrip': False, 'rstrip': False,
-              'normalized': False, 'special': kind == CONTROL}
-             for number, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind in (CONTROL, USER)]
     composed = {'type': 'NFC'} if pre == 'qwen2' else None
-    return {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added, 'normalizer': composed,
+    return {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': _added(tokens, types),
+            'normalizer': composed,
             'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [*splits, coded]}, 'post_processor': None,
             'decoder': {**coded, 'add_prefix_space': True, 'use_regex': True},
             'model': {'type': 'BPE', 'dropout': None, 'unk_token': None, 'continuing_subword_prefix': None,
@@ -58,6 +58,29 @@ def _byte_pairs(metadata, path):
                       'ignore_merges': pre == 'llama-bpe',
                       'vocab': {token: number for number, token in enumerate(tokens)},
                       'merges': [merge.split(' ', 1) for merge in metadata['tokenizer.ggml.merges']]}}
+
+
+def _word_pieces(metadata):
+    """Returns the tokenizer.json, a dict, of WordPiece in lower case; in GGUF ▁ begins a word, in it ## goes on."""
+    tokens, types = metadata[TOKENS], metadata[TYPES]
+    plain = [token if kind == CONTROL else token[1:] if token.startswith('▁') else f'##{token}'
+             for token, kind in zip(tokens, types, strict=True)]
+    unknown = plain[metadata.get('tokenizer.ggml.unknown_token_id', 0)]
+    return {'version': '1.0', 'truncation': None, 'padding': None, 'post_processor': None,
+            'added_tokens': _added(plain, types),
+            'normalizer': {'type': 'BertNormalizer', 'clean_text': True, 'handle_chinese_chars': True,
+                           'strip_accents': None, 'lowercase': True},
+            'pre_tokenizer': {'type': 'BertPreTokenizer'},
+            'decoder': {'type': 'WordPiece', 'prefix': '##', 'cleanup': True},
+            'model': {'type': 'WordPiece', 'unk_token': unknown, 'continuing_subword_prefix': '##',
+                      'max_input_chars_per_word': 100, 'vocab': {token: number for number, token in enumerate(plain)}}}
+
+
+def _added(tokens, types):
+    """Returns the added_tokens of a tokenizer.json: those of types that are no plain text."""
+    return [{'id': number, 'content': token, 'single_word': False, 'lstrip': False, 'rstrip': False,
+             'normalized': False, 'special': kind == CONTROL}
+            for number, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind in (CONTROL, USER)]
 
 
 def _pieces(metadata):

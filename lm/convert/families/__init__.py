@@ -35,7 +35,6 @@ def of(hf, path):
 
 
 
-
 def fitting(model):
     """Returns (family, hf) of the first family that can hold a model; raises config.Error that says what hinders.
 
@@ -45,7 +44,7 @@ def fitting(model):
     for name, family in known().items():
         try:
             hf = family.write(model)
-            other = canonical(family.read(hf | {'model_type': family.MODEL_TYPE}))
+            other = canonical(family.read(hf))
         except (config.Error, AttributeError, TypeError, KeyError, ValueError):  # a model of quite another kind
             continue
         if other == wanted:
