@@ -50,11 +50,9 @@ def _byte_pairs(metadata, path):
               for regex in SPLITS[pre] if regex]
     coded = {'type': 'ByteLevel', 'add_prefix_space': metadata.get('tokenizer.ggml.add_space_prefix', False),
              'trim_offsets': True, 'use_regex': '' in SPLITS[pre]}
-    added = [{'id': number, 'content': token, 'single_word': False, 'lstrip': False, 'rstrip': False,
-              'normalized': False, 'special': kind == CONTROL}
-             for number, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind in (CONTROL, USER)]
     composed = {'type': 'NFC'} if pre == 'qwen2' else None
-    return {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added, 'normalizer': composed,
+    return {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': _added(tokens, types),
+            'normalizer': composed,
             'pre_tokenizer': {'type': 'Sequence', 'pretokenizers': [*splits, coded]}, 'post_processor': None,
             'decoder': {**coded, 'add_prefix_space': True, 'use_regex': True},
             'model': {'type': 'BPE', 'dropout': None, 'unk_token': None, 'continuing_subword_prefix': None,
@@ -89,6 +87,13 @@ def _word_pieces(metadata):
             'model': {'type': 'WordPiece', 'unk_token': unknown, 'continuing_subword_prefix': '##',
                       'max_input_chars_per_word': 100,
                       'vocab': {token: number for number, token in enumerate(tokens)}}}
+
+
+def _added(tokens, types):
+    """Returns the added_tokens of a tokenizer.json: those of types that are no plain text."""
+    return [{'id': number, 'content': token, 'single_word': False, 'lstrip': False, 'rstrip': False,
+             'normalized': False, 'special': kind == CONTROL}
+            for number, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind in (CONTROL, USER)]
 
 
 def _pieces(metadata):
