@@ -8,6 +8,7 @@ every norm, '^embed/' one branch and '/scale$' one kind of leaf.
 import difflib
 import math
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,8 @@ def flatten(tree, is_leaf=None):
 def pattern(regex):
     """Returns the compiled regex; raises config.Error when it is not one."""
     try:
-        return re.compile(regex)
+        with warnings.catch_warnings(action='ignore', category=FutureWarning):  # of '[[': a set of sets, once
+            return re.compile(regex)
     except (re.error, RecursionError, OverflowError) as error:
         raise config.Error(f'regex {regex!r} is not valid: {error}; try {re.escape(regex)!r}.') from error
 

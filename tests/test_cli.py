@@ -208,6 +208,17 @@ def test_a_file_that_a_closed_stream_would_have_taken_is_not_written_to(tmp_path
     assert done.returncode > 2 and (tmp_path / 'own').read_text() == ''
 
 
+def test_an_experiment_that_closes_the_standard_streams_closes_nothing(tmp_path):
+    text = (ROOT / 'experiments' / 'tiny.py').read_text().replace(
+        'def config():', 'def config():\n    import sys\n    sys.stdout.close()\n    sys.stderr.close()', 1)
+    (tmp_path / 'closing.py').write_text(text)
+    command = [sys.executable, '-m', 'lm', 'config', tmp_path / 'closing.py']
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, '') and 'model.depth' in done.stdout
+    done = subprocess.run([*command, 'steps=x'], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, '') and done.stderr.startswith('lm: steps=x is not an int; try ')
+
+
 @pytest.mark.parametrize('code', [
     'interrupts.leave_at_once()\nsignal.raise_signal(2)',
     'interrupts.leave_at_once()\ntry:\n    signal.raise_signal(2)\nexcept BaseException:\n    pass',

@@ -1,5 +1,6 @@
 """Files that lm wrote and reads back: what is wrong with one is said with its name and a remedy, never raised raw."""
 import json
+import pathlib
 import re
 
 import damage
@@ -91,3 +92,21 @@ def test_a_sealed_object_is_read_whole_or_refused(tmp_path):
     assert files.parse_json('{"a": 2}', dict) == {'a': 2} and files.parse_json('{}', dict) == {}
     with pytest.raises(ValueError, match="^'crc72' is the checksum of the content and should be named crc32$"):
         files.parse_json(files.sealed('{"a": 1}').replace('crc32', 'crc72'), dict)
+
+
+def test_a_thousand_directories_in_one_another_are_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    deep = pathlib.Path('a/' * 1500)
+    files.make_directory(deep)
+    files.make_directory(deep)
+    assert deep.is_dir()
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(FileExistsError):
+        files.make_directory(tmp_path / 'file')
+    with pytest.raises(NotADirectoryError):
+        files.make_directory(tmp_path / 'file' / 'a' / 'b')
+    (tmp_path / 'gone').mkdir()
+    monkeypatch.chdir(tmp_path / 'gone')
+    (tmp_path / 'gone').rmdir()
+    with pytest.raises(FileNotFoundError):
+        files.make_directory(pathlib.Path('a'))

@@ -56,6 +56,29 @@ def test_files_are_found_in_a_bucket_that_lm_data_names(monkeypatch):
         data.HuggingFace('x.json').fit((), '.')
 
 
+class Refused(Exception):
+    """What the library of a store raises, of a kind of its own."""
+
+
+@pytest.mark.parametrize('method, needs', [('glob', '; s3:// needs s3fs, gs:// needs gcsfs.'), ('isfile', 's3fs'),
+                                           ('size', '; check its permissions, or leave it out of the pattern.'),
+                                           ('open', 'check its permissions'), ('info', 'cannot read')])
+@pytest.mark.parametrize('kind', [Refused, PermissionError, TimeoutError, KeyError])
+def test_what_a_remote_store_refuses_is_one_line(method, needs, kind, monkeypatch):
+    system = pytest.importorskip('fsspec').filesystem('memory')
+    system.pipe('/refused/a.txt', b'one')
+
+    def refuse(*args, **options):
+        raise kind('403 Forbidden\n<html>')
+    with monkeypatch.context() as patch:
+        patch.setattr(type(system), method, refuse)
+        source = data.Files('memory://refused/*')
+        with pytest.raises(config.Error, match='^cannot read .*refused/.*: .*403 Forbidden') as error:
+            source.fingerprint() if method == 'info' else list(source.records())
+    assert '\n' not in str(error.value) and needs in str(error.value)
+    assert [document.text for document in source.documents()] == ['one']
+
+
 TEXTS = [document.text for document in data.Synthetic(count=20, length=500).documents()]
 
 

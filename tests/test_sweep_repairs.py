@@ -91,3 +91,27 @@ def test_a_damaged_trial_that_is_not_finished_trains_on(swept, capsys):
     assert cli.main(command) == 0
     assert not (sweep / trial / records.FAILED).exists() and (sweep / trial / 'checkpoints' / '4').is_dir()
     assert 'its settings are written again' in capsys.readouterr().err
+
+
+EXITS = ('''
+class Exits(train.NextToken):
+    def loss(self, *args):
+        raise SystemExit(0)
+''', '''
+class Exits(train.NextToken):
+    def show(self, *args):
+        raise SystemExit(3)
+''')
+
+
+@pytest.mark.parametrize('code', EXITS)
+def test_an_exit_in_the_code_of_a_trial_fails_that_trial_alone(code, tmp_path, capsys):
+    (tmp_path / 'pairs.py').write_text(FILE + code)
+    words = ['sweep', str(tmp_path / 'pairs.py'), '--over=objective=Exits,NextToken', 'steps=2',
+             f'--workdir={tmp_path / "sweep"}', f'--cache={tmp_path / "cache"}']
+    assert cli.main(words) == 1
+    out, err = capsys.readouterr()
+    told = f'the code of the experiment called sys.exit({code[-3]}); remove that.'
+    assert f' failed: {told}\n' in out and '1 finished, 1 failed' in out and 'Traceback' not in err
+    [note] = (tmp_path / 'sweep').glob('*/failed.json')
+    assert records.failure(note.parent) == told

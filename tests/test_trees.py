@@ -72,6 +72,13 @@ def test_what_is_no_regex_is_an_error_with_one_that_is():
             trees.mask(TREE, regex)
 
 
+def test_a_regex_that_python_may_read_otherwise_once_is_no_warning(recwarn):
+    assert trees.pattern('[[a]').search('[') and not recwarn.list
+    with pytest.raises(config.Error, match="^regex '\\[\\[' is not valid: unterminated character set"):
+        trees.pattern('[[')
+    assert not recwarn.list
+
+
 def test_a_selection_has_no_empty_branches_and_merges_back():
     chosen = trees.mask(TREE, 'query')
     part = trees.select(TREE, chosen)

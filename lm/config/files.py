@@ -38,15 +38,17 @@ def make_directory(path):
     """Creates the directory at a Path and those above it where they are missing, of which there may be a thousand:
     `mkdir(parents=True)` recurses into each.
     """
-    missing = [path]
-    while missing:
+    missing = []
+    while not os.path.isdir(path):
         try:
-            missing[-1].mkdir(exist_ok=True)
-            missing.pop()
+            path.mkdir(exist_ok=True)
         except FileNotFoundError:
-            if missing[-1].parent == missing[-1]:
+            if path.parent == path:
                 raise
-            missing.append(missing[-1].parent)
+            missing.append(path)
+            path = path.parent
+    for inner in reversed(missing):
+        inner.mkdir(exist_ok=True)
 
 
 def unblocked(path, flags):

@@ -25,6 +25,13 @@ class Output(io.FileIO):
             raise (Gone if error.errno == errno.EPIPE else Full)(error.errno, error.strerror) from error
 
 
+class Lines(io.TextIOWrapper):
+    """The text of a standard stream, which the code of an experiment cannot close: the command still has to print."""
+
+    def close(self):
+        self.flush()
+
+
 def open_all():
     """Makes sys.stdout and sys.stderr writable; closed ones discard, so that no other file takes their number.
 
@@ -39,7 +46,7 @@ def open_all():
         stream = getattr(sys, name)
         if stream is getattr(sys, f'__{name}__'):
             file = io.BufferedWriter(Output(number, 'wb', closefd=False))
-            stream = io.TextIOWrapper(file, stream.encoding if stream else 'utf-8', errors,
+            stream = Lines(file, stream.encoding if stream else 'utf-8', errors,
                                       line_buffering=number == 2 or os.isatty(number))
             setattr(sys, name, stream)
         elif isinstance(stream, io.TextIOWrapper):

@@ -37,11 +37,15 @@ class File:
     @contextlib.contextmanager
     def readable(self):
         """Turns what a file system or a decompressor raises into a config.Error."""
+        kinds = Exception if self.system else (OSError, EOFError, zlib.error)  # remote stores raise kinds of their own
         try:
             yield
-        except (OSError, EOFError, zlib.error) as error:
-            raise config.Error(f'cannot read {self.path}: {getattr(error, "strerror", None) or error}; '
-                               'check its permissions, or leave it out of the pattern.') from error
+        except config.Error:
+            raise
+        except kinds as error:
+            reason = getattr(error, 'strerror', None) or config.first_line(error)
+            raise config.Error(f'cannot read {self.path}: {reason}; check its permissions, or leave it out of the '
+                               'pattern.') from error
 
     def size(self):
         """Returns the stored size in bytes."""
@@ -50,7 +54,8 @@ class File:
 
     def mark(self):
         """Returns what a remote store says of the content, such as its MD5 or when it was written; 0 for nothing."""
-        entry = self.system.info(self.path)
+        with self.readable():
+            entry = self.system.info(self.path)
         return next((f'{name}={entry[name]}' for name in _MARKS if entry.get(name)), 0)
 
     def stamp(self):

@@ -100,6 +100,8 @@ def _train(sweep, chosen, cache, width):
             reason = config.first_line(fault)
             print(f'{len(chosen)} trials fail as one program ({reason}); each goes on alone.', flush=True)
             return {trial.id for trial in chosen}
+        if isinstance(fault, SystemExit):
+            fault = config.Error(f'the code of the experiment called sys.exit({fault.code!r}); remove that.')
         fail(chosen[0], fault)
     return set()
 
