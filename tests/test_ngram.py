@@ -1,12 +1,14 @@
 """Kneser-Ney against an implementation by dictionaries, one probability at a time, and against KenLM where it is."""
 import collections
 import gzip
+import json
 import shutil
 import subprocess
 
 import numpy as np
 import pytest
 
+from lm import cli
 from lm.models import ngram
 
 VOCAB = 40  # of them 38 and 39 are never seen
@@ -91,6 +93,35 @@ def test_chances_of_all_tokens_add_up_to_one_after_any_context(order):
         texts = [[*context, last] for last in range(VOCAB)]
         last = model.log_chances(*flat(texts)).reshape(VOCAB, -1)[:, -1]
         assert np.isclose(np.exp(last).sum(), 1, rtol=1e-12)
+
+
+def test_the_verb_scores_held_out_text_as_eval_does(tmp_path, capsys):
+    """Two documents of bytes: bits of all bytes and ends over the bytes, by a model of the documents of both files."""
+    texts = ['she sells sea shells', 'by the sea shore', 'she shells']
+    paths = [tmp_path / f'{number}.txt' for number in range(3)]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    (tmp_path / 'x.py').write_text(f"""
+from lm import data, optim, train
+from lm.models import Decoder
+def config():
+    return train.Config(
+        model=Decoder(258, 1, 24), optimizer=optim.AdamW(), steps=1,
+        data=data.Corpus(train=data.Mix((data.Files({str(paths[0])!r}), data.Files({str(paths[1])!r})), (1.0, 3.0)),
+                         valid=data.Files({str(paths[2])!r}), tokenizer=data.Bytes(), context=4, batch=1))
+""")
+    assert cli.main(['ngram', str(tmp_path / 'x.py'), '--order=3', f'--cache={tmp_path / "cache"}']) == 0
+    measured = json.loads(capsys.readouterr().out)
+    train, held = ([[*text.encode(), 257] for text in part] for part in (texts[:2], texts[2:]))
+    nats = ngram.fit(*flat(train), 258, 3).log_chances(*flat(held))
+    assert measured['tokens'] == 11 and measured['order'] == 3
+    assert measured['loss'] == pytest.approx(-nats.mean(), rel=1e-12)
+    assert measured['bits_per_byte'] == pytest.approx(-nats.sum() / np.log(2) / 10, rel=1e-12)
+
+
+def test_the_verb_refuses_an_order_below_one(capsys):
+    assert cli.main(['ngram', 'experiments/tiny.py', '--order=0']) == 2
+    assert '--order=0 counts nothing; try --order=5.' in capsys.readouterr().err
 
 
 def test_large_vocabularies_do_not_overflow():
