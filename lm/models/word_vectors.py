@@ -66,7 +66,7 @@ def read(path):
             rows = [line.rstrip().split(' ') for line in file]
             words, vectors = [row[0] for row in rows], np.array([row[1:] for row in rows], np.float32)
         except ValueError as error:
-            raise config.Error(f'{path} is not in word2vec\'s text format ({error}); its first line has the number of '
+            raise config.Error(f"{path} is not in word2vec's text format ({error}); its first line has the number of "
                                'words and of dimensions, any other a word and its numbers.') from error
     if vectors.shape != (count, width):
         raise config.Error(f'{path} announces {count} words of {width} numbers and holds {len(words)} of '

@@ -112,8 +112,7 @@ class NoiseContrast(WordObjective):
         if 'frequency' not in batch:
             raise config.Error(f'{type(self).__name__} goes by the frequency of words, which these rows lack; '
                                'try data.packing=counted, and no stride.')
-        present = batch['weights'] if 'weights' in batch else 1
-        weights = present * jnp.maximum(batch['frequency'], 1e-20) ** (self.power - 1)
+        weights = batch.get('weights', 1) * jnp.maximum(batch['frequency'], 1e-20) ** (self.power - 1)
         total = jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), 1e-9)
         return self.negatives * jnp.roll(weights / total, 1, axis=0)
 
