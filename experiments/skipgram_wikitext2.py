@@ -10,7 +10,7 @@ def config():
     return train.Config(
         model=WordVectors(vocab=33278, width=100),
         data=data.Corpus(train=data.Files('wikitext2/train.txt.gz'), valid=data.Files('wikitext2/test.txt.gz'),
-                         tokenizer=data.Words(), context=32, batch=1024, packing='counted'),
-        optimizer=optim.AdaGrad(peak=0.1, initial=1e-8, eps=1e-10, schedule=optim.Linear(warmup=1, end=0.01), clip=0.0),
-        steps=318, objective=SkipGram(similarity=SETS, analogies='word_similarity/questions-words.txt.gz'),
-        cadence=train.Cadence(log=20))
+                         tokenizer=data.Words(), context=32, batch=512, packing='counted'),
+        optimizer=optim.AdaGrad(peak=0.2, initial=0.0, eps=1e-20, schedule=optim.Linear(warmup=1, end=0.01), clip=0.0),
+        steps=637, objective=SkipGram(similarity=SETS, analogies='word_similarity/questions-words.txt.gz'),
+        cadence=train.Cadence(log=50))
