@@ -12,5 +12,6 @@ def config():
         data=data.Corpus(train=data.Files('wikitext2/train.txt.gz'), valid=data.Files('wikitext2/test.txt.gz'),
                          tokenizer=data.Words(), context=32, batch=512, packing='counted'),
         optimizer=optim.AdaGrad(peak=0.2, initial=0.0, eps=1e-20, schedule=optim.Linear(warmup=1, end=0.01), clip=0.0),
-        steps=637, objective=SkipGram(similarity=SETS, analogies='word_similarity/questions-words.txt.gz'),
+        steps=637, objective=SkipGram(similarity=SETS, analogies='word_similarity/questions-words.txt.gz',
+                                      sample='king river music war three'),
         cadence=train.Cadence(log=50))

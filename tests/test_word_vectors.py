@@ -171,6 +171,18 @@ def test_scores_are_rank_correlation_and_the_share_of_analogies(tmp_path):
         word_similarity.scores(words, vectors, [str(tmp_path / 'absent.txt')])
 
 
+def test_the_nearest_words_are_shown(tmp_path):
+    words, vectors, _ = write_sets(tmp_path)
+    assert word_similarity.nearest(words, vectors, ['two', 'absent'], 2) == {'two': ['one', 'green']}
+    experiment = settings(tmp_path, SkipGram(sample='a1 b3 c0'), 'counted')
+    encoder = experiment.data.open(tmp_path / 'cache').encoder
+    params = {'words': jnp.asarray([[0, 0], [0, 0], *([1 + i, 0.1] for i in range(5)),
+                                    *([0.1, 1 + i] for i in range(5))])}
+    lines = experiment.objective.show(experiment.model, params, encoder, []).splitlines()
+    assert [line.split(': ')[0] for line in lines] == ['a1', 'b3']
+    assert set(lines[0].split()[1:5]) == {'a0', 'a2', 'a3', 'a4'}
+
+
 def test_text_format_round_trip_and_its_errors(tmp_path):
     words, vectors, _ = write_sets(tmp_path)
     words[3] = 'eins\u00fc'

@@ -21,6 +21,14 @@ def scores(words, vectors, similarity=(), analogies=''):
     return measured
 
 
+def nearest(words, vectors, chosen, count=5):
+    """Returns {word: [the `count` words nearest to it by cosine]} of those of the strings `chosen` that are known."""
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+    places = {word: place for place, word in enumerate(words)}
+    ranked = {word: np.argsort(-(unit @ unit[places[word]])) for word in chosen if word in places}
+    return {word: [words[place] for place in order if place != places[word]][:count] for word, order in ranked.items()}
+
+
 def rank_correlation(places, unit, path):
     """Returns (Spearman's correlation of cosines with the judgements in a file, how many of its pairs are covered).
 

@@ -19,11 +19,13 @@ from lm.train.objectives import Objective
 class WordObjective(Objective):
     """What word vectors are trained for: the base of the three.
 
-    similarity, analogies: files under $LM_DATA that the vectors are scored on, see tasks.word_similarity; none for ().
+    similarity, analogies: files under $LM_DATA that the vectors are scored on, see tasks.word_similarity, () and '' for
+    none. sample: words whose nearest ones are shown at the end, between spaces, '' for the first of the vocabulary.
     """
 
     similarity: tuple[str, ...] = ()
     analogies: str = ''
+    sample: str = ''
 
     def check(self, model):
         if not isinstance(model, WordVectors):
@@ -55,6 +57,12 @@ class WordObjective(Objective):
         with jax.set_mesh(mesh):
             vectors = np.asarray(_vectors(model, params))
         return scores | word_similarity.scores(names(stream.encoder), vectors, self.similarity, self.analogies)
+
+    def show(self, model, params, encoder, prefix):
+        words = names(encoder)
+        chosen = self.sample.split() or words[:10]
+        near = word_similarity.nearest(words, np.asarray(_vectors(model, params)), chosen)
+        return '\n'.join(f'{word}: {" ".join(others)}' for word, others in near.items())
 
 
 @partial(jax.jit, static_argnums=0)
