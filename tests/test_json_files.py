@@ -1,8 +1,8 @@
 """Files that lm wrote and reads back: what is wrong with one is said with its name and a remedy, never raised raw."""
 import json
 import pathlib
-import subprocess
 import re
+import subprocess
 
 import damage
 import pytest

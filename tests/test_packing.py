@@ -1,5 +1,6 @@
 """Windows and packed rows: every prediction once, none across documents, and packing as tight as it should be."""
 
+import itertools
 import os
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm.data import packing
-from lm.data.packing import bestfit
+from lm.data.packing import bestfit, cooccurrences, counted
 from lm.data.packing.windows import Windows, count
 
 documents = st.lists(st.integers(1, 40), min_size=1, max_size=60)
@@ -178,7 +179,7 @@ def test_another_process_may_write_the_layout_first(tmp_path, monkeypatch):
 @pytest.mark.parametrize('ended', [False, True])
 @pytest.mark.parametrize('name', packing.NAMES)
 def test_every_packing_of_the_folder_answers_alike(name, ended):
-    assert packing.NAMES == ('bestfit', 'windows')
+    assert packing.NAMES == ('bestfit', 'cooccurrences', 'counted', 'windows')
     tokens, offsets = np.arange(20, dtype=np.uint16), np.array([0, 9, 20])
     for rows in (cut := packing.named(name).cut(tokens, offsets, 4, ended)), cut.whole():
         batch = rows.gather(np.arange(rows.rows))
@@ -188,5 +189,39 @@ def test_every_packing_of_the_folder_answers_alike(name, ended):
         for row in range(rows.rows):
             spans = np.concatenate([tokens[start:stop] for start, stop in rows.spans(row)])
             assert set(batch['targets'][row][scored[row]]) <= set(spans)
+    if name == 'cooccurrences':  # its targets are not what comes next
+        return
     first, second = (batch['inputs'][scored & (batch['targets'] == token)].tolist() for token in (0, 9))
-    assert first == [19] * ended and second == [8] * (ended or name == 'windows')
+    assert first == [19] * ended and second == [8] * (ended or name in ('counted', 'windows'))
+
+
+def test_counted_windows_know_how_frequent_their_targets_are():
+    tokens = np.array([2, 0, 2, 2, 1, 0, 2], np.uint16)
+    rows = counted.cut(tokens, np.array([0, 7]), 3, True)
+    batch = rows.gather(np.array([1]))
+    assert batch['targets'].tolist() == [[1, 0, 2]] and batch['inputs'].tolist() == [[2, 1, 0]]
+    np.testing.assert_allclose(batch['frequency'], [[1 / 7, 2 / 7, 4 / 7]], rtol=1e-6)
+    whole = rows.whole().gather(np.arange(rows.whole().rows))
+    scored = whole['weights'] > 0
+    assert whole['targets'][scored].tolist() == tokens.tolist()
+    np.testing.assert_allclose(whole['frequency'][scored], np.bincount(tokens)[tokens] / 7, rtol=1e-6)
+
+
+def test_cooccurrences_are_those_of_a_count_by_hand():
+    """Every ordered pair of places of a document, at most 10 apart, adds one over its distance."""
+    rng = np.random.default_rng(0)
+    tokens, offsets = rng.integers(0, 6, 60).astype(np.uint16), np.array([0, 25, 31, 60])
+    expected = {}
+    for start, stop in itertools.pairwise(offsets):
+        for i in range(start, stop):
+            for j in range(start, stop):
+                if 0 < abs(i - j) <= 10:
+                    pair = int(tokens[i]), int(tokens[j])
+                    expected[pair] = expected.get(pair, 0) + 1 / abs(i - j)
+    rows = cooccurrences.cut(tokens, offsets, 1, True)
+    batch = rows.gather(np.arange(rows.rows))
+    pairs = list(zip(batch['inputs'][:, 0].tolist(), batch['targets'][:, 0].tolist(), strict=True))
+    assert len(pairs) == len(set(pairs)) and set(pairs) == set(expected) and pairs != sorted(pairs)
+    np.testing.assert_allclose(batch['counts'][:, 0], [expected[pair] for pair in pairs], rtol=1e-6)
+    again = cooccurrences.cut(tokens, offsets, 1, True)
+    assert np.array_equal(again.inputs, rows.inputs) and np.array_equal(again.counts, rows.counts)

@@ -128,12 +128,16 @@ class Attention:
             if context.index is not None:
                 key, value = cache
         sink = weight(scope, 'sink', {'heads': self.heads}, fill(0.0)).value if self.sink else None
-        mixed = attention.attend(query, key, value, self._spec(context, execution.kernel, sink))
+        mixed = self.mix(query, key, value, self._spec(context, execution.kernel, sink))
         out = weight(scope, 'out', {**heads, 'embed': x.shape[-1]}, init, execution.dtype)
         y = reductions.scatter_stream(einsum('BTNH,NHD->BTD', mixed, out, execution.precision))
         if self.bias == 'all':
             y = y + weight(scope, 'out_bias', {'bias': x.shape[-1]}, fill(0.0), execution.dtype).value
         return y, cache
+
+    def mix(self, query, key, value, spec):
+        """Returns the values [B T N H] that queries [B T N H] gather from keys and values [B S K H]."""
+        return attention.attend(query, key, value, spec)
 
     def _declare(self, scope, name, axes, dtype):
         """Returns (Weight, bias or None)."""

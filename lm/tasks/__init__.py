@@ -1,0 +1,1 @@
+"""Tasks: what models are scored on beside the text that they predict."""
