@@ -1,7 +1,7 @@
 """placeholder"""
 from lm import data, optim, train
 from lm.models.word_vectors import WordVectors
-from lm.train.objectives_words import SkipGram
+from lm.train.objectives.words import SkipGram
 
 SETS = tuple(f'word_similarity/{name}.txt' for name in ('EN-WS-353-ALL', 'EN-SIMLEX-999', 'EN-MEN-TR-3k'))
 

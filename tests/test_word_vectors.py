@@ -14,7 +14,7 @@ from lm.data import packing
 from lm.models import Decoder, word_vectors
 from lm.models.word_vectors import WordVectors
 from lm.tasks import word_similarity
-from lm.train.objectives_words import BagOfWords, Glove, SkipGram, names
+from lm.train.objectives.words import BagOfWords, Glove, SkipGram, names
 
 ROWS, LENGTH, VOCAB, WIDTH = 3, 9, 7, 4
 rng = np.random.default_rng(0)
