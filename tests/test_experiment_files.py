@@ -185,11 +185,11 @@ def test_an_override_needs_a_key_and_a_value(tmp_path, override):
         config.load(write(tmp_path, 'tiny.py', TINY), [override])
 
 
-def test_an_override_that_is_set_twice_is_refused_unless_to_the_same(tmp_path):
+def test_of_an_override_that_is_set_twice_the_last_is_used_and_named(tmp_path, capsys):
     path = write(tmp_path, 'tiny.py', TINY)
-    with pytest.raises(config.Error, match='^steps is set twice, to 1 and to 2; leave one of them out.$'):
-        config.load(path, ['steps=1', 'steps=2'])
-    assert config.load(path, ['steps=1', 'steps=1']).config.steps == 1
+    assert config.load(path, ['steps=1', 'steps=1']).config.steps == 1 and not capsys.readouterr().err
+    assert config.load(path, ['steps=1', 'steps=2']).config.steps == 2
+    assert capsys.readouterr().err == 'lm: steps is set twice; 2 is used, and not 1.\n'
 
 
 def test_main_prints_keys_values_and_origins(tmp_path, capsys):

@@ -15,7 +15,7 @@ import sys
 import traceback
 import types
 
-from lm.config import beside
+from lm.config import beside, files
 from lm.config.annotations import Error, close, default, first_line, is_component, message, printed
 from lm.config.overrides import branches, check_inside, children, flatten, join, override
 from lm.config.snapshots import restore
@@ -190,7 +190,7 @@ def typed(overrides):
         if not equals or not key.strip():
             raise Error(f'{text!r} is no override; write it as key=value, e.g. {key.strip() or "model.depth"}=1.')
         if changes.get(key.strip(), value) != value:
-            raise Error(f'{key.strip()} is set twice, to {changes[key.strip()]} and to {value}; leave one of them out.')
+            files.warn(f'{key.strip()} is set twice; {value} is used, and not {changes[key.strip()]}.')
         changes[key.strip()] = Text(value)
     return changes
 
