@@ -119,7 +119,7 @@ def candidates(bases, current):
     queue = [base for base in bases if isinstance(base, type) and base is not object]
     while queue:
         cls = queue.pop(0)
-        queue += [sub for sub in type.__subclasses__(cls) if sub not in classes + queue]
+        queue = [sub for sub in type.__subclasses__(cls) if sub not in classes + queue] + queue
         classes.append(cls)
     if is_component(current) and not any(dataclasses.is_dataclass(cls) for cls in classes):
         classes = list(vars(sys.modules[type(current).__module__]).values())
