@@ -281,7 +281,7 @@ def test_wrong_vocabulary_is_refused(tmp_path, cache):
 
 def test_a_directory_in_use_or_not_writable_is_refused(tmp_path, cache):
     run = runs.Run(tmp_path / 'a', config.Experiment(SETTINGS, {}, FILE))
-    with pytest.raises(config.Error, match='another process is training in'):
+    with pytest.raises(config.Error, match=r'another process \(\d+ on \S+\) is training in'):
         runs.Run(tmp_path / 'a', config.Experiment(SETTINGS, {}, FILE))
     run.close()
     (tmp_path / 'file').write_text('')

@@ -2,6 +2,7 @@
 import dataclasses
 import os
 import pathlib
+import socket
 
 import jax
 import pytest
@@ -9,7 +10,7 @@ from sweeps import SETTINGS
 
 from lm import config, records, train
 from lm.parallel import sharding
-from lm.train import runs, session
+from lm.train import lock, runs, session
 from lm.train.monitor import Monitor
 
 FILE = pathlib.Path(__file__)
@@ -47,6 +48,13 @@ def test_a_config_json_of_another_program_is_refused_and_left_alone(tmp_path):
         with pytest.raises(config.Error, match='config.json is damaged .*; give an empty --workdir'):
             runs.Run(tmp_path, EXPERIMENT)
         assert (tmp_path / 'config.json').read_text() == content
+
+
+def test_who_trains_in_a_directory_is_named(tmp_path):
+    run = runs.Run(tmp_path, EXPERIMENT)
+    with pytest.raises(lock.Busy, match=rf'another process \({os.getpid()} on {socket.gethostname()}\) is'):
+        runs.Run(tmp_path, EXPERIMENT)
+    run.close()
 
 
 def test_what_a_killed_start_leaves_is_no_obstacle(tmp_path):

@@ -145,7 +145,8 @@ def _no_run(path, listed):
     if CONFIG in names:
         return None
     if records.RECORD in names or 'checkpoints' in names:
-        return f'its {CONFIG} is missing; {MEND}' if path.name in listed else f'its {CONFIG} is missing'
+        return f'its {CONFIG} is missing; {MEND}' if path.name in listed and 'checkpoints' in names else \
+            f'its {CONFIG} is missing'
     if records.SWEEP in names or any(os.path.lexists(path / name / CONFIG) for name in names):
         return f'it holds runs of its own; give {path} too'
     return ''

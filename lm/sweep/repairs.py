@@ -6,7 +6,7 @@ import sys
 from lm import config, records
 from lm.config import files
 from lm.sweep.trials import alone
-from lm.train import lock, session
+from lm.train import checkpoint, lock, session
 
 CONFIG = 'config.json'
 
@@ -23,7 +23,7 @@ def faults(sweep):
         except files.Damaged as fault:
             known[trial.id] = fault.fact
         except config.Error:
-            if not os.path.lexists(path):
+            if not os.path.lexists(path) and checkpoint.steps(trial.directory / 'checkpoints'):
                 known[trial.id] = f'{path} is missing'
     return known
 
