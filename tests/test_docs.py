@@ -101,7 +101,8 @@ def test_overrides_name_fields_that_exist(doc, inside):
     lines = [line for language, code in blocks(text) if not language for line in code.split('\n')]
     for override in (match[1] for line in lines if (match := re.match(r'([a-z][a-z_.]*=\S+)  ', line))):
         config.load('experiments/tiny.py', [override] if 'noise_scale' not in override else [override, 'accumulate=2'])
-    known = {key for name in ('tiny', 'quickstart', 'qwen3_30b_a3b', 'shakespeare_char', 'width_transfer', 'lm1b')
+    known = {key for name in ('tiny', 'quickstart', 'qwen3_30b_a3b', 'shakespeare_char', 'width_transfer', 'lm1b',
+                             'skipgram_wikitext2')
              for key, _ in config.overrides.branches(config.load(f'experiments/{name}.py').config)}
     named = re.findall(r'(?<![\w.])((?:model|data|optimizer|cadence|diagnosis|objective|start)\.[a-z_.]+[a-z])=', text)
     assert set(named) - known == set()

@@ -174,7 +174,8 @@ def test_scores_are_rank_correlation_and_the_share_of_analogies(tmp_path):
 def test_the_nearest_words_are_shown(tmp_path):
     words, vectors, _ = write_sets(tmp_path)
     assert word_similarity.nearest(words, vectors, ['two', 'absent'], 2) == {'two': ['one', 'green']}
-    experiment = settings(tmp_path, SkipGram(sample='a1 b3 c0'), 'counted')
+    (tmp_path / 'texts').mkdir()
+    experiment = settings(tmp_path / 'texts', SkipGram(sample='a1 b3 c0'), 'counted')
     encoder = experiment.data.open(tmp_path / 'cache').encoder
     params = {'words': jnp.asarray([[0, 0], [0, 0], *([1 + i, 0.1] for i in range(5)),
                                     *([0.1, 1 + i] for i in range(5))])}

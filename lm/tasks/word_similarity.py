@@ -32,11 +32,12 @@ def nearest(words, vectors, chosen, count=5):
 def rank_correlation(places, unit, path):
     """Returns (Spearman's correlation of cosines with the judgements in a file, how many of its pairs are covered).
 
-    A line is two words and a number, between tabs or commas; any other is a heading. places: {word: row of `unit`}.
+    A line is two words and a number, between spaces, tabs or commas; any other is a heading. places: {word: row of
+    `unit`}.
     """
     pairs, judged = [], []
     for line in _lines(path):
-        first, second, *rest = line.replace(',', '\t').split('\t') + [''] * 2
+        first, second, *rest = line.replace(',', ' ').split() + [''] * 3
         pair = _place(places, first), _place(places, second)
         if None not in pair and (judgement := _number(rest[0])) is not None:
             pairs.append(pair)
