@@ -13,7 +13,7 @@ from lm import config, convert, trees
 from lm.convert import start
 
 MODEL = architectures.DECODERS['llama']
-CASES = 300
+CASES = 150
 ODD = (None, True, -1, 0, 2 ** 63, 1e308, float('nan'), '', 'x' * 300, '__import__("os").system("true")', [], [1, [2]],
        {}, {'a': {}}, '../../etc/passwd', '\x00', ['os:system'])
 

@@ -1,5 +1,6 @@
 """Checkpoints in the formats of others: a config.json, and tensors by their Hugging Face names, one at a time."""
 import abc
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,18 @@ from lm.config import files
 
 DTYPES = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
+
+
+@contextlib.contextmanager
+def understood(path):
+    """Turns what is raised of values of another kind than a checkpoint has into a config.Error that names it."""
+    try:
+        yield
+    except config.Error:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
+        raise config.Error(f'{path} is damaged, or of a kind that lm does not know: {config.first_line(error)}; fetch '
+                           'it again.') from error
 
 
 class Settings(dict):

@@ -12,10 +12,11 @@ from lm.train.start import Start
 
 def opened(path):
     """Returns the Checkpoint at a path: a Hugging Face directory or a GGUF file."""
-    if Path(path).is_dir():
-        return checkpoints.Directory(path)
-    if Path(path).is_file():
-        return dialects.File(path)
+    with checkpoints.understood(path):
+        if Path(path).is_dir():
+            return checkpoints.Directory(path)
+        if Path(path).is_file():
+            return dialects.File(path)
     raise config.Error(f'there is no {path}; give the directory of a Hugging Face model, or a GGUF file.')
 
 
@@ -26,14 +27,21 @@ def model(path):
 
 def model_of(checkpoint):
     """Returns the model whose weights a Checkpoint holds."""
-    return families.of(checkpoint.config, checkpoint.path).read(checkpoint.config)
+    with checkpoints.understood(checkpoint.path):
+        return families.of(checkpoint.config, checkpoint.path).read(checkpoint.config)
 
 
 def bound(checkpoint, model):
     """Returns (Binding, tensor(name) -> array) of a checkpoint and a model that is its own."""
     family = families.of(checkpoint.config, checkpoint.path)
-    binding = tables.Binding(model, family.TABLE)
-    return binding, binding.check(checkpoint, getattr(family, 'IGNORED', ''))
+    with checkpoints.understood(checkpoint.path):
+        binding = tables.Binding(model, family.TABLE)
+        tensor = binding.check(checkpoint, getattr(family, 'IGNORED', ''))
+
+    def understood(name):
+        with checkpoints.understood(f'{name} in {checkpoint.path}'):
+            return tensor(name)
+    return binding, understood
 
 
 @dataclass(frozen=True)
