@@ -10,7 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lm import cli, config, convert
+from lm.config import files
 from lm.convert import imports, start
+from lm.nn import RMSNorm
 from lm.train import runs
 
 MODEL = architectures.DECODERS['llama']
@@ -112,6 +114,15 @@ def test_a_start_of_another_model_lists_what_differs(directory):
         start.opened(directory / 'nowhere')
     with pytest.raises(config.Error, match='is no GGUF file'):
         start.opened(directory / 'config.json')
+
+
+def test_a_start_of_a_model_that_computes_otherwise_warns(directory, capfd):
+    files.warn.cache_clear()
+    convert.HuggingFace(str(directory)).params(MODEL, None)
+    assert 'is not that of' not in capfd.readouterr().err
+    layer = dataclasses.replace(MODEL.layer, norm=RMSNorm(1e-3))
+    convert.HuggingFace(str(directory)).params(dataclasses.replace(MODEL, layer=layer), None)
+    assert 'model.pattern.0.norm.epsilon=0.001 (1e-05 there)' in capfd.readouterr().err
 
 
 def test_a_converted_run_has_no_text_of_its_own_and_says_what_to_do(directory, tmp_path, capfd):
