@@ -10,7 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lm import cli, config, convert
+from lm.config import files
 from lm.convert import imports, start
+from lm.nn import RMSNorm
 from lm.train import runs
 
 MODEL = architectures.DECODERS['llama']
@@ -89,7 +91,9 @@ def test_a_tokenizer_that_is_absent_is_asked_for(directory, tmp_path):
     ({'rope_parameters': {'rope_type': 'longrope', 'rope_theta': 1e4}}, "rope scaling 'longrope', which lm lacks"),
     ({'rope_parameters': None, 'rope_scaling': {'type': 'dynamic', 'factor': 2.0}}, "rope scaling 'dynamic'"),
     ({'hidden_act': 'silou'}, 'hidden_act=silou, which lm lacks; those that it has: silu'),
-    ({'hidden_size': None}, 'config.json has no hidden_size')])
+    ({'hidden_size': None}, 'config.json has no hidden_size'), ({'num_attention_heads': 0}, 'heads=0'),
+    ({'hidden_size': 'wide', 'head_dim': None}, 'describes no llama'),
+    ({'architectures': 'Llama'}, 'config.json is damaged')])
 def test_settings_that_are_not_known_are_named(directory, tmp_path, settings, match):
     change(directory, **settings)
     refused(directory, tmp_path, match)
@@ -110,6 +114,15 @@ def test_a_start_of_another_model_lists_what_differs(directory):
         start.opened(directory / 'nowhere')
     with pytest.raises(config.Error, match='is no GGUF file'):
         start.opened(directory / 'config.json')
+
+
+def test_a_start_of_a_model_that_computes_otherwise_warns(directory, capfd):
+    files.warn.cache_clear()
+    convert.HuggingFace(str(directory)).params(MODEL, None)
+    assert 'is not that of' not in capfd.readouterr().err
+    layer = dataclasses.replace(MODEL.layer, norm=RMSNorm(1e-3))
+    convert.HuggingFace(str(directory)).params(dataclasses.replace(MODEL, layer=layer), None)
+    assert 'model.pattern.0.norm.epsilon=0.001 (1e-05 there)' in capfd.readouterr().err
 
 
 def test_a_converted_run_has_no_text_of_its_own_and_says_what_to_do(directory, tmp_path, capfd):

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 
 from lm import config, trees
+from lm.config import files
 from lm.convert import checkpoints, dialects, families, tables
 from lm.parallel import sharding
 from lm.train.start import Start
@@ -44,12 +45,22 @@ def bound(checkpoint, model):
     return binding, understood
 
 
+def _warn(checkpoint, model):
+    """Warns in one line where a model has the tensors of a checkpoint and computes something else with them."""
+    changed = config.diff(*map(families.canonical, (model_of(checkpoint), model)))
+    if changed:
+        faults = ', '.join(f'model.{key}={here} ({there} there)' for key, (there, here) in list(changed.items())[:3])
+        files.warn(f'the model is not that of {checkpoint.path}: {faults}; it starts from its weights all the same.')
+
+
 @dataclass(frozen=True)
 class _Weights(Start):
     path: str
 
     def params(self, model, key, mesh=None):
-        binding, tensor = bound(self._open(), model)
+        checkpoint = self._open()
+        binding, tensor = bound(checkpoint, model)
+        _warn(checkpoint, model)
         shapes = self.shapes(model)
         places = None if mesh is None else trees.flatten(sharding.mirror(shapes, model.axes(), mesh))
 
