@@ -13,7 +13,7 @@ def config():
         model=Encoder(vocab=4097, depth=4, width=128, layer=bert_layer(heads=4),
                       embedding=TypedEmbedding(Learned(64), norm=NORM)),
         data=data.Corpus(train=data.Files('wikitext2/train.txt.gz'), valid=data.Files('wikitext2/test.txt.gz'),
-                         tokenizer=data.Controls(data.SentencePiece(size=4096), ('<mask>',)), context=64, batch=32,
+                         tokenizer=data.Controls(data.SentencePiece(size=4096), ('<mask>',)), context=64, batch=16,
                          words=True),
-        optimizer=optim.Muon(peak=5e-3, schedule=optim.Linear(warmup=50, end=0.0), weight_decay=0.1, adam_rate=0.5),
+        optimizer=optim.Muon(peak=5e-3, schedule=optim.Linear(warmup=80, end=0.0), weight_decay=0.1, adam_rate=0.5),
         steps=800, objective=train.MaskedLM(whole_words=True), cadence=train.Cadence(log=50, save=400))

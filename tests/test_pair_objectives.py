@@ -228,3 +228,21 @@ def test_training_lowers_the_loss(name):
 def test_what_cannot_be_is_refused(make, words):
     with pytest.raises(config.Error, match=words):
         make()
+
+
+@every
+def test_what_is_scored_of_held_out_text(name, tmp_path):
+    objective, model = CASES[name]
+    model = dataclasses.replace(model, **{part: dataclasses.replace(getattr(model, part), vocab=261)
+                                          for part in ('generator', 'discriminator') if name == 'replaced'} or {
+                                              'vocab': 261})
+    tokenizer = data.Controls(data.Bytes(), ('<separator>', '<first>', '<mask>'))
+    corpus = data.Corpus(data.Synthetic(20, 100), data.Synthetic(5, 100), tokenizer, 20, 4)
+    stream, mesh = corpus.open(tmp_path, 'valid'), sharding.make_mesh({'data': 1}, jax.devices()[:1])
+    assert all(token in stream.encoder.controls for token in objective.reserved(model))
+    scores = objective.score(model, parameters(model), stream, mesh, 2)
+    own = {'next': {'label_accuracy'}, 'order': {'label_accuracy'}, 'replaced': {'detector_accuracy', 'replaced'},
+           'contrast': {'texts'}}[name]
+    assert own <= scores.keys() and 'bits_per_byte' not in scores and scores['loss'] > 0
+    assert all(0 <= scores[key] <= 1 for key in own - {'texts'}) and scores.get('texts', 8) == 8
+    assert any('validation' in line and 'loss' in line for line in objective.summary(scores, corpus))
