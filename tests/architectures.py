@@ -21,6 +21,7 @@ from lm.nn import (
     MLP,
     Alibi,
     Attention,
+    ClampedSilu,
     Execution,
     Gelu,
     LayerNorm,
@@ -34,6 +35,7 @@ from lm.nn import (
     Rope,
     Silu,
     Sinusoidal,
+    Yarn,
 )
 from lm.train import NextToken
 
@@ -52,6 +54,11 @@ def gemma3(window, position):
 def gemma2(window):
     return Layer(Attention(4, 2, window=window, softcap=1.5, position=Rope(factor=2.0), scale=0.7),
                  MLP(activation=Gelu(), gated=True))
+
+
+def sinking(window):
+    return Layer(Attention(4, 2, 8, window=window, position=Yarn(100.0, 4.0, 16, whole=False), sink=True, bias='all'),
+                 MLP(20, ClampedSilu(limit=0.5), gated=True))
 
 
 def alibi(window):
@@ -79,6 +86,9 @@ DECODERS = {
     'alibi': small(width=24, pattern=(alibi(5), alibi(0))),
     'relative': small(layer=Layer(Attention(4, 2, position=Relative(8, 20)), norm=LayerNorm(),
                                   residual=SandwichNorm()), head=Head(tied=False)),
+    'gpt_oss': small(pattern=(sinking(4), sinking(0)), head=Head(tied=False)),
+    'yarn': small(layer=Layer(Attention(4, 2, 8, position=Yarn(20.0, 8.0, 12, 4.0, 0.5), sink=True),
+                              MLP(activation=ClampedSilu(2.0, 0.5)))),
     'plain': small(layer=Layer(Attention(4, scale=0.2), norm=NoNorm())),
 }
 

@@ -17,10 +17,16 @@ def directory(path, model, seed=0):
     params = architectures.parameters(model, seed)
     family, hf = families.fitting(model)
     path.mkdir(parents=True)
-    exports.write(path, tables.Binding(model, family.TABLE), trees.flatten(params).__getitem__)
+    exports.write(path, tables.Binding(model, family.TABLE), leaves(params))
     exports.write_config(path, family, hf, context=20)
     (path / 'tokenizer.json').write_text(json.dumps(tokenizer()))
     return params
+
+
+def leaves(params):
+    """Returns leaf(path) of parameters in memory, as exports.write takes it."""
+    known = trees.flatten(params)
+    return lambda path: exports.Loaded(known[path])
 
 
 def tokenizer():
@@ -47,7 +53,7 @@ def gguf_file(path, model, kind='F32', seed=0):
     writer = peer.GGUFWriter(path, name)
     _metadata(writer, name, model, hf)
     binding = tables.Binding(model, family.TABLE)
-    for theirs, array in exports.theirs(binding, trees.flatten(params).__getitem__):
+    for theirs, array in exports.theirs(binding, leaves(params)):
         array = _arranged(name, theirs, array, hf)
         chosen = peer.GGMLQuantizationType[kind if array.ndim > 1 and array.shape[-1] % 32 == 0 else 'F32']
         data = array if chosen.name == 'F32' else peer.quants.quantize(array, chosen)

@@ -29,8 +29,11 @@ def cross_entropy(logits, targets, smoothing=0.0):
     return -(wanted * (logits - log_z[..., None])).sum(-1), log_z
 
 
-def attend(query, key, value, visible, bias=None, softcap=0.0, scale=None):
-    """Returns values [B T N H] gathered from key and value [B S K H] by queries that see visible [B T S]."""
+def attend(query, key, value, visible, bias=None, softcap=0.0, scale=None, sink=None):
+    """Returns values [B T N H] gathered from key and value [B S K H] by queries that see visible [B T S].
+
+    sink [N]: exp(sink) is one more term of what each head divides by.
+    """
     out = np.zeros(query.shape)
     batch, _, heads, size = query.shape
     scale = 1 / math.sqrt(size) if scale is None else scale
@@ -42,7 +45,9 @@ def attend(query, key, value, visible, bias=None, softcap=0.0, scale=None):
                 scores = softcap * np.tanh(scores / softcap)
             if bias is not None:
                 scores = scores + bias[n]
-            out[b, :, n] = softmax(np.where(visible[b], scores, -np.inf)) @ value[b, :, k]
+            terms = np.exp(np.where(visible[b], scores, -np.inf))
+            total = terms.sum(-1, keepdims=True) + (0 if sink is None else math.exp(sink[n]))
+            out[b, :, n] = terms / total @ value[b, :, k]
     return out
 
 
@@ -102,6 +107,22 @@ def rope_frequencies(position, size):
     return scaled
 
 
+def yarn_frequencies(position, size):
+    """Returns the radians per position: of pair i, between turning as it did and `factor` times slower."""
+    def pair(turns):
+        return size * math.log(position.original / (turns * 2 * math.pi)) / (2 * math.log(position.base))
+    first, last = pair(position.fast), pair(position.slow)
+    if position.whole:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, size - 1)
+    frequencies = []
+    for i in range(size // 2):
+        slower = min(1, max(0, (i - first) / (last - first)))
+        frequency = position.base ** (-2 * i / size)
+        frequencies.append(slower * frequency / position.factor + (1 - slower) * frequency)
+    return frequencies
+
+
 def rotate(x, at, frequencies):
     """Returns x [B T N H] with the complex numbers x[i] + j x[i + h/2] turned by positions `at` [B T]."""
     out, half = x.copy(), len(frequencies)
@@ -120,7 +141,15 @@ def activate(activation, x):
     if kind == 'Gelu':
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ** 3)))
     return {'Silu': lambda: x / (1 + np.exp(-x)), 'Relu': lambda: np.maximum(x, 0),
-            'Relu2': lambda: np.maximum(x, 0) ** 2}[kind]()
+            'Relu2': lambda: np.maximum(x, 0) ** 2, 'ClampedSilu': lambda: gate(activation, x, 0)}[kind]()
+
+
+def gate(activation, x, up):
+    """Returns what a gated sublayer makes of its two projections."""
+    if type(activation).__name__ == 'ClampedSilu':
+        x, up = np.minimum(x, activation.limit), np.minimum(np.maximum(up, -activation.limit), activation.limit)
+        return x / (1 + np.exp(-activation.steepness * x)) * (up + 1)
+    return activate(activation, x) * up
 
 
 def normalise(norm, params, name, x):
@@ -166,9 +195,14 @@ class Decoder:
         if type(attention.position).__name__ == 'Rope':
             frequencies = rope_frequencies(attention.position, query.shape[-1])
             query, key = rotate(query, at, frequencies), rotate(key, at, frequencies)
+        if type(attention.position).__name__ == 'Yarn':
+            frequencies = yarn_frequencies(attention.position, query.shape[-1])
+            growth = 0.1 * math.log(attention.position.factor) + 1
+            query, key = growth * rotate(query, at, frequencies), growth * rotate(key, at, frequencies)
         length = x.shape[1]
         visible = np.broadcast_to(sees(length, attention.window, segments, attention.causal), (len(x), length, length))
-        mixed = attend(query, key, value, visible, self.bias(attention, length), attention.softcap, attention.scale)
+        mixed = attend(query, key, value, visible, self.bias(attention, length), attention.softcap, attention.scale,
+                       params['sink'] if attention.sink else None)
         y = np.tensordot(mixed, params['out'], 2)
         return y + params['out_bias'] if attention.bias == 'all' else y
 
@@ -177,7 +211,7 @@ class Decoder:
             y = x @ params[name]
             return y + params[f'{name}_bias'] if mlp.bias else y
         up = project('up', x)
-        hidden = activate(mlp.activation, project('gate', x)) * up if mlp.gated else activate(mlp.activation, up)
+        hidden = gate(mlp.activation, project('gate', x), up) if mlp.gated else activate(mlp.activation, up)
         return project('down', hidden)
 
     def block(self, layer, params, x, at, segments):

@@ -94,7 +94,7 @@ def test_a_start_reads_onto_a_mesh_what_it_reads_onto_one_device(written):
 
 def test_a_streamed_checkpoint_is_what_its_arrays_are_with_their_checksums(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_stream, 'NUMBERS', 14)
-    stacked, plain = (np.random.default_rng(0).standard_normal(shape).astype(np.float32) for shape in ((3, 5, 7), (40,)))
+    stacked, plain = (np.random.default_rng(0).standard_normal(shape, np.float32) for shape in ((3, 5, 7), (40,)))
     blocks = []
 
     def read(index):
@@ -130,7 +130,7 @@ def test_large_exports_are_several_files_with_an_index(written, tmp_path):
     family, hf = families.fitting(model)
     binding = tables.Binding(model, family.TABLE)
     (tmp_path / 'shards').mkdir()
-    exports.write(tmp_path / 'shards', binding, trees.flatten(params).__getitem__, shard=2 ** 13)
+    exports.write(tmp_path / 'shards', binding, made.leaves(params), shard=2 ** 13)
     exports.write_config(tmp_path / 'shards', family, hf, context=20)
     files = sorted(path.name for path in (tmp_path / 'shards').glob('*.safetensors'))
     assert len(files) > 1 and files[0] == f'model-00001-of-{len(files):05}.safetensors'

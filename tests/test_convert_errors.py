@@ -4,6 +4,7 @@ import json
 
 import architectures
 import checkpoints_made as made
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -117,6 +118,22 @@ def test_a_converted_run_has_no_text_of_its_own_and_says_what_to_do(directory, t
     assert 'score some with lm eval RUN --text=FILES' in capfd.readouterr().err
     assert cli.main(['convert', str(tmp_path / 'run'), str(tmp_path / 'run')]) == 2
     assert 'is not empty' in capfd.readouterr().err
+
+
+def test_a_converted_run_is_scored_on_other_text(directory, tmp_path, capfd):
+    (tmp_path / 'text.txt').write_text('abc bc a' * 30)
+    imports.run_of(directory, tmp_path / 'run')
+    capfd.readouterr()
+    assert cli.main(['eval', str(tmp_path / 'run'), f'--text={tmp_path}/text.txt', f'--cache={tmp_path}/cache']) == 0
+    scores = json.loads(capfd.readouterr().out)
+    model, encoder = MODEL, runs.load(tmp_path / 'run', devices=jax.devices()[:1]).encoder
+    tokens = np.array([0, *encoder.encode('abc bc a' * 30), 0], np.int32)  # a document ends as it begins
+    context = 20
+    rows = [tokens[first:first + context + 1] for first in range(0, len(tokens) - 1, context)]
+    params = convert.HuggingFace(str(directory)).params(model, None)
+    nll = [model.token_losses(params, {'inputs': row[None, :-1], 'targets': row[None, 1:]})[0].sum() for row in rows]
+    assert scores['tokens'] == len(tokens) - 1
+    np.testing.assert_allclose(scores['loss'], np.sum(nll) / (len(tokens) - 1), rtol=1e-4)
 
 
 def test_names_of_a_base_model_and_older_names_of_settings_are_read(directory):

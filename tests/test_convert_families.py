@@ -4,6 +4,7 @@ import shutil
 from functools import partial
 
 import architectures
+import checkpoints_made as made
 import jax
 import numpy as np
 import peers
@@ -17,7 +18,7 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory):
+def models(tmp_path_factory):
     """Returns the folder of the peers' models, of all workers."""
     with peers.shared(tmp_path_factory, 'families') as (folder, new):
         if new:
@@ -37,8 +38,8 @@ def compare(values, expected, name):
 
 
 @pytest.mark.parametrize('name', peers_names.FAMILIES)
-def test_logits_and_hidden_states_are_those_of_transformers(made, name):
-    directory, expected = made / name, np.load(made / f'{name}.npz')
+def test_logits_and_hidden_states_are_those_of_transformers(models, name):
+    directory, expected = models / name, np.load(models / f'{name}.npz')
     model = convert.model(directory)
     params = convert.HuggingFace(str(directory)).params(model, None)
     with jax.default_matmul_precision('highest'):
@@ -50,34 +51,34 @@ def test_logits_and_hidden_states_are_those_of_transformers(made, name):
 def export(directory, source):
     """Writes at a directory what exports write of the model and the weights at another, and returns the family."""
     model = convert.model(source)
-    leaves = trees.flatten(convert.HuggingFace(str(source)).params(model, None))
+    leaves = made.leaves(convert.HuggingFace(str(source)).params(model, None))
     family, hf = families.fitting(model)
     directory.mkdir()
-    exports.write(directory, tables.Binding(model, family.TABLE), leaves.__getitem__, shard=2 ** 17)
+    exports.write(directory, tables.Binding(model, family.TABLE), leaves, shard=2 ** 17)
     exports.write_config(directory, family, hf, context=64)
     return family
 
 
-def test_exported_directories_load_in_transformers_and_give_its_logits(made, tmp_path):
+def test_exported_directories_load_in_transformers_and_give_its_logits(models, tmp_path):
     directories = []
     for name in peers_names.FAMILIES:
-        family = export(tmp_path / name, made / name)
-        assert families.of(checkpoints.Directory(made / name).config, name) is family, name
-        np.save(tmp_path / name / 'tokens.npy', np.load(made / f'{name}.npz')['tokens'])
+        family = export(tmp_path / name, models / name)
+        assert families.of(checkpoints.Directory(models / name).config, name) is family, name
+        np.save(tmp_path / name / 'tokens.npy', np.load(models / f'{name}.npz')['tokens'])
         directories.append(tmp_path / name)
     assert json.loads(peers.call('run', *directories)) == {str(directory): {} for directory in directories}
     for directory in directories:
-        ours, theirs = np.load(directory / 'ran.npz'), np.load(made / f'{directory.name}.npz')
+        ours, theirs = np.load(directory / 'ran.npz'), np.load(models / f'{directory.name}.npz')
         compare(ours['logits'], theirs['logits'], directory.name)
         compare(ours['states'], theirs['states'], directory.name)
 
 
 @pytest.mark.parametrize('name', peers_names.FAMILIES)
-def test_read_and_written_tensors_are_the_same_bits(made, name):
-    directory = checkpoints.Directory(made / name)
+def test_read_and_written_tensors_are_the_same_bits(models, name):
+    directory = checkpoints.Directory(models / name)
     model = start.model_of(directory)
     binding, tensor = start.bound(directory, model)
-    stored = dict(exports.theirs(binding, lambda path: binding.parameters[path].read(tensor)))
+    stored = dict(exports.theirs(binding, lambda path: exports.Loaded(binding.parameters[path].read(tensor))))
     plus = any(parameter.tensor.plus for parameter in binding.parameters.values())
     for other, array in stored.items():
         expected = directory.tensor(other)
@@ -114,7 +115,7 @@ def test_a_model_of_ours_is_written_and_read(tmp_path, name):
     model = architectures.DECODERS[name]
     params = architectures.parameters(model)
     family, hf = families.fitting(model)
-    exports.write(tmp_path, tables.Binding(model, family.TABLE), trees.flatten(params).__getitem__)
+    exports.write(tmp_path, tables.Binding(model, family.TABLE), made.leaves(params))
     exports.write_config(tmp_path, family, hf, context=20)
     again = convert.model(tmp_path)
     assert families.canonical(again) == families.canonical(model)

@@ -100,6 +100,21 @@ def test_pieces_of_gguf_give_the_ids_of_the_model_they_were_made_of(shared, tmp_
     assert (encoder.bos, encoder.eos, encoder.size) == (1, 2, theirs.vocab_size())
 
 
+def test_word_pieces_of_gguf_give_the_ids_of_the_vocabulary_they_were_made_of(shared, tmp_path):
+    words = (shared / 'tokenizers' / 'bert-base-uncased_vocab.txt').read_text(encoding='utf-8').splitlines()
+    control = {'[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'}
+    tokens = [word if word in control else word[2:] if word.startswith('##') else f'▁{word}' for word in words]
+    metadata = written(tmp_path / 'bert.gguf', tokenizer_model='bert', token_list=tokens, unk_token_id=100,
+                       token_types=[3 if word in control else 1 for word in words])
+    (tmp_path / 'tokenizer.json').write_bytes(converted.of_gguf(metadata, 'bert.gguf')['tokenizer.json'])
+    encoder = HuggingFace(str(tmp_path / 'tokenizer.json'), eos='[SEP]').fit((), tmp_path / 'kept')
+    theirs = library.Tokenizer(library.models.WordPiece({word: number for number, word in enumerate(words)},
+                                                        unk_token='[UNK]'))
+    theirs.normalizer = library.normalizers.BertNormalizer(lowercase=True)
+    theirs.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+    same(encoder, lambda text: theirs.encode(text, add_special_tokens=False).ids, (*HARD, LONG))
+
+
 def test_smollm2_splits_every_digit_and_else_as_gpt2(tmp_path):
     metadata = gguf.contents(peers.file(*peers.SMOLLM2))[0]
     (tmp_path / 'tokenizer.json').write_bytes(converted.of_gguf(metadata, 'smollm2')['tokenizer.json'])

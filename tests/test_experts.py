@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from lm import config, optim, train
 from lm.models import Layer
-from lm.nn import Attention, Context, Execution, Experts, Gelu, Relu2, expert_dispatch
+from lm.nn import Attention, ClampedSilu, Context, Execution, Experts, Gelu, Relu2, expert_dispatch
 from lm.nn.weights import Scope, normal
 from lm.parallel import sharding
 
@@ -22,6 +22,8 @@ VARIANTS = {
     'softmax': EXPERTS,
     'sigmoid': dataclasses.replace(EXPERTS, router='sigmoid', scale=2.5, bias_rate=0.1, activation=Gelu()),
     'plain': dataclasses.replace(EXPERTS, normalised=False, top_k=3, activation=Relu2(), gated=False),
+    'biased': dataclasses.replace(EXPERTS, bias=True, activation=ClampedSilu(limit=0.4)),
+    'biased plain': dataclasses.replace(EXPERTS, bias=True, activation=Relu2(), gated=False),
 }
 X = np.random.default_rng(0).standard_normal((4, 6, 16)).astype(np.float32)
 
@@ -36,17 +38,23 @@ def weights_of(experts):
 
 def dense(experts, params, x):
     """Returns the mixture [B T D] as a sum over all experts, those not chosen weighing 0."""
-    logits = x @ params['router']
+    bias = {name: params[f'{name}_bias'] if experts.bias else 0 for name in ('routes', 'gate', 'up', 'down')
+            if experts.gated or name != 'gate'}
+    logits = x @ params['router'] + bias['routes']
     scores = jax.nn.sigmoid(logits) if experts.router == 'sigmoid' else jax.nn.softmax(logits)
     wanted = scores + (params['router_bias'] if experts.bias_rate else 0)
     chosen = wanted >= jnp.sort(wanted, -1)[..., -experts.top_k, None]
     gates = jnp.where(chosen, scores, 0)
     gates = experts.scale * (gates / gates.sum(-1, keepdims=True) if experts.normalised else gates)
-    up = jnp.einsum('BTD,EDF->BTEF', x, params['up'])
-    act = {'Silu': jax.nn.silu, 'Gelu': jax.nn.gelu, 'Relu2': lambda x: jnp.square(jax.nn.relu(x))}[
-        type(experts.activation).__name__]
-    hidden = act(jnp.einsum('BTD,EDF->BTEF', x, params['gate'])) * up if experts.gated else act(up)
-    return jnp.einsum('BTEF,EFD,BTE->BTD', hidden, params['down'], gates)
+    up = jnp.einsum('BTD,EDF->BTEF', x, params['up']) + bias['up']
+    act = {'Silu': jax.nn.silu, 'Gelu': jax.nn.gelu, 'Relu2': lambda x: jnp.square(jax.nn.relu(x)),
+           'ClampedSilu': lambda x: jnp.minimum(x, 0.4) * jax.nn.sigmoid(1.702 * jnp.minimum(x, 0.4))}[
+               type(experts.activation).__name__]
+    if isinstance(experts.activation, ClampedSilu):
+        up = 1 + jnp.clip(up, -0.4, 0.4)
+    hidden = act(jnp.einsum('BTD,EDF->BTEF', x, params['gate']) + bias['gate']) * up if experts.gated else act(up)
+    return jnp.einsum('BTEF,EFD,BTE->BTD', hidden, params['down'], gates) + jnp.einsum(
+        'BTE,ED->BTD', gates, jnp.broadcast_to(bias['down'], (experts.count, x.shape[-1])))
 
 
 def apply(experts, params, x):

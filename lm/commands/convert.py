@@ -1,6 +1,9 @@
 """`lm convert`: weights of others in, a run out."""
 from pathlib import Path
 
+import jax
+
+from lm import trees
 from lm.convert import exports, imports
 
 
@@ -17,6 +20,6 @@ def main(source: str, target: str, *, step: int = 0, trust: bool = False):
         family, reached = exports.directory_of(source, target, step, trust)
         print(f'{target}: {family.ARCHITECTURE} of step {reached}')
         return
-    settings = imports.run_of(source, target)
-    print(f'{target}: a run of {type(settings.model).__name__}, {settings.model.depth} layers of width '
-          f'{settings.model.width}, {settings.model.vocab:,} tokens')
+    model = imports.run_of(source, target).model
+    count = trees.count(jax.eval_shape(model.init, jax.random.key(0)))
+    print(f'{target}: a run of {type(model).__name__}, {count:,} parameters, {model.vocab:,} tokens')

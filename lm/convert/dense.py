@@ -71,7 +71,9 @@ def rope(hf, kind=None):
 
 
 def rope_parameters(position, partial=False):
-    """Returns the rope_parameters of a config.json for a Rope or Yarn, and for NoPE those of any; partial: with its fraction.
+    """Returns the rope_parameters of a config.json for a Rope or Yarn, and for NoPE those of any.
+
+    partial: with the fraction of a head that turns.
     """
     if isinstance(position, Yarn):
         return {'rope_type': 'yarn', 'rope_theta': position.base, 'factor': position.factor,

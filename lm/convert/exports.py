@@ -10,7 +10,7 @@ from lm import config, trees
 from lm.convert import checkpoints, families, tables, tokenizers
 from lm.convert.imports import check_empty
 from lm.parallel import sharding
-from lm.train import checkpoint, runs
+from lm.train import checkpoint, checkpoint_stream, runs
 from lm.train import step as steps
 
 SHARD = 5 * 2 ** 30  # bytes of a file
@@ -19,13 +19,12 @@ SHARD = 5 * 2 ** 30  # bytes of a file
 def directory_of(run, directory, step=0, trust=False):
     """Writes the Hugging Face directory of a run at a step (0: the newest) and returns (family, step).
 
-    Parameters are read one after the other. Raises config.Error where no family holds the model.
+    Parameters are read one after the other, see saved. Raises config.Error where no family holds the model.
     """
     directory, settings = Path(directory), runs.read(run, runs.trusted(run, trust))
     family, hf = families.fitting(settings.model)
     check_empty(directory)
-    mesh = sharding.make_mesh({'data': 1}, jax.local_devices(backend='cpu')[:1])
-    leaf, reached = saved(settings, run, step, mesh)
+    leaf, reached = saved(settings, run, step)
     encoder = settings.data.tokenizer.fit(None, Path(run) / 'tokenizer')
     write(directory, tables.Binding(settings.model, family.TABLE), leaf)
     write_config(directory, family, hf, context=settings.data.context, encoder=encoder)
@@ -42,29 +41,40 @@ def write_config(directory, family, hf, context, encoder=None):
     (directory / 'config.json').write_text(json.dumps(hf, indent=2) + '\n')
 
 
-def saved(settings, run, step, mesh):
-    """Returns (leaf(name) -> numpy array, step) of a run's parameters, one in memory at a time, as runs.saved has them.
+class Loaded:
+    """A parameter in memory, as checkpoint_stream.Stored is one on disk."""
 
-    Where the optimizer keeps an average all are in memory.
+    def __init__(self, array):
+        self.array = array
+
+    def read(self, index):
+        return np.asarray(self.array[index])
+
+    def verify(self):
+        """Returns: what is in memory was verified when it was loaded."""
+
+
+def saved(settings, run, step):
+    """Returns (leaf(name) -> Stored or Loaded, step) of a run's parameters, as runs.saved has them.
+
+    Where the optimizer keeps an average all are loaded; else they are read when they are written, layer by layer where
+    they were saved so.
     """
-    wanted, directory = steps.placed(settings, mesh), Path(run) / 'checkpoints'
+    directory = Path(run) / 'checkpoints'
+    mesh = sharding.make_mesh({'data': 1}, jax.local_devices(backend='cpu')[:1])
+    wanted = steps.placed(settings, mesh)
     if settings.optimizer.averaged(wanted.optimizer, wanted.params) is not wanted.params:
         params, reached = runs.saved(settings, run, step, mesh)
-        return lambda name: np.asarray(trees.flatten(params)[name]), reached
+        return lambda name: Loaded(trees.flatten(params)[name]), reached
     known = checkpoint.steps(directory)
-    if not known:
-        raise config.Error(f'{run} holds no checkpoint yet; wait until the run has saved one.')
+    if not known or (step and step not in known):
+        raise config.Error(f'{run} holds no checkpoint {step or "yet"}; the steps there are {known}.')
     reached = step or known[-1]
-
-    def leaf(name):
-        part = trees.select(wanted.params, jax.tree.map(lambda other: other == name, trees.names(wanted.params)))
-        state, _ = checkpoint.restore(directory, {'params': part}, reached)
-        return np.asarray(jax.tree.leaves(state)[0])
-    return leaf, reached
+    return lambda name: checkpoint_stream.Stored(directory, reached, f'params/{name}'), reached
 
 
 def write(directory, binding, leaf, shard=SHARD):
-    """Writes the safetensors of a Binding's tensors, one file or several with an index; leaf(path) -> our array."""
+    """Writes the safetensors of a Binding's tensors, one file or several with an index; see theirs."""
     parts, size = [{}], 0
     for name, shape in binding.shapes.items():
         bytes = 4 * int(np.prod(shape))
@@ -79,6 +89,7 @@ def write(directory, binding, leaf, shard=SHARD):
     files = {file: checkpoints.Writer(directory / file, part) for file, part in zip(names, parts, strict=True)}
     for name, array in theirs(binding, leaf):
         files[where[name]].write(name, array)
+        del array  # before the next is read
     for file in files.values():
         file.close()
     if len(parts) > 1:
@@ -88,19 +99,28 @@ def write(directory, binding, leaf, shard=SHARD):
 
 
 def theirs(binding, leaf):
-    """Yields (name, float32 array) of all their tensors; each of our parameters is read once."""
+    """Yields (name, float32 array) of all their tensors; leaf(path).read(index) -> values, each read once."""
     groups = {}  # of parameters that share tensors, as fused ones do
     for path, parameter in binding.parameters.items():
         groups.setdefault(parameter.tensor.name, []).append((path, parameter))
     for members in groups.values():
-        arrays = [(parameter, leaf(path)) for path, parameter in members]
+        sources = [(parameter, leaf(path)) for path, parameter in members]
         for counts, name in members[0][1].names():
-            array = np.zeros(binding.shapes[name], np.float32)  # a tensor may have more rows than we
-            for parameter, values in arrays:
-                place = parameter.view(array)
-                index = tuple(counts.get(letter, slice(None)) for letter in parameter.letters)
-                place[...] = values[index][tuple(map(slice, place.shape))] - np.float32(parameter.tensor.plus)
-            yield name, array
+            yield name, _filled(binding.shapes[name], sources, counts)
+        for _, source in sources:
+            source.verify()
+
+
+def _filled(shape, sources, counts):
+    """Returns one of their tensors, of [(Parameter, Stored or Loaded)] at the numbers {letter: number} of its name."""
+    array = np.zeros(shape, np.float32)  # a tensor may have more rows than we
+    for parameter, source in sources:
+        place = parameter.view(array)
+        values = source.read(tuple(counts.get(letter, slice(None)) for letter in parameter.letters))
+        place[...] = values[tuple(map(slice, place.shape))]
+        if parameter.tensor.plus:
+            place[...] -= np.float32(parameter.tensor.plus)
+    return array
 
 
 def keep_tokenizer(run, directory, encoder):

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 from lm import config, optim, trees
-from lm.convert import start, tokenizers
+from lm.convert import families, start, tokenizers
 from lm.data import Corpus, Source
 from lm.train import Config, MaskedLM, NextToken, checkpoint_stream, origin
 
@@ -56,8 +56,9 @@ def run_of(path, directory):
     tokenizer = tokenizers.keep(kept, directory / 'tokenizer')
     text = Elsewhere(str(path), kept.begins)
     context = min(checkpoint.config.get('max_position_embeddings') or model.limit or CONTEXT, CONTEXT)
-    objective = NextToken() if model.causal else MaskedLM(mask=encoder.vocabulary[kept.mask] if kept.mask else -1)
-    settings = Config(model, Corpus(text, text, tokenizer, context, 1), optim.AdamW(), 1, objective)
+    plain = NextToken() if model.causal else MaskedLM(mask=encoder.vocabulary[kept.mask] if kept.mask else -1)
+    objective = getattr(families.of(checkpoint.config, path), 'OBJECTIVE', plain)
+    settings = Config(model, Corpus(text, text, tokenizer, context, 1), optim.AdamW(), steps=1, objective=objective)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
 
     def streamed(path):

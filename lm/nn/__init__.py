@@ -8,6 +8,7 @@ from lm.nn.norms import LayerNorm, NoNorm, Norm, RMSNorm
 from lm.nn.positions import AbsolutePosition, Alibi, Learned, NoPE, Position, Relative, Rope, Sinusoidal, Yarn
 from lm.nn.weights import Scope, Weight, einsum, unbox, weight
 
-__all__ = ['MLP', 'AbsolutePosition', 'Activation', 'Alibi', 'Attention', 'ClampedSilu', 'Context', 'Execution', 'Experts',
-           'FeedForward', 'Gelu', 'LayerNorm', 'Learned', 'NoNorm', 'NoPE', 'Norm', 'Position', 'RMSNorm', 'Relative',
-           'Relu', 'Relu2', 'Rope', 'Scope', 'Silu', 'Sinusoidal', 'Weight', 'Yarn', 'einsum', 'look_up', 'unbox', 'weight']
+__all__ = ['MLP', 'AbsolutePosition', 'Activation', 'Alibi', 'Attention', 'ClampedSilu', 'Context', 'Execution',
+           'Experts', 'FeedForward', 'Gelu', 'LayerNorm', 'Learned', 'NoNorm', 'NoPE', 'Norm', 'Position', 'RMSNorm',
+           'Relative', 'Relu', 'Relu2', 'Rope', 'Scope', 'Silu', 'Sinusoidal', 'Weight', 'Yarn', 'einsum', 'look_up',
+           'unbox', 'weight']

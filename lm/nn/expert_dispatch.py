@@ -17,7 +17,7 @@ def over_mesh(apply, x, ids, gates, weights):
     """
     def mix(x, ids, gates, *weights):
         rows = [array.reshape(-1, array.shape[-1]) for array in (x, ids, gates)]
-        return apply(rows[0], rows[1:], weights).reshape(x.shape)
+        return apply(rows[0], rows[1:], weights).reshape(*x.shape[:-1], -1)
     mesh, values = jax.sharding.get_abstract_mesh(), [w.value for w in weights]
     if not mesh.auto_axes or mesh.size == 1:
         return mix(x, ids, gates, *values)

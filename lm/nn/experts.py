@@ -20,12 +20,12 @@ class Experts(FeedForward):
     """`count` experts of `ff` hidden units; each token uses `top_k` of them (Shazeer et al. 2017, arXiv:1701.06538).
 
     shared: how many more every token uses (Dai et al. 2024, arXiv:2401.06066). router: what turns its logits into
-    scores; normalised: the weights of a token's experts sum to one, times `scale`. bias: of the router and of every
-    projection. balance and z_loss: coefficients of
+    scores; normalised: the weights of a token's experts sum to one, times `scale`. balance and z_loss: coefficients of
     the load-balance loss (Fedus et al. 2021, arXiv:2101.03961) and the router's z-loss (Zoph et al. 2022,
     arXiv:2202.08906). bias_rate: after each step the bias that joins the choice, not the weights, moves by this much
     towards even loads, without a loss (Wang et al. 2024, arXiv:2408.15664). capacity_factor: rows that a device can
-    receive under expert parallelism over an even load; what exceeds it is dropped, 0 is dropless.
+    receive under expert parallelism over an even load; what exceeds it is dropped, 0 is dropless. bias: of
+    the router and of every projection.
     """
 
     count: config.Size
@@ -37,11 +37,11 @@ class Experts(FeedForward):
     router: Literal['softmax', 'sigmoid'] = 'softmax'
     normalised: bool = True
     scale: config.Positive = 1.0
-    bias: bool = False
     balance: config.NonNegative = 0.01
     z_loss: config.NonNegative = 0.0
     bias_rate: config.NonNegative = 0.0
     capacity_factor: config.NonNegative = 0.0
+    bias: bool = False
 
     MOVED: ClassVar[dict[str, str]] = legacy.EXPERTS
 
@@ -81,20 +81,20 @@ class Experts(FeedForward):
         weights.append(weight(scope, 'down', down_axes, init, execution.dtype))
         shift = 0
         if self.bias:
-            x, weights[:-1], shift = self._biased(scope, x, ids, gates, weights[:-1], execution.dtype)
+            x, weights[:-1], shift = self._biased(scope, x, (ids, gates), weights[:-1])
         return shift + expert_dispatch.over_mesh(
             partial(expert_dispatch.apply, self), x, ids, gates.astype(x.dtype), weights), measured
 
-    def _biased(self, scope, x, ids, gates, ins, dtype):
+    def _biased(self, scope, x, routes, ins):
         """Returns (x with a column of ones, the matrices of its projections with their biases as one more row, what the
         biases of the outputs add).
         """
-        names = ('gate', 'up')[1 - self.gated:]
-        biases = [weight(scope, f'{name}_bias', {'experts': self.count, 'ff': self.ff}, fill(0.0), dtype).value
+        (ids, gates), names = routes, ('gate', 'up')[1 - self.gated:]
+        biases = [weight(scope, f'{name}_bias', {'experts': self.count, 'ff': self.ff}, fill(0.0), x.dtype).value
                   for name in names]
         ins = [w.replace(value=jnp.concatenate([w.value, bias[:, None]], 1))
                for w, bias in zip(ins, biases, strict=True)]
-        out = weight(scope, 'down_bias', {'experts': self.count, 'embed': x.shape[-1]}, fill(0.0), dtype).value
+        out = weight(scope, 'down_bias', {'experts': self.count, 'embed': x.shape[-1]}, fill(0.0), x.dtype).value
         share = jnp.einsum('BTkE,BTk->BTE', jax.nn.one_hot(ids, self.count), gates).astype(x.dtype)
         ones = jnp.ones((*x.shape[:-1], 1), x.dtype)
         return jnp.concatenate([x, ones], -1), ins, jnp.einsum('BTE,ED->BTD', share, out)

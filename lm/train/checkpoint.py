@@ -125,6 +125,14 @@ def _meta(folder):
     return meta, meta.pop('checksums', {})
 
 
+def checksums(folder):
+    """Returns {name: checksum} of the arrays of a checkpoint in a folder, as they were saved."""
+    try:
+        return _meta(folder)[1]
+    except Exception as error:  # orbax raises many kinds for a file that is broken
+        raise config.Error(f'{folder} cannot be read: {config.first_line(error)}; try another step.') from error
+
+
 def _checksums(tree):
     """Returns {name: checksum} of the arrays in a tree."""
     arrays = {name: leaf for name, leaf in trees.flatten(tree).items() if leaf is not ocp.PLACEHOLDER}

@@ -1,4 +1,4 @@
-"""Writes a checkpoint that checkpoint.py reads, block by block, of parameters that need not be in memory."""
+"""Writes a checkpoint that checkpoint.py reads, and reads one, block by block: its parameters need not be in memory."""
 import itertools
 import math
 from collections.abc import Callable
@@ -58,21 +58,27 @@ class Handler(ocp.type_handlers.NumpyHandler):
                 info, use_ocdbt=info.is_ocdbt_checkpoint, global_shape=value.shape, local_shape=value.block,
                 dtype=np.dtype(np.float32), process_index=0)
             array = await tensorstore.open(tensorstore.Spec(spec), create=True, open=True, context=info.ts_context)
-            total = np.uint32(0)
+            total = 0
             for index in value.indices():
                 block = value.read(index)
-                total += _checksum(block, index, value.shape)
+                total = (total + _checksum(block, index, value.shape)) % 2 ** 32
                 await array[index].write(block)
-            self.checksums[info.name.replace('.', '/')] = int(total)
+            self.checksums[info.name.replace('.', '/')] = total
         return []
 
 
 def _checksum(block, index, shape):
     """Returns what a block adds to the checksum of its array, see trees.checksums."""
+    if block.size > NUMBERS:  # in parts, for the memory of what is computed
+        axis = next(axis for axis, size in enumerate(block.shape) if size > 1)
+        first, half = index[axis].start, block.shape[axis] // 2
+        spans = slice(first, first + half), slice(first + half, index[axis].stop)
+        return sum(_checksum(part, (*index[:axis], span, *index[axis + 1:]), shape)
+                   for part, span in zip(np.split(block, [half], axis), spans, strict=True)) % 2 ** 32
     place = sum(np.arange(part.start, part.stop, dtype=np.uint32).reshape(-1, *[1] * (len(shape) - axis - 1))
                 * np.uint32(math.prod(shape[axis + 1:]) % 2 ** 32) for axis, part in enumerate(index))
     word = (block.view(np.uint32) ^ place * np.uint32(0x9E3779B9)) * np.uint32(0x85EBCA6B)
-    return np.sum((word ^ word >> np.uint32(16)) * np.uint32(0xC2B2AE35), dtype=np.uint32)
+    return int(np.sum((word ^ word >> np.uint32(16)) * np.uint32(0xC2B2AE35), dtype=np.uint32))
 
 
 def save(directory, step, params, meta):
@@ -88,3 +94,34 @@ def save(directory, step, params, meta):
     meta['checksum'] = config.fingerprint(meta)
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as writer:
         writer.save(folder / checkpoint.META, ocp.args.JsonSave(meta))
+
+
+class Stored:
+    """A parameter in a checkpoint, read part by part, or all at once where it was saved in one piece."""
+
+    def __init__(self, directory, step, name):
+        folder = Path(directory).absolute() / str(step)
+        self.name, self.saved, self.total = name, checkpoint.checksums(folder).get(name), 0
+        try:
+            place = {'driver': 'ocdbt', 'base': f'file://{folder / checkpoint.STATE}', 'path': name.replace('/', '.')}
+            self.array = tensorstore.open({'driver': 'zarr', 'kvstore': place}, open=True).result()
+            if self.array.chunk_layout.read_chunk.shape[0] == self.array.shape[0]:
+                self.array = self.array.read().result()
+        except ValueError as error:
+            raise config.Error(f'{name} of {folder} cannot be read: {config.first_line(error)[:300]}; convert another '
+                               'step.') from error
+
+    def read(self, index):
+        """Returns values of a part, by slices or numbers; each part once, then `verify` compares the checksum of all.
+        """
+        spans = tuple(slice(*part.indices(size)) if isinstance(part, slice) else slice(part, part + 1)
+                      for part, size in zip(index, self.array.shape, strict=True))
+        block = self.array[spans]
+        block = np.ascontiguousarray(block if isinstance(block, np.ndarray) else block.read().result())
+        self.total = (self.total + _checksum(block, spans, self.array.shape)) % 2 ** 32
+        return block[tuple(slice(None) if isinstance(part, slice) else 0 for part in index)]
+
+    def verify(self):
+        """Raises config.Error unless the parts that were read are what was saved."""
+        if self.saved is not None and self.saved != self.total:
+            raise config.Error(f'{self.name} is not what was saved, by its checksum; convert another step.')

@@ -2,8 +2,8 @@
 
 A file has ARCHITECTURE and MODEL_TYPE, as config.json calls them; TABLE, {path of our parameter: tables.Tensor};
 read(hf) -> model, of the dict of a config.json; write(model) -> hf, the keys that read needs. IGNORED, if any, is a
-regex of tensors that hold no parameter, and GGUF the dialects.Dialect of its GGUF files. A family can hold a model
-where read(write(model)) is that model.
+regex of tensors that hold no parameter, GGUF the dialects.Dialect of its GGUF files, and OBJECTIVE what its models were
+trained for where that is not the next token. A family can hold a model where read(write(model)) is that model.
 """
 import functools
 import importlib
@@ -35,7 +35,6 @@ def of(hf, path):
 
 
 
-
 def fitting(model):
     """Returns (family, hf) of the first family that can hold a model; raises config.Error that says what hinders.
 
@@ -45,7 +44,7 @@ def fitting(model):
     for name, family in known().items():
         try:
             hf = family.write(model)
-            other = canonical(family.read(hf | {'model_type': family.MODEL_TYPE}))
+            other = canonical(family.read(hf))
         except (config.Error, AttributeError, TypeError, KeyError, ValueError):  # a model of quite another kind
             continue
         if other == wanted:

@@ -19,7 +19,8 @@ def read(hf):
     if hf.get('mlp_only_layers') or hf.get('decoder_sparse_step', 1) != 1:
         raise config.Error('config.json has layers with and without experts (mlp_only_layers, decoder_sparse_step), '
                            'which one stack of layers does not hold; convert a model with experts in all.')
-    experts = Experts(hf['num_experts'], hf['num_experts_per_tok'], hf['moe_intermediate_size'], dense.activation(hf),
+    count = hf.get('num_local_experts') or hf['num_experts']  # transformers 5 writes the first
+    experts = Experts(count, hf['num_experts_per_tok'], hf['moe_intermediate_size'], dense.activation(hf),
                       normalised=hf['norm_topk_prob'], balance=hf.get('router_aux_loss_coef', 0.0))
     model = qwen3.read(hf)
     layers = [replace(model.stack.layer(number), mlp=experts) for number in range(model.depth)]

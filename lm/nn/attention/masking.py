@@ -72,8 +72,8 @@ class AttentionSpec:
     window: a query sees itself and window - 1 keys before it; 0 for all. softcap: scores become c * tanh(scores / c),
     before a bias is added. segments: (of queries [B T], of keys [B S]): only equal ones see each other. index: the
     slots of the queries among the keys [B T], where they are not the same 0..T-1. bias: (table [... N], score), which
-    adds score(table, query slots [T], key slots [S]) -> [N T S]. sink [N]: the score of a key that every query sees and
-    that has no value. kernel: one picked by hand. zigzag: the order that queries and keys stand in, where the mesh splits
+    adds score(table, query slots [T], key slots [S]) -> [N T S]. sink [N]: the score of a key that all queries see,
+    without a value. kernel: one picked by hand. zigzag: the order that queries and keys stand in, where the mesh splits
     their length.
     """
 
