@@ -1,6 +1,11 @@
 """A small BERT on WikiText-2: masked language modelling of whole words, 4,096 word pieces and a mask token.
 
     lm train experiments/bert_tiny.py
+
+The files are wikitext-2's train.txt and test.txt, compressed, in the folder of data sets (docs/data.md).
+1.36 million parameters, 800 steps of 1,024 tokens, a fifth of an epoch: hidden pieces of the test text at 5.092 nats
+(perplexity 162.6), where their frequencies in the training text give 5.512. 4.5 CPU minutes on two shared cores, the
+test included.
 """
 from lm import data, optim, train
 from lm.models import Encoder, TypedEmbedding
