@@ -89,7 +89,9 @@ def test_a_tokenizer_that_is_absent_is_asked_for(directory, tmp_path):
     ({'rope_parameters': {'rope_type': 'longrope', 'rope_theta': 1e4}}, "rope scaling 'longrope', which lm lacks"),
     ({'rope_parameters': None, 'rope_scaling': {'type': 'dynamic', 'factor': 2.0}}, "rope scaling 'dynamic'"),
     ({'hidden_act': 'silou'}, 'hidden_act=silou, which lm lacks; those that it has: silu'),
-    ({'hidden_size': None}, 'config.json has no hidden_size')])
+    ({'hidden_size': None}, 'config.json has no hidden_size'), ({'num_attention_heads': 0}, 'heads=0'),
+    ({'hidden_size': 'wide', 'head_dim': None}, 'describes no llama'),
+    ({'architectures': 'Llama'}, 'config.json is damaged')])
 def test_settings_that_are_not_known_are_named(directory, tmp_path, settings, match):
     change(directory, **settings)
     refused(directory, tmp_path, match)

@@ -131,8 +131,8 @@ def config():
         model=convert.model({str(file)!r}),
         data=data.Corpus(data.Cut(text, 0.0, 0.9), data.Cut(text, 0.995, 1.0),
                          data.HuggingFace({str(run / 'tokenizer/tokenizer.json')!r}), 128, 2),
-        optimizer=optim.AdamW(peak=1e-4, warmup=5), steps=20, start=convert.Gguf({str(file)!r}), mesh={{'data': 1}},
-        cadence=train.Cadence(log=1, eval=19, eval_batches=4))
+        optimizer=optim.AdamW(peak=1e-4, schedule=optim.Constant()), steps=20, mesh={{'data': 1}},
+        start=convert.Gguf({str(file)!r}), cadence=train.Cadence(log=1, eval=19, eval_batches=4))
 """)
     lm('train', experiment, f'--workdir={tmp_path}/trained', f'--cache={tmp_path}/cache')
     records = [json.loads(line) for line in (tmp_path / 'trained/metrics.jsonl').read_text().splitlines()]

@@ -1,6 +1,7 @@
 """Checkpoints in the formats of others: a config.json, and tensors by their Hugging Face names, one at a time."""
 import abc
 import json
+import math
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from lm import config
 from lm.config import files
 
 DTYPES = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
+HEADER = {str: ({'dtype': str, 'shape': [int], 'data_offsets': [int]}, {str: str})}  # the second: __metadata__
 PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
 
 
@@ -34,7 +36,8 @@ class Directory(Checkpoint):
 
     def __init__(self, path):
         self.path = Path(path)
-        self.config = Settings(files.read_json(self.path / 'config.json', {}, 'give the directory of a model.'))
+        hf = files.read_json(self.path / 'config.json', {'architectures?': [str]}, 'give the directory of a model.')
+        self.config = Settings(hf)
         self.entries = {name: (file, entry) for file in self._files() for name, entry in header(file).items()}
         self.maps = {file: np.memmap(file, np.uint8, 'r') for file, _ in self.entries.values()}
         self.shapes = {name: tuple(entry['shape']) for name, (_, entry) in self.entries.items()}
@@ -72,12 +75,18 @@ def header(file):
             if size < 8 + length:
                 raise config.Error(f'{file} is truncated: {size} bytes, of which its header alone needs {8 + length}; '
                                    'fetch it again.')
-            entries = files.parse_json(stream.read(length), {})
+            entries = files.parse_json(stream.read(length), HEADER)
+    except config.Error:
+        raise
     except OSError as error:
         raise config.Error(f'cannot read {file}: {error.strerror}; fetch it again.') from error
     except ValueError as error:
         raise config.Error(f'{file} is no safetensors file ({error}); fetch it again.') from error
     entries.pop('__metadata__', None)
+    for name, entry in entries.items():
+        span, dtype = entry.get('data_offsets', ()), DTYPES.get(entry.get('dtype'), np.uint8)
+        if len(span) != 2 or (dtype != np.uint8 and span[1] - span[0] != _bytes(entry['shape'], dtype)):
+            raise config.Error(f'{file} is damaged: {name} is {entry.get("shape")} in bytes {span}; fetch it again.')
     entries = {name: {**entry, 'data_offsets': [8 + length + offset for offset in entry['data_offsets']]}
                for name, entry in entries.items()}
     end = max((entry['data_offsets'][1] for entry in entries.values()), default=8 + length)
@@ -87,13 +96,17 @@ def header(file):
     return entries
 
 
+def _bytes(shape, dtype=np.float32):
+    return math.prod(shape) * np.dtype(dtype).itemsize
+
+
 class Writer:
     """A safetensors file of float32 tensors of {name: shape}, each written on its own, in any order."""
 
     def __init__(self, path, shapes):
         offset, entries = 0, {'__metadata__': {'format': 'pt'}}
         for name, shape in shapes.items():
-            size = 4 * int(np.prod(shape))
+            size = _bytes(shape)
             entries[name] = {'dtype': 'F32', 'shape': list(shape), 'data_offsets': [offset, offset + size]}
             offset += size
         text = json.dumps(entries).encode()

@@ -70,8 +70,7 @@ class File(checkpoints.Checkpoint):
         self.stored = {self.name(name): entry for name, entry in stored.items()}
         self.shapes = {name: shape for name, (shape, *_) in self.stored.items()}
         self.config = self._config(family, frequencies)
-        self.shapes = {name: self._arranged(name, np.broadcast_to(np.int8(0), shape)).shape
-                       for name, shape in self.shapes.items()}
+        self.shapes = {name: self._arranged_shape(name, shape) for name, shape in self.shapes.items()}
 
     def name(self, name):
         """Returns the Hugging Face name of a tensor; one that is not known keeps its own."""
@@ -116,6 +115,12 @@ class File(checkpoints.Checkpoint):
             if re.search(regex, name):
                 array = arrange(array, self.config)
         return array
+
+    def _arranged_shape(self, name, shape):
+        try:
+            return self._arranged(name, np.broadcast_to(np.int8(0), shape)).shape
+        except (ValueError, LookupError):  # of a file whose sizes do not go together, which the binding tells
+            return shape
 
     def tensor(self, name):
         if not self.last or self.last[0] != name:  # parts of one are asked for one after the other

@@ -25,8 +25,15 @@ def model(path):
 
 
 def model_of(checkpoint):
-    """Returns the model whose weights a Checkpoint holds."""
-    return families.of(checkpoint.config, checkpoint.path).read(checkpoint.config)
+    """Returns the model whose weights a Checkpoint holds; raises config.Error where its config.json describes none."""
+    family = families.of(checkpoint.config, checkpoint.path)
+    try:
+        return family.read(checkpoint.config)
+    except config.Error:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:  # values of another type
+        raise config.Error(f'the config of {checkpoint.path} describes no {family.MODEL_TYPE} '
+                           f'({config.first_line(error)}); restore the file that came with the weights.') from error
 
 
 def bound(checkpoint, model):
