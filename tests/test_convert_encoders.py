@@ -4,11 +4,11 @@ Largest errors measured, in float32: hidden states of all-MiniLM-L6-v2 3.0e-6, i
 weights 3.8e-5.
 """
 import json
-import re
 import subprocess
 from functools import partial
 
 import architectures
+import checkpoints_made
 import gguf as peer
 import jax
 import numpy as np
@@ -88,11 +88,11 @@ def test_logits_and_hidden_states_are_those_of_transformers(made, name):
 def test_exported_directories_load_in_transformers_and_give_its_logits(made, tmp_path):
     for name in NAMES:
         model, directory = convert.model(made / name), tmp_path / name
-        leaves = trees.flatten(convert.HuggingFace(str(made / name)).params(model, None))
+        leaves = checkpoints_made.leaves(convert.HuggingFace(str(made / name)).params(model, None))
         family, hf = families.fitting(model)
         assert family is families.of(checkpoints.Directory(made / name).config, name)
         directory.mkdir()
-        exports.write(directory, tables.Binding(model, family.TABLE), leaves.__getitem__)
+        exports.write(directory, tables.Binding(model, family.TABLE), leaves)
         exports.write_config(directory, family, hf, context=40)
         stored, source = checkpoints.Directory(directory), checkpoints.Directory(made / name)
         assert stored.shapes == source.shapes
@@ -119,14 +119,16 @@ def test_what_no_encoder_here_has_is_refused(made):
 
 def metadata_of(words, cls, separator, unknown):
     """Returns what llama.cpp's converter says of word pieces: those that begin a word after '▁', the others bare."""
-    tokens = [word if re.fullmatch(r'\[.+\]', word) else f'▁{word}'.removeprefix('▁##') for word in words]
-    return {'tokenizer.ggml.model': 'bert', 'tokenizer.ggml.tokens': tokens, 'tokenizer.ggml.cls_token_id': cls,
-            'tokenizer.ggml.seperator_token_id': separator, 'tokenizer.ggml.unknown_token_id': unknown}
+    types = [3 if word in ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]') else 1 for word in words]
+    tokens = [word if kind == 3 else f'▁{word}'.removeprefix('▁##') for word, kind in zip(words, types, strict=True)]
+    return {'tokenizer.ggml.model': 'bert', 'tokenizer.ggml.tokens': tokens, 'tokenizer.ggml.token_type': types,
+            'tokenizer.ggml.cls_token_id': cls, 'tokenizer.ggml.seperator_token_id': separator,
+            'tokenizer.ggml.unknown_token_id': unknown}
 
 
 def test_a_gguf_file_gives_the_encoder_it_was_made_of(tmp_path):
     model = Encoder(50, 2, 32, bert_layer(4), embedding=TypedEmbedding(Learned(20), norm=NORM), head=Head())
-    leaves, (family, _) = trees.flatten(architectures.parameters(model)), families.fitting(model)
+    params, (family, _) = architectures.parameters(model), families.fitting(model)
     writer = peer.GGUFWriter(tmp_path / 'model.gguf', 'bert')
     for name, value in {'block_count': 2, 'context_length': 20, 'embedding_length': 32, 'feed_forward_length': 128,
                         'attention.head_count': 4}.items():
@@ -136,16 +138,17 @@ def test_a_gguf_file_gives_the_encoder_it_was_made_of(tmp_path):
     metadata = metadata_of(words, 2, 3, 1)
     writer.add_tokenizer_model(metadata.pop('tokenizer.ggml.model'))
     writer.add_token_list(metadata.pop('tokenizer.ggml.tokens'))
+    writer.add_token_types(metadata.pop('tokenizer.ggml.token_type'))
     for key, value in metadata.items():
         writer.add_uint32(key, value)
     names = peer.get_tensor_name_map(peer.MODEL_ARCH.BERT, 2)
-    for theirs, array in exports.theirs(tables.Binding(model, family.TABLE), leaves.__getitem__):
+    for theirs, array in exports.theirs(tables.Binding(model, family.TABLE), checkpoints_made.leaves(params)):
         writer.add_tensor(names.get_name(theirs.removeprefix('bert.'), ('.weight', '.bias')), array)
     for part in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         part()
     assert families.canonical(convert.model(tmp_path / 'model.gguf')) == families.canonical(model)
     read = trees.flatten(convert.Gguf(str(tmp_path / 'model.gguf')).params(model, None))
-    for path, array in leaves.items():
+    for path, array in trees.flatten(params).items():
         np.testing.assert_array_equal(read[path][:50] if path == 'tokens' else read[path],
                                       array[:50] if path == 'tokens' else array)
     assert cli.main(['convert', str(tmp_path / 'model.gguf'), str(tmp_path / 'run')]) == 0

@@ -16,7 +16,7 @@ from lm.models import Detector, Electra, First, TypedEmbedding
 from lm.nn import Learned
 from lm.parallel import sharding
 
-BERT = dataclasses.replace(BIDIRECTIONAL['bert'], pooling=First(), classes=2,
+BERT = dataclasses.replace(BIDIRECTIONAL['bert'], depth=1, pooling=First(), classes=2,
                            layer=dataclasses.replace(BIDIRECTIONAL['bert'].layer, dropout=0.1))
 SMALL = dataclasses.replace(BERT, width=8, layer=dataclasses.replace(
     BERT.layer, attention=dataclasses.replace(BERT.layer.attention, heads=2)))
@@ -181,7 +181,7 @@ def test_padding_never_matters(name):
     np.testing.assert_array_equal(sums(batch), sums(other))
 
 
-@every
+@pytest.mark.parametrize('name', ['next', 'replaced', 'contrast'])
 def test_every_mesh_is_one_device(name):
     """Also where micro-batches are added up on each shard before one all-reduce."""
     params, batch = parameters(CASES[name][1]), text(32)
@@ -228,3 +228,21 @@ def test_training_lowers_the_loss(name):
 def test_what_cannot_be_is_refused(make, words):
     with pytest.raises(config.Error, match=words):
         make()
+
+
+@every
+def test_what_is_scored_of_held_out_text(name, tmp_path):
+    objective, model = CASES[name]
+    model = dataclasses.replace(model, **{part: dataclasses.replace(getattr(model, part), vocab=261)
+                                          for part in ('generator', 'discriminator') if name == 'replaced'} or {
+                                              'vocab': 261})
+    tokenizer = data.Controls(data.Bytes(), ('<separator>', '<first>', '<mask>'))
+    corpus = data.Corpus(data.Synthetic(20, 100), data.Synthetic(5, 100), tokenizer, 20, 4)
+    stream, mesh = corpus.open(tmp_path, 'valid'), sharding.make_mesh({'data': 1}, jax.devices()[:1])
+    assert all(token in stream.encoder.controls for token in objective.reserved(model))
+    scores = objective.score(model, parameters(model), stream, mesh, 2)
+    own = {'next': {'label_accuracy'}, 'order': {'label_accuracy'}, 'replaced': {'detector_accuracy', 'replaced'},
+           'contrast': {'texts'}}[name]
+    assert own <= scores.keys() and 'bits_per_byte' not in scores and scores['loss'] > 0
+    assert all(0 <= scores[key] <= 1 for key in own - {'texts'}) and scores.get('texts', 8) == 8
+    assert any('validation' in line and 'loss' in line for line in objective.summary(scores, corpus))

@@ -1,6 +1,5 @@
 """The tokenizer that came with a checkpoint: its files, or what the metadata of a GGUF file says of it."""
 import json
-import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -63,30 +62,33 @@ def _byte_pairs(metadata, path):
 
 
 def _word_pieces(metadata):
-    """Returns the tokenizer.json, a dict, of BERT's uncased word pieces.
-
-    llama.cpp writes the pieces that begin a word with '▁' and others without '##', and lower-cases all text.
-    """
-    tokens = [token if re.fullmatch(r'\[.+\]', token) else token[1:] if token.startswith('▁') else f'##{token}'
-              for token in metadata[TOKENS]]
-    first, last, unknown = (tokens[metadata[f'tokenizer.ggml.{kind}_token_id']]
-                            for kind in ('cls', SEPARATOR, 'unknown'))
-    added = [{'id': number, 'content': token, 'single_word': False, 'lstrip': False, 'rstrip': False,
-              'normalized': False, 'special': True}
-             for number, token in enumerate(tokens) if token in ('[PAD]', '[MASK]', first, last, unknown)]
-    single = [{'SpecialToken': {'id': first, 'type_id': 0}}, {'Sequence': {'id': 'A', 'type_id': 0}},
-              {'SpecialToken': {'id': last, 'type_id': 0}}]
-    return {'version': '1.0', 'truncation': None, 'padding': None, 'added_tokens': added, 'normalizer': {
-        'type': 'BertNormalizer', 'clean_text': True, 'handle_chinese_chars': True, 'strip_accents': None,
-        'lowercase': True}, 'pre_tokenizer': {'type': 'BertPreTokenizer'}, 'post_processor': {
-            'type': 'TemplateProcessing', 'single': single, 'pair': [
-                *single, {'Sequence': {'id': 'B', 'type_id': 1}}, {'SpecialToken': {'id': last, 'type_id': 1}}],
-            'special_tokens': {token: {'id': token, 'ids': [tokens.index(token)], 'tokens': [token]}
-                               for token in (first, last)}},
+    """Returns the tokenizer.json, a dict, of WordPiece in lower case; in GGUF ▁ begins a word, in it ## goes on."""
+    tokens, types = metadata[TOKENS], metadata[TYPES]
+    plain = [token if kind == CONTROL else token[1:] if token.startswith('▁') else f'##{token}'
+             for token, kind in zip(tokens, types, strict=True)]
+    unknown = plain[metadata.get('tokenizer.ggml.unknown_token_id', 0)]
+    around = [metadata.get(f'tokenizer.ggml.{kind}_token_id') for kind in ('cls', SEPARATOR)]
+    return {'version': '1.0', 'truncation': None, 'padding': None,
+            'post_processor': None if None in around else _framed(*((plain[number], number) for number in around)),
+            'added_tokens': _added(plain, types),
+            'normalizer': {'type': 'BertNormalizer', 'clean_text': True, 'handle_chinese_chars': True,
+                           'strip_accents': None, 'lowercase': True},
+            'pre_tokenizer': {'type': 'BertPreTokenizer'},
             'decoder': {'type': 'WordPiece', 'prefix': '##', 'cleanup': True},
             'model': {'type': 'WordPiece', 'unk_token': unknown, 'continuing_subword_prefix': '##',
-                      'max_input_chars_per_word': 100,
-                      'vocab': {token: number for number, token in enumerate(tokens)}}}
+                      'max_input_chars_per_word': 100, 'vocab': {token: number for number, token in enumerate(plain)}}}
+
+
+def _framed(first, last):
+    """Returns the post_processor of a tokenizer.json: texts begin and end with these (token, id)."""
+    def control(token, kind):
+        return {'SpecialToken': {'id': token, 'type_id': kind}}
+
+    def text(name, kind):
+        return [{'Sequence': {'id': name, 'type_id': kind}}, control(last[0], kind)]
+    single = [control(first[0], 0), *text('A', 0)]
+    return {'type': 'TemplateProcessing', 'single': single, 'pair': [*single, *text('B', 1)], 'special_tokens': {
+        token: {'id': token, 'ids': [number], 'tokens': [token]} for token, number in (first, last)}}
 
 
 def _added(tokens, types):

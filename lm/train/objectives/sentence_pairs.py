@@ -20,7 +20,7 @@ CONTROLS = 3  # in a row: first A separator B separator
 class SentencePair(MaskedLM):
     """MaskedLM over rows of two spans A and B, of types 0 and 1, and the cross entropy of a label of each row.
 
-    A row of text is cut at random, in its middle half, and so is `relation` drawn. The label's loss is a mean over
+    A row of text is cut at random, in its middle half, and so is its label drawn. The label's loss is a mean over
     hidden tokens too: it counts by how many its row has, so that micro-batches add up. first, separator: ids of the
     token that begins a row and of the one behind each span, as `mask` is. weight: of the label's loss.
     """
