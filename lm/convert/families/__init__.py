@@ -2,7 +2,7 @@
 
 A file has ARCHITECTURE and MODEL_TYPE, as config.json calls them; TABLE, {path of our parameter: tables.Tensor}, or a
 function of the model that returns it; read(hf) -> model, of the dict of a config.json; write(model) -> hf, the keys
-that read needs. IGNORED, if any, is a regex of tensors that hold no parameter, and GGUF the dialects.Dialect of its GGUF
+that read needs. IGNORED, if any, is a regex of tensors that hold no parameter, GGUF the dialects.Dialect of its GGUF
 files. A family can hold a model where read(write(model)) is that model.
 """
 import functools
