@@ -114,7 +114,8 @@ BIDIRECTIONAL = {
     'waves': encoder(2, mlp=MLP(activation=Silu(), gated=True), layer={
         'attention': {'position': NoPE()}, 'residual': OutputNorm()}, embedding=TypedEmbedding(Sinusoidal(100.0), True),
         head=MaskedHead(tied=False, softcap=2.0, activation=Silu(), norm=RMSNorm(1e-3))),
-    'bidirectional decoder': small(layer=Layer(Attention(4, causal=False))),
+    'bidirectional decoder': small(layer=Layer(Attention(4, causal=False, position=Yarn(20.0, 8.0, 12, 4.0, 0.5)),
+                                               MLP(activation=ClampedSilu(2.0, 0.5), gated=True))),
 }
 ALL = DECODERS | BIDIRECTIONAL
 OBJECTIVES = {name: NextToken() for name in ALL} | {

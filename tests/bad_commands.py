@@ -11,7 +11,9 @@ from bad_inputs import Kind, Silent
 from lm import backend, cli, config, data, generate
 from lm.commands import bench, bisect, coord_check, plan, replay, scaling, sweep, train
 from lm.config import paths
+from lm.convert import imports
 from lm.data import cache
+from lm.models import ngram
 from lm.parallel import processes
 from lm.plan import compiler
 from lm.sweep import vectors
@@ -38,8 +40,8 @@ def stop(*args, **named):
 # The first costly call of verbs; `lm config`, `data`, `plan --against`, `report` and `sweep --watch` run to their ends.
 FIRST = ((bench.bench, 'measure_loader'), (bench.bench, 'measure'), (bisect, 'trajectories'), (coord_check, 'measure'),
          (plan.planner, 'make_plan'), (plan.search, 'ranked'), (replay, 'replay_step'), (replay.Trajectory, '__init__'),
-         (scaling.laws, 'fit'), (sweep, 'work'), (train.session, 'train'), (checkpoint, '_read'), (generate, 'begin'),
-         (NextToken, 'score'))
+         (scaling.laws, 'fit'), (sweep, 'work'), (train.session, 'train'), (checkpoint, '_read'),
+         (generate.sampling, 'begin'), (NextToken, 'score'), (imports, 'run_of'), (ngram, 'fit'))
 
 
 def lines(root):
@@ -49,6 +51,8 @@ def lines(root):
     searched = [file, '--over=optimizer.peak=1e-3..1e-1', '--sample=Random(trials=2)']
     return {'bench': [[file]], 'bisect': [[run, f'{root}/other']], 'config': [[file]], 'data': [[file]],
             'eval': [[run]], 'coord-check': [[file, '--widths=8,16']], 'generate': [[run], [run, 'Mavu', 'do']],
+            'convert': [[f'{root}/checkpoint', f'{root}/converted']], 'embed': [[run, 'Mavu', 'do']],
+            'ngram': [[file]], 'translate': [[run, f'{root}/tiny.py']],
             'plan': planned, 'replay': [[run]], 'report': [[swept], [swept, run]], 'scaling': [[swept]],
             'train': [[file]], 'sweep': [[file], [swept, '--watch'], searched]}
 

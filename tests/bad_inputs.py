@@ -16,6 +16,7 @@ import random
 import re
 import resource
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -156,7 +157,9 @@ def workplace():
     import bad_files
     import jax
     modules, devices = (bad_fields, bad_experiments, bad_data, bad_files, bad_commands), jax.devices()[:1]
-    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+    with contextlib.ExitStack() as ending, pytest.MonkeyPatch.context() as patch:
+        name = tempfile.mkdtemp()
+        ending.callback(subprocess.run, ['rm', '-rf', name])  # of thousands of levels, over which shutil recurses
         folder, deep = Path(name).resolve(), Path(name).resolve() / 'one' / 'two' / 'three'
         deep.mkdir(parents=True)
         patch.chdir(deep)

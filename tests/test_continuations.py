@@ -90,7 +90,7 @@ def recited(encoder, prompt, whole, **options):
 
 @pytest.mark.parametrize('name', CONTINUED)
 def test_prompt_and_continuation_read_as_one_text(name, monkeypatch):
-    monkeypatch.setattr(generate, 'CHUNK', 1)
+    monkeypatch.setattr(generate.sampling, 'CHUNK', 1)
     encoder, whole = CONTINUED[name](), 'The game was 12 to 3.'
     sample, texts = recited(encoder, 'The game', whole)
     assert 'The game' + sample.text == whole

@@ -3,12 +3,13 @@ import json
 import subprocess
 from functools import partial
 
+import checkpoints_made
 import jax
 import numpy as np
 import peers
 import pytest
 
-from lm import convert, trees
+from lm import convert
 from lm.convert import checkpoints, exports, families, tables
 
 NAMES = ('t5', 't5_gated', 'bart')
@@ -65,12 +66,12 @@ def test_exported_directories_load_in_transformers_and_give_its_logits(made, tmp
     directories = []
     for name in NAMES:
         model = convert.model(made / name)
-        leaves = trees.flatten(convert.HuggingFace(str(made / name)).params(model, None))
+        leaf = checkpoints_made.leaves(convert.HuggingFace(str(made / name)).params(model, None))
         family, hf = families.fitting(model)
         assert families.of(checkpoints.Directory(made / name).config, name) is family, name
         directory = tmp_path / name
         directory.mkdir()
-        exports.write(directory, tables.Binding(model, family.TABLE), leaves.__getitem__)
+        exports.write(directory, tables.Binding(model, family.TABLE), leaf)
         exports.write_config(directory, family, hf, context=40)
         directories.append(directory)
     assert json.loads(call('run', *directories)) == {str(directory): {} for directory in directories}

@@ -144,7 +144,7 @@ sys.exit(cli.main(['train', 'experiments/tiny.py', f'--workdir={workdir}', *over
 
 
 def test_one_clear_line_for_each_mistake(place, tmp_path):
-    for override, said in [('model.dept=2', "did you mean 'model.depth'?"), ('model.depth=two', 'is not an int'),
+    for override, said in [('model.dept=2', "did you mean 'model.depth'?"), ('seed=two', 'is not an int'),
                            ('model.layer.attention.heads=5', 'width=32 is not a multiple of heads=5; try model.w')]:
         _, err = finish(start(place, tmp_path / 'run', override), code=2)
         assert err.startswith('lm: ') and err.count('\n') == 1 and said in err

@@ -13,7 +13,7 @@ from lm.config.values import Text
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NO_NUMBERS = ('nan', 'inf', '-inf', '1' + '0' * 400, '1e400', '', '[1]', '{[1]: 2}', '9' * 5000)
-NEGATIVE = {'Config.seed',  # a seed is any of 32 bits
+NEGATIVE = {'Config.seed', 'MaskedLM.mask',  # a seed is any of 32 bits, a mask counts from the end too
             'Files.limit', 'Synthetic.count', 'Synthetic.length', 'Synthetic.seed', 'SentencePiece.sample'}
 
 
@@ -79,9 +79,10 @@ def hints_of(field):
     ('cadence', 'Cadence(save=-5)', 'cadence.save=-5 is not an int in [0, 2147483647]; try cadence.save=0.'),
     ('seed', '99999999999999999999', 'seed=99999999999999999999 is not an int of 64 bits; try seed=0.'),
     ('seed', '4294967296', 'seed=4294967296 is not an int in [-2147483648, 2147483647]; try seed=0.'),
-    ('model.layer.attention.kv_heads', '2147483647', 'kv_heads=2147483647 does not divide heads=2; try kv_heads=2.'),
+    ('model.layer.attention.kv_heads', '2147483647', 'kv_heads=2147483647 does not divide heads=2; '
+     'try model.layer.attention.kv_heads=2.'),
     ('model.execution.vocab_chunks', '2147483647',
-     'vocab_chunks=2147483647 does not divide the 384 rows of the output; try vocab_chunks=384.'),
+     'vocab_chunks=2147483647 does not divide the 384 rows of the output; try model.execution.vocab_chunks=384.'),
 ])
 def test_refusals(key, text, message):
     assert refusal(config.load(ROOT / 'experiments' / 'tiny.py').config, key, text) == message

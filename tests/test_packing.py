@@ -177,9 +177,9 @@ def test_another_process_may_write_the_layout_first(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('ended', [False, True])
-@pytest.mark.parametrize('name', packing.NAMES)
+@pytest.mark.parametrize('name', [name for name in packing.NAMES if name != 'pairs'])  # see test_encoder_decoder
 def test_every_packing_of_the_folder_answers_alike(name, ended):
-    assert packing.NAMES == ('bestfit', 'cooccurrences', 'counted', 'windows')
+    assert packing.NAMES == ('bestfit', 'cooccurrences', 'counted', 'pairs', 'windows')
     tokens, offsets = np.arange(20, dtype=np.uint16), np.array([0, 9, 20])
     for rows in (cut := packing.named(name).cut(tokens, offsets, 4, ended)), cut.whole():
         batch = rows.gather(np.arange(rows.rows))

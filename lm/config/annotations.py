@@ -17,6 +17,7 @@ EXAMPLES = {int: '1', float: '0.1', bool: 'true', str: 'text', type(None): 'None
 SEQUENCES = {tuple: tuple, list: list, set: set, frozenset: frozenset, collections.abc.Sequence: tuple}
 MAPPINGS = (dict, collections.abc.Mapping)
 HEAD, TAIL = 600, 300  # characters of a longer message that are kept: the fact and the remedy
+SLACK = 100  # so many more are no reason to cut, above all a message that was cut before
 FLOAT32 = 2.0 ** -126, 2.0 ** 128 - 2.0 ** 104  # sizes of normal numbers; settings are computed in it
 INT64, INT32 = 2 ** 63 - 1, 2 ** 31 - 1
 
@@ -57,7 +58,7 @@ FractionBelowOne = typing.Annotated[float, Interval(0, 1, '[)')]
 def shortened(line):
     """Returns a line, or its beginning and end with how many characters are left out between them."""
     cut = len(line) - HEAD - TAIL
-    return line if cut <= 0 else f'{line[:HEAD]} [... {cut:,} more characters ...] {line[-TAIL:]}'
+    return line if cut <= SLACK else f'{line[:HEAD]} [... {cut:,} more characters ...] {line[-TAIL:]}'
 
 
 def message(fault):

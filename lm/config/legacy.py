@@ -83,6 +83,8 @@ def upgraded(dumped):
         dumped = {**dumped, 'type': renamed(dumped['type'])}
         try:
             dumped = UPGRADES.get(dumped['type'], dict)(dumped)
+            dumped = {**dumped, **{name: value for name, value in ADDED.get(dumped['type'], {}).items()
+                                   if name not in dumped}}
         except (LookupError, TypeError, AttributeError, ValueError) as fault:  # what is damaged can be wrong anywhere
             raise Error(f'{dumped["type"]} has fields that no version wrote ({type(fault).__name__}: '
                         f'{first_line(fault)}); restore the record from a copy.') from fault
@@ -174,6 +176,12 @@ def _position(position, window):
     return fields
 
 
+# Fields that components have since, with the values that say what was computed before: without them a report would
+# see other variants.
+ADDED = {
+    'lm.models:Decoder': {'prompt': 'causal'}, 'lm.models:Embedding': {'norm': {'type': 'lm.nn:NoNorm'}},
+    'lm.nn:Attention': {'sink': False}, 'lm.nn:Experts': {'bias': False}, 'lm.data:Corpus': {'words': False},
+}
 UPGRADES = {
     'lm.train:Config': _config,
     'lm.models:Decoder': _decoder,
