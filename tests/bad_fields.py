@@ -33,7 +33,7 @@ BRACKETS = ('[' * 300, '(' * 5000, f'{"[" * 99}{"]" * 99}', f'{"f(" * 120}{")" *
             'f()', 'f(1)(2)', 'a.b', 'a.b(c=1)', 'a.b.c', 'lambda: 0', '2**31', '10**10**10', '1 if 1 else 2',
             '[x for x in ()]', '__import__("os")', 'f"{1}"', '-x', '--1', '-(1)', 'not 1', '1 < 2', 'x[0]', '*x',
             'print(1)', 'f(**{})', 'f(*[1])', 'f(x=1, x=2)', 'f(1, y=2)')
-SIGNED = {'seed', 'mask'}  # plain ints that may be negative: an id of a mask counts from the end too
+SIGNED = {'seed', 'mask', 'first', 'separator'}  # plain ints that may be negative: ids count from the end too
 
 
 def bad_word(rng, present=''):

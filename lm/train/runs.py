@@ -138,7 +138,8 @@ def read(directory, file=None):
     """
     path = Path(directory) / 'config.json'
     if not os.path.exists(path):
-        inside = sorted(str(path.parent) for path in Path(directory).glob('*/config.json'))
+        here = Path(directory).glob('*/config.json') if os.path.isdir(directory) else ()
+        inside = sorted(str(path.parent) for path in here)
         raise config.Error(f'{directory} holds no run{" of its own" * bool(inside)}; give '
                            f'{"one of " + ", ".join(inside) if inside else "the --workdir of an `lm train`"}.')
     about = _about(directory)
