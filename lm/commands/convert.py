@@ -1,5 +1,5 @@
 """`lm convert`: weights of others in, a run out."""
-from pathlib import Path
+import os
 
 import jax
 
@@ -16,7 +16,7 @@ def main(source: str, target: str, *, step: int = 0, trust: bool = False):
         step: the checkpoint of a run to convert, 0 for the newest
         trust: execute the run's own code, where its model or another part is defined in its experiment
     """
-    if (Path(source) / 'checkpoints').is_dir():
+    if os.path.isdir(os.path.join(source, 'checkpoints')):
         family, reached = exports.directory_of(source, target, step, trust)
         print(f'{target}: {family.ARCHITECTURE} of step {reached}')
         return

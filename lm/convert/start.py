@@ -1,6 +1,6 @@
 """Starts from the weights of others: a Hugging Face directory or a GGUF file, read onto the mesh."""
+import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 
@@ -14,9 +14,9 @@ from lm.train.start import Start
 def opened(path):
     """Returns the Checkpoint at a path: a Hugging Face directory or a GGUF file."""
     with checkpoints.understood(path):
-        if Path(path).is_dir():
+        if os.path.isdir(path):
             return checkpoints.Directory(path)
-        if Path(path).is_file():
+        if os.path.isfile(path):
             return dialects.File(path)
     raise config.Error(f'there is no {path}; give the directory of a Hugging Face model, or a GGUF file.')
 

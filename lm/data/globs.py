@@ -4,6 +4,7 @@ a directory that may not be listed, and it enters a link to a directory above it
 import collections
 import fnmatch
 import glob
+import itertools
 import os
 
 from lm import config
@@ -22,15 +23,18 @@ def _below(folder, parts):
     if not parts:
         yield folder
         return
+    plain = list(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+    if plain:  # in one step: a path may have thousands
+        path, rest = os.path.join(folder, *plain), parts[len(plain):]
+        if os.path.isdir(path) if rest else os.path.lexists(path):
+            yield from _below(path, rest)
+        return
     first, *rest = parts
     if first == '**':
         for inner in _directories(folder):
             yield from _below(inner, rest or ['*'])
         return
-    if glob.has_magic(first):
-        matches = [name for name in names(folder) if fnmatch.fnmatchcase(name, first) and _shown(name, first)]
-    else:
-        matches = [first]
+    matches = [name for name in names(folder) if fnmatch.fnmatchcase(name, first) and _shown(name, first)]
     for path in (os.path.join(folder, name) for name in matches):
         if os.path.isdir(path) if rest else os.path.lexists(path):
             yield from _below(path, rest)
