@@ -234,6 +234,20 @@ def test_a_mixture_is_one_of_its_objectives_at_every_step():
     assert list(ul2.reserved(PROMPTED)) == list(range(40, 50))
 
 
+def test_a_mixture_changes_as_its_objectives_do():
+    mixed = train.Mixture((train.Elbo(anneal=10), train.Elbo())).at(jnp.int32(5))
+    assert [float(one.beta) for one in mixed.objectives] == [0.5, 1.0]
+
+
+@pytest.mark.parametrize('objective', [train.MaskedLM(rate=0.5), train.MaskedDiffusion()])
+def test_no_token_sees_padding(objective):
+    batch = {**text(2), 'weights': np.tile(np.arange(20) < 12, (2, 1)).astype(np.float32)}
+    other = {**batch, 'targets': np.where(batch['weights'] > 0, batch['targets'], 3)}
+    params = parameters(BERT)
+    loss = architectures.jit(lambda batch: objective.loss(BERT, params, batch, KEY)[0])
+    assert loss(batch) == loss(other)
+
+
 def test_the_diffusion_bound_is_that_of_the_formula_and_holds():
     """Under a model that knows nothing but frequencies, the bound is the entropy itself, whatever t."""
     objective, batch = train.MaskedDiffusion(), text(4000, 10)

@@ -90,11 +90,6 @@ class Decoder(TokenModel):
         """Whether no token sees a later one."""
         return all(layer.attention.causal for layer in self.layers)
 
-    @property
-    def limit(self):
-        """The most tokens a text may have, 0 for any number."""
-        return self.embedding.limit
-
     def base_shapes(self):
         base = mup.base_model(self)
         return None if base is self else jax.eval_shape(base.init, jax.random.key(0))

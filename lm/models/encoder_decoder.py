@@ -37,6 +37,11 @@ class Half:
         """The Stack of layers."""
         return Stack(self.pattern or (self.layer,), self.depth)
 
+    def norm(self, scope, x):
+        """Returns x [B T D] behind the last layer, normalised where its residual stream is not."""
+        last = self.stack.layer(self.depth - 1)
+        return (NoNorm() if last.residual.normalised else last.norm)(scope, 'final_norm', x)
+
 
 def encoder():
     """Returns a Half whose tokens see each other in both directions."""
@@ -97,10 +102,6 @@ class EncoderDecoder(TokenModel):
         """Whether no token of the target sees a later one."""
         return all(layer.attention.causal for layer in self.decoder.stack.pattern)
 
-    @property
-    def limit(self):
-        return self.embedding.limit
-
     def declare(self, key):
         def shared(scope):
             table = self._table(scope)
@@ -108,7 +109,7 @@ class EncoderDecoder(TokenModel):
 
         def own(scope, side, table):
             tokens = jnp.zeros((1, 1), jnp.int32)
-            self._norm(scope, side, self._embed(scope, table, tokens, Context(tokens)))
+            getattr(self, side).norm(scope, self._embed(scope, table, tokens, Context(tokens)))
         params = declare(shared, key)
         for number, side in enumerate(SIDES):
             key_of_side = jax.random.fold_in(key, number)
@@ -119,11 +120,6 @@ class EncoderDecoder(TokenModel):
     def _embed(self, scope, table, tokens, context):
         return self.embedding(scope, table, tokens, context, base_width=self.width)
 
-    def _norm(self, scope, side, x):
-        half = getattr(self, side)
-        last = half.stack.layer(half.depth - 1)
-        return (NoNorm() if last.residual.normalised else last.norm)(scope, 'final_norm', x)
-
     def hidden(self, params, side, tokens, context, **options):
         """Returns (x [B T D] after the final norm, the Outputs of layers) of the encoder or the decoder."""
         keys = (None,) * 2 if context.key is None else jax.random.split(context.key)
@@ -132,7 +128,7 @@ class EncoderDecoder(TokenModel):
         x = apply(self._embed, params[side], table, tokens, context._replace(key=keys[0]))
         x, outputs = getattr(self, side).stack(params[side], x, context._replace(key=keys[1]), self.execution,
                                                **options)
-        return apply(self._norm, params[side], side, x), outputs
+        return apply(getattr(self, side).norm, params[side], x), outputs
 
     def encode(self, params, tokens, segments=None, positions=None, key=None):
         """Returns (memory [B S D], the Outputs of layers) of source tokens [B S]."""

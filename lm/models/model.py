@@ -62,6 +62,11 @@ class TokenModel(Model):
         """The rows of the output layer: the vocabulary in whole lanes."""
         return padded(self.vocab, self.execution.vocab_chunks)
 
+    @property
+    def limit(self):
+        """The most tokens a text may have, 0 for any number."""
+        return self.embedding.limit
+
     def rows_of(self, cache, rows):
         """Returns the cache of a `prefill` or `decode` with other rows: those of the numbers `rows` [B']."""
         return {name: jax.tree.map(lambda x, axis=int(name == 'entries'): jnp.take(x, rows, axis), part)

@@ -12,7 +12,6 @@ from lm.models.encoder_decoder import Half, encoder
 from lm.models.model import TokenModel
 from lm.nn.context import Context, Execution
 from lm.nn.layers import INIT
-from lm.nn.norms import NoNorm
 from lm.nn.weights import apply, declare, fill, weight
 from lm.parallel import reductions
 
@@ -110,10 +109,6 @@ class TextVae(TokenModel):
     def causal(self):
         return all(layer.attention.causal for layer in self.decoder.stack.pattern)
 
-    @property
-    def limit(self):
-        return self.embedding.limit
-
     def declare(self, key):
         tokens, z = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, self.latent))
 
@@ -122,12 +117,12 @@ class TextVae(TokenModel):
             self.head(scope, jnp.zeros((1, 1, self.width)), table if self.head.tied else self._output(scope))
 
         def of_encoder(scope, table):
-            x = self._norm(scope, self.encoder, self._embed(scope, table, tokens, Context(tokens)))
+            x = self.encoder.norm(scope, self._embed(scope, table, tokens, Context(tokens)))
             self._gaussian(scope, x, jnp.ones((1, 1)))
 
         def of_decoder(scope, table):
             x, _ = self.condition(scope, self._embed(scope, table, tokens, Context(tokens)), z, Context(tokens))
-            self._norm(scope, self.decoder, x)
+            self.decoder.norm(scope, x)
         params = declare(shared, key)
         for number, (side, own) in enumerate((('encoder', of_encoder), ('decoder', of_decoder))):
             of_side = jax.random.fold_in(key, number)
@@ -137,10 +132,6 @@ class TextVae(TokenModel):
 
     def _embed(self, scope, table, tokens, context):
         return self.embedding(scope, table, tokens, context, base_width=self.width)
-
-    def _norm(self, scope, half, x):
-        last = half.stack.layer(half.depth - 1)
-        return (NoNorm() if last.residual.normalised else last.norm)(scope, 'final_norm', x)
 
     def _gaussian(self, scope, x, present):
         """Returns the (mean, log variance) [B Z] of q(z | text), of the encoder's x [B T D]."""
@@ -156,7 +147,7 @@ class TextVae(TokenModel):
         context = Context(jnp.arange(tokens.shape[1])[None], (present > 0).astype(jnp.int32), rows=_rows(tokens))
         x = apply(self._embed, params['encoder'], apply(self._table, params), tokens, context._replace(key=keys[0]))
         x, _ = self.encoder.stack(params['encoder'], x, context._replace(key=keys[1]), self.execution)
-        x = apply(self._norm, params['encoder'], self.encoder, x)
+        x = apply(self.encoder.norm, params['encoder'], x)
         return apply(self._gaussian, params['encoder'], x, present)
 
     def hidden(self, params, tokens, z, context, **options):
@@ -167,7 +158,7 @@ class TextVae(TokenModel):
         x = apply(self._embed, own, apply(self._table, params), tokens, context._replace(key=keys[0]))
         x, context = apply(self.condition, own, x, z, context)
         x, outputs = self.decoder.stack(own, x, context._replace(key=keys[1]), self.execution, **options)
-        return apply(self._norm, own, self.decoder, x)[:, -tokens.shape[1]:], outputs
+        return apply(self.decoder.norm, own, x)[:, -tokens.shape[1]:], outputs
 
     def logits(self, params, tokens, z):
         """Returns logits [B T V] in float32 of the next token, after tokens [B T] of a text with latent z [B Z]."""

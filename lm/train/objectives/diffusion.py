@@ -6,39 +6,29 @@ import jax.numpy as jnp
 
 from lm import config, evaluate, generate
 from lm.parallel import reductions
-from lm.train.objectives.objective import TokenObjective, row_keys
+from lm.train.objectives.masked import Hidden
+from lm.train.objectives.objective import row_keys
 
 GOLDEN = 0.6180339887498949  # multiples of it fill [0, 1) evenly, however many rows there are
 
 
 @dataclass(frozen=True)
-class MaskedDiffusion(TokenObjective):
+class MaskedDiffusion(Hidden):
     """An upper bound of the negative log-likelihood: the cross entropy of hidden tokens over the share of them, t.
 
     Each row has a t of its own in [least, 1): every token is hidden with that probability, and its loss counts 1/t.
-    mask: id of the mask token, counted from the end of the vocabulary where negative. length: of the text shown at the
-    end, 0 for none, of that many unmasking steps.
+    length: of the text shown at the end, 0 for none, of that many unmasking steps.
     """
 
-    mask: int = -1
     least: config.Fraction = 1e-3
     length: config.Count = 64
 
-    def check(self, model):
-        if model.causal:
-            raise config.Error('a causal model does not see the tokens behind a hidden one; '
-                               'try model.layer.attention.causal=false, or objective=NextToken.')
-
-    def reserved(self, model):
-        return (self.mask % model.vocab,)
-
     def prepare(self, model, batch, key):
-        tokens = batch['targets']
+        tokens, counts, batch = self.text(batch)
         rows = reductions.global_row_offset(len(tokens)) + jnp.arange(len(tokens))
         share = self.least + (1 - self.least) * ((jax.random.uniform(key) + GOLDEN * rows) % 1)[:, None]
         draw = jax.vmap(lambda key: jax.random.uniform(key, tokens.shape[1:]))
         hidden = draw(row_keys(key, len(tokens))) < share
-        counts = batch.get('weights', jnp.ones(tokens.shape))
         return {**batch, 'inputs': jnp.where(hidden, self.reserved(model)[0], tokens),
                 'weights': hidden / share * counts, 'counts': counts}
 

@@ -1,5 +1,5 @@
 """Masked language modelling (Devlin et al. 2018, arXiv:1810.04805)."""
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 
 import jax
@@ -10,16 +10,42 @@ from lm.train.objectives.objective import TokenObjective, row_keys
 
 
 @dataclass(frozen=True)
-class MaskedLM(TokenObjective):
+class Hidden(TokenObjective):
+    """Base of the objectives that hide tokens of a text from a model that sees both sides.
+
+    mask: id of the token that stands for them, counted from the end of the vocabulary where negative.
+    """
+
+    _: KW_ONLY
+    mask: int = -1
+
+    def check(self, model):
+        if model.causal:
+            raise config.Error('a causal model does not see the tokens behind a hidden one; '
+                               'try model.layer.attention.causal=false, or objective=NextToken.')
+
+    def reserved(self, model):
+        return (self.mask % model.vocab,)
+
+    def text(self, batch):
+        """Returns (the tokens of a batch [B T], their weights, the batch): without segments, tokens without weight are
+        padding that no other sees.
+        """
+        weights = batch.get('weights')
+        if weights is not None and 'segments' not in batch:
+            batch = {**batch, 'segments': (weights > 0).astype(jnp.int32)}
+        return batch['targets'], jnp.ones(batch['targets'].shape) if weights is None else weights, batch
+
+
+@dataclass(frozen=True)
+class MaskedLM(Hidden):
     """Cross entropy of a share `rate` of the tokens: hidden behind the mask token, replaced at random, or left as is.
 
-    Which ones is drawn anew at every step. mask: id of the mask token, counted from the end of the vocabulary where
-    negative. replaced, kept: shares of the chosen tokens that become another token and that stay. whole_words: all
-    tokens of a word are chosen or none, in batches that say where words begin.
+    Which ones is drawn anew at every step. replaced, kept: shares of the chosen tokens that become another token and
+    that stay. whole_words: all tokens of a word are chosen or none, in batches that say where words begin.
     """
 
     rate: config.Fraction = 0.15
-    mask: int = -1
     replaced: config.Fraction = 0.1
     kept: config.Fraction = 0.1
     whole_words: bool = False
@@ -30,25 +56,14 @@ class MaskedLM(TokenObjective):
             raise config.Error(f'replaced={self.replaced} and kept={self.kept} are more than all chosen tokens; '
                                'try replaced=0.1, kept=0.1.')
 
-    def check(self, model):
-        if model.causal:
-            raise config.Error('a causal model does not see the tokens behind a hidden one; '
-                               'try model.layer.attention.causal=false, or objective=NextToken.')
-
-    def reserved(self, model):
-        return (self.mask % model.vocab,)
-
     def prepare(self, model, batch, key):
         """Returns the batch with its targets as inputs, some changed; those that were chosen have weights.
 
-        Tokens without weight are not chosen, and in batches without segments they are padding that no other sees.
+        Tokens without weight are not chosen.
         """
-        tokens, weights = batch['targets'], batch.get('weights')
         if self.whole_words and 'begins' not in batch:
             raise config.Error('whole_words=true and batches do not say where words begin; try data.words=true.')
-        if weights is not None and 'segments' not in batch:
-            batch = {**batch, 'segments': (weights > 0).astype(jnp.int32)}
-        weights = jnp.ones(tokens.shape) if weights is None else weights
+        tokens, weights, batch = self.text(batch)
         begins = batch['begins'] if self.whole_words else jnp.ones(tokens.shape, bool)
         change = jax.vmap(partial(self._change, model))
         inputs, chosen = change(row_keys(key, len(tokens)), tokens, begins, weights > 0)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from lm import config
+from lm.config.overrides import with_traced_fields
 from lm.train.objectives.objective import Objective
 
 
@@ -30,6 +31,9 @@ class Mixture(Objective):
 
     def reserved(self, model):
         return sorted({token for objective in self.objectives for token in objective.reserved(model)})
+
+    def at(self, step):
+        return with_traced_fields(self, {'objectives': tuple(one.at(step) for one in self.objectives)})
 
     def loss(self, model, params, batch, key=None):
         weights = jnp.log(jnp.array(self.weights or (1.0,) * len(self.objectives)))
