@@ -120,8 +120,14 @@ def check(shapes, axes, mesh):
 
 
 def memory(mesh):
-    """Returns the bytes of memory of each of this machine's devices; CPU devices share that of the machine."""
-    stats, count = mesh.local_devices[0].memory_stats(), len(mesh.local_devices)
+    """Returns the bytes of memory of each of this machine's devices; CPU devices share that of the machine.
+
+    It is infinite for devices that are only described, where the compiler says what fits.
+    """
+    device, count = mesh.local_devices[0], len(mesh.local_devices)
+    if device not in device.client.local_devices():
+        return math.inf
+    stats = device.memory_stats()
     return stats['bytes_limit'] if stats else os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / count
 
 
