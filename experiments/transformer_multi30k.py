@@ -26,8 +26,8 @@ def config():
         model=EncoderDecoder(vocab=8000, start=2, width=256, encoder=half(causal=False),
                              decoder=half(cross=Attention(heads=8, causal=False, position=NoPE())),
                              embedding=Embedding(Sinusoidal(), scaled=True, dropout=0.2)),
-        data=data.Corpus(train=train_pairs, valid=valid_pairs, tokenizer=data.SentencePiece(size=8000), context=128,
-                         batch=32, packing='pairs'),
-        optimizer=optim.AdamW(peak=1e-3, schedule=optim.Linear(warmup=200, end=0.0), weight_decay=0.05),
-        steps=3000, objective=train.Conditional(smoothing=0.1, sample='Ein Hund läuft über den Strand.'),
-        cadence=train.Cadence(log=20, eval=500, save=500))
+        data=data.Corpus(train=train_pairs, valid=valid_pairs, tokenizer=data.SentencePiece(size=8000), context=64,
+                         batch=64, packing='pairs'),
+        optimizer=optim.Muon(peak=4e-3, schedule=optim.Linear(warmup=100, end=0.0), weight_decay=0.1, adam_rate=0.5),
+        steps=1600, objective=train.Conditional(smoothing=0.1, sample='Ein Hund läuft über den Strand.'),
+        cadence=train.Cadence(log=20, eval=200, save=200))

@@ -20,33 +20,33 @@ def measure(settings, steps, warmup=3):
     batch = settings.data.example()
     generator = np.random.default_rng(0)
     batch |= {name: generator.integers(settings.model.vocab, size=batch[name].shape, dtype=np.int32)
-              for name in ('inputs', 'targets')}
+              for name in ('inputs', 'targets', 'encoder_inputs') if name in batch}
     tokens, batch = batch['inputs'].size, sharding.put(batch, program.mesh)
     with jax.set_mesh(program.mesh):
         begun = time.perf_counter()
         step = program.step.lower(program.abstract, batch).compile()
         compile_seconds = time.perf_counter() - begun
         state = program.init()
-    times = _times(step, state, batch, warmup + steps)[warmup:]
+    times, cpu_times = _times(step, state, batch, warmup + steps)[:, warmup:]
     seconds = float(np.median(times))
     rate = settings.model.flops(settings.data.context) * tokens / seconds
     return {'parameters': trees.count(program.abstract.params), 'tokens_per_step': tokens,
             'compile_seconds': round(compile_seconds, 3), 'step_seconds': round(seconds, 6),
             'step_seconds_spread': [round(float(q), 6) for q in np.quantile(times, [0.1, 0.9])],
+            'host_cpu_seconds': round(float(np.median(cpu_times)), 6),
             'tokens_per_second': round(tokens / seconds, 1), 'model_tflops_per_second': round(rate / 1e12, 4),
             **_utilisation(settings, program.mesh, rate), **_prediction(settings, program.mesh, step, seconds),
             **_memory(step)}
 
 
 def _times(step, state, batch, count):
-    """Returns the seconds [count] of successive steps, each until its loss is on the host."""
-    times = []
+    """Returns the wall and the CPU seconds [2 count] of successive steps, each until its loss is on the host."""
+    stamps = [(time.perf_counter(), time.process_time())]
     for _ in range(count):
-        begun = time.perf_counter()
         state, metrics = step(state, batch)
         float(metrics['loss'])
-        times.append(time.perf_counter() - begun)
-    return times
+        stamps.append((time.perf_counter(), time.process_time()))
+    return np.diff(stamps, axis=0).T
 
 
 def _utilisation(settings, mesh, rate):
@@ -93,6 +93,9 @@ def measure_loader(corpus, steps):
     """Returns the tokens per second of the loader alone, on synthetic text packed as `corpus` packs its own."""
     rows = max(1000, 4 * corpus.batch)
     text = data.Synthetic(count=rows, length=max(2 * corpus.context, 20_000_000 // rows))
+    if corpus.train.paired:
+        short = data.Synthetic(count=4 * rows, length=max(1, corpus.context // 4))
+        text = data.Parallel(short, short)
     with tempfile.TemporaryDirectory() as root:
         stream = dataclasses.replace(corpus, train=text, valid=None, tokenizer=data.Bytes()).open(root)
         return round(loader.measure(stream, steps))

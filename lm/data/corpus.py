@@ -79,7 +79,7 @@ class Corpus:
 
     def example(self, split='train'):
         """Returns a batch of zeros with the names, shapes and types that `open(root, split)` serves; reads no data."""
-        documents = np.zeros(2 * self.context + 2, np.uint16)
+        documents = np.zeros(2 * self.context, np.uint16)
         bounds = np.array([0, self.context, documents.size])  # of two, as there are in a pair
         rows = packing.named(self.packing).cut(documents, bounds, self.context, True)
         batch = _gather((rows,), np.zeros(self.batch, np.int64), np.zeros(self.batch, np.int64))

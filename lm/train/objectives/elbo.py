@@ -8,7 +8,6 @@ import numpy as np
 
 from lm import config, evaluate, generate
 from lm.config.overrides import with_traced_fields
-from lm.models import TextVae
 from lm.train.objectives.objective import Objective, row_keys
 
 ACTIVE = 0.01  # variance over texts of a latent number's posterior mean above which it is active (Burda et al. 2015)
@@ -34,7 +33,7 @@ class Elbo(Objective):
     draws: config.Size = 8
 
     def check(self, model):
-        if not isinstance(model, TextVae):
+        if not hasattr(model, 'posterior'):
             raise config.Error(f'{type(model).__name__} has no latent vector; try model=TextVae.')
 
     def reserved(self, model):

@@ -1,0 +1,24 @@
+"""Masked diffusion of Shakespeare's characters beside the causal model: equal layers, steps and tokens.
+
+    lm sweep experiments/diffusion_shakespeare.py
+"""
+import dataclasses
+
+from experiments import shakespeare_fast
+from lm import data, optim, train
+
+
+def config():
+    base = shakespeare_fast.config()
+    layer = dataclasses.replace(base.model.layer, attention=dataclasses.replace(base.model.layer.attention,
+                                                                                causal=False))
+    return dataclasses.replace(
+        base, model=dataclasses.replace(base.model, vocab=66, layer=layer),
+        data=dataclasses.replace(base.data, batch=32, tokenizer=data.Controls(data.Chars(), ('<mask>',))),
+        objective=train.MaskedDiffusion(), steps=4000,
+        optimizer=optim.Muon(peak=1e-2, schedule=optim.Linear(warmup=40, end=0.0), weight_decay=0.1),
+        cadence=train.Cadence(log=100, eval=1000, save=1000))
+
+
+def sweep():
+    return [{}, {'model.layer.attention.causal': True, 'objective': train.NextToken()}]
