@@ -98,7 +98,8 @@ def test_every_experiment_whose_text_is_here_ends_with_code_0_and_a_sample(file,
     assert command.main(str(file), workdir=str(tmp_path / 'run'), cache=str(tmp_path)) == 0
     assert 'is finished, without' not in capsys.readouterr().err
     if type(settings.objective).show is not train.Objective.show:
-        assert len((tmp_path / 'run' / 'sample.txt').read_text(encoding='utf-8')) > len(getattr(settings.objective, 'sample', ''))
+        prompt = getattr(settings.objective, 'sample', '')
+        assert len((tmp_path / 'run' / 'sample.txt').read_text(encoding='utf-8')) > len(prompt)
 
 
 @pytest.mark.parametrize('file', FILES, ids=lambda file: file.stem)
