@@ -112,8 +112,9 @@ class Pixels(train.Elbo):
         noise = jax.random.key(0) if key is None else jax.random.fold_in(key, 3)
         return super().loss(model, params, drawn(batch, noise), key)
 
-    def sums(self, model, sources, params, batch):
-        return super().sums(model, sources, params, drawn(batch, jax.random.key(0)))
+    def sums(self, model, sources, params, batch, key):
+        pixels, latent = jax.random.split(key)
+        return super().sums(model, sources, params, drawn(batch, pixels), latent)
 
     def scores(self, sums, stream):
         scores = super().scores(sums, stream)

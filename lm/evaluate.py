@@ -9,7 +9,8 @@ from lm.parallel import sharding
 
 
 def total(sums, stream, mesh, batches=0):
-    """Returns the arrays sums(batch) of a stream's batches added up in float64; `batches` bounds how many, 0 for all.
+    """Returns the arrays sums(batch, its number) of a stream's batches added up in float64; `batches` bounds how many,
+    0 for all.
     """
     count = min(batches, stream.batches) if batches else stream.batches
     with jax.set_mesh(mesh):
@@ -18,8 +19,8 @@ def total(sums, stream, mesh, batches=0):
         for i in range(count):
             batch = sharding.put(stream.batch_at(i, rows), mesh, stream.batch)
             jax.block_until_ready(parts[-1:])  # on CPU, hosts would run batches at once in another order, and lock
-            parts.append(sums(batch))
-    return np.sum(jax.device_get(parts), axis=0, dtype=np.float64)
+            parts.append(sums(batch, i))
+    return jax.tree.map(lambda *arrays: np.sum(arrays, axis=0, dtype=np.float64), *jax.device_get(parts))
 
 
 def scores(sums, stream):

@@ -108,8 +108,8 @@ class MaskedLM(train.Objective):
         loss = jnp.sum(nll) / jnp.maximum(weight, 1)
         return loss, {'loss': loss, 'weight': weight}
 
-    def sums(self, model, sources, params, batch):
-        return jnp.stack([jnp.sum(a) for a in self._sums(model, params, batch, jax.random.key(0))])
+    def sums(self, model, sources, params, batch, key):
+        return jnp.stack([jnp.sum(a) for a in self._sums(model, params, batch, key)])
 
     def scores(self, sums, stream):
         return {'loss': float(sums[0] / sums[1])}

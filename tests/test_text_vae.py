@@ -130,7 +130,7 @@ def test_free_nats_cost_nothing_and_hidden_words_are_hidden():
 
 @pytest.mark.parametrize('make, words', [
     (lambda: train.Elbo().check(architectures.DECODERS['gpt2']), 'try model=TextVae'),
-    (lambda: replace(MODELS['added'], condition=AsMemory()), 'have no cross attention; AsMemory needs it'),
+    (lambda: replace(MODELS['added'], condition=AsMemory()), 'no cross attention; try decoder.layer.cross=Attention'),
     (lambda: replace(MODELS['memory'], condition=Added()), 'have cross attention'),
     (lambda: train.Elbo().loss(MODELS['added'], {}, {**text(), 'segments': 0}), 'try data.packing=windows')])
 def test_what_cannot_be_is_refused(make, words):

@@ -1,9 +1,10 @@
 """`lm eval`: how well a trained run predicts held-out text."""
 import json
 
+from lm import config
 from lm.data import Files
 from lm.data import cache as caches
-from lm.train import runs
+from lm.train import NextToken, runs
 
 PROCESSES = True  # several processes may run it as one
 
@@ -23,15 +24,17 @@ def main(run: str, *, split: str = 'valid', text: str = '', step: int = 0, strid
         trust: execute the run's own code, where its model or another part is defined in its experiment
     """
     trained = runs.load(run, step, trust=trust)
-    data = trained.settings.data
+    data, objective = trained.settings.data, trained.settings.objective
+    if stride and not isinstance(objective, NextToken):
+        raise config.Error(f'--stride={stride} leaves tokens unscored that {type(objective).__name__} would take for '
+                           'padding; leave it out.')
     if text:
         source, split = Files(text), text
         parts = [caches.build(leaf, trained.encoder, caches.root(cache)) for leaf, _ in source.parts()]
         stream = data.arrange(source, trained.encoder, parts, 'valid').once(stride)
     else:
         stream = data.open(caches.root(cache), split).once(stride)
-    settings = trained.settings
-    scores = settings.objective.score(settings.model, trained.params, stream, trained.mesh)
+    scores = objective.score(trained.settings.model, trained.params, stream, trained.mesh)
     if stream.lost:
         scores['no_bits_per_byte'] = stream.lost
     print(json.dumps({'run': run, 'step': trained.step, 'split': split, **scores}, indent=1))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from lm import config
 from lm.models.encoder import Encoder, MaskedHead
-from lm.models.model import Model
+from lm.models.model import Model, refuse_experts
 from lm.nn.layers import INIT
 from lm.nn.norms import NoNorm, Norm
 from lm.nn.weights import Weight, fill, weight
@@ -53,6 +53,8 @@ class Electra(Model):
                                'same.')
         if not isinstance(self.discriminator.head, Detector):
             raise config.Error('the discriminator scores tokens as replaced or not; try discriminator.head=Detector.')
+        for encoder in (self.generator, self.discriminator):
+            refuse_experts(self, encoder.layers)
         if self.generator.base.sizes or self.discriminator.base.sizes:
             raise config.Error('muP has no rule for two models that share embeddings; leave base out of both.')
 

@@ -5,9 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from lm import config
-from lm.models.decoder import auxiliary, token_weights
 from lm.models.embedding import Embedding, Head, padded
-from lm.models.model import TokenModel
+from lm.models.model import Auxiliary, TokenModel, refuse_experts
 from lm.models.transformer import Layer, Stack
 from lm.nn.context import Context, Execution
 from lm.nn.layers import Attention
@@ -85,6 +84,7 @@ class EncoderDecoder(TokenModel):
         if self.start >= self.vocab:
             raise config.Error(f'start={self.start} is none of vocab={self.vocab} tokens; try the end token.')
         for side in SIDES:
+            refuse_experts(self, getattr(self, side).stack.pattern)
             for layer in getattr(self, side).stack.pattern:
                 for attention in filter(None, (layer.attention, layer.cross)):
                     attention.head_size(self.width)  # raises where it does not divide
@@ -131,34 +131,29 @@ class EncoderDecoder(TokenModel):
         return apply(getattr(self, side).norm, params[side], x), outputs
 
     def encode(self, params, tokens, segments=None, positions=None, key=None):
-        """Returns (memory [B S D], the Outputs of layers) of source tokens [B S]."""
-        return self.hidden(params, 'encoder', tokens, _context(tokens, segments, positions)._replace(
-            key=key, token_weights=token_weights(segments)))
+        """Returns the memory [B S D] of source tokens [B S]."""
+        return self.hidden(params, 'encoder', tokens, _context(tokens, segments, positions)._replace(key=key))[0]
 
     def _read(self, params, batch, key):
-        """Returns (x [B T D] of the decoder, what the layers of both sides measured) of a batch."""
+        """Returns x [B T D] of the decoder of a batch."""
         if 'encoder_inputs' not in batch:
             raise config.Error('an EncoderDecoder reads pairs of texts; try data.packing=pairs with data.Parallel, or '
                                'objective=SpanCorruption, which makes pairs of plain text.')
         keys = (None,) * 2 if key is None else jax.random.split(key)
         segments = batch.get('encoder_segments')
-        memory, encoded = self.encode(params, batch['encoder_inputs'], segments, batch.get('encoder_positions'),
-                                      keys[0])
+        memory = self.encode(params, batch['encoder_inputs'], segments, batch.get('encoder_positions'), keys[0])
         context = _context(batch['inputs'], batch.get('segments'), batch.get('positions'))
-        x, decoded = self.hidden(params, 'decoder', batch['inputs'], context._replace(
-            memory=memory, memory_segments=segments, key=keys[1], token_weights=token_weights(context.segments)))
-        measured = {name: jnp.concatenate([values, decoded.auxiliary[name]]) if name in decoded.auxiliary else values
-                    for name, values in encoded.auxiliary.items()}
-        return x, {**decoded.auxiliary, **measured}
+        return self.hidden(params, 'decoder', batch['inputs'], context._replace(
+            memory=memory, memory_segments=segments, key=keys[1]))[0]
 
     def logits(self, params, batch):
         """Returns logits [B T V] in float32 for the targets of a batch: 'encoder_inputs' [B S], 'inputs' [B T]."""
-        return self._scores(params, self._read(params, batch, None)[0])
+        return self._scores(params, self._read(params, batch, None))
 
     def token_losses(self, params, batch, key=None, smoothing=0.0):
         """Returns (nll, log_z, Auxiliary): [B T] each in nats, of the targets of a batch."""
-        x, measured = self._read(params, batch, key)
-        return *self._cross_entropy(params, x, batch['targets'], smoothing), auxiliary(measured)
+        x = self._read(params, batch, key)
+        return *self._cross_entropy(params, x, batch['targets'], smoothing), Auxiliary(0.0, {})
 
     def flops(self, context):
         """Returns the model FLOPs of training on a token of the target and one of the source, rows of `context` both.
@@ -172,7 +167,7 @@ class EncoderDecoder(TokenModel):
         lengths [B]: of the sources, whose other tokens are not read.
         """
         segments = (jnp.arange(tokens.shape[1]) < lengths[:, None]).astype(jnp.int32)
-        memory, _ = self.encode(params, tokens, segments)
+        memory = self.encode(params, tokens, segments)
         empty = self.decoder.stack.cache(self.width, len(tokens), slots, self.execution.dtype)
         first = jnp.full((len(tokens), 1), self.start, jnp.int32)
         x, outputs = self.hidden(params, 'decoder', first, _context(first)._replace(

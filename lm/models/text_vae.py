@@ -9,7 +9,7 @@ from lm import config
 from lm.models.embedding import Embedding, Head, padded
 from lm.models.encoder import Mean, Pooling
 from lm.models.encoder_decoder import Half, encoder
-from lm.models.model import TokenModel
+from lm.models.model import TokenModel, refuse_experts
 from lm.nn.context import Context, Execution
 from lm.nn.layers import INIT
 from lm.nn.weights import apply, declare, fill, weight
@@ -21,6 +21,7 @@ class Condition(abc.ABC):
     """Base of the ways in which a decoder is given a latent vector z [B Z]."""
 
     prepended = 0  # how many vectors stand before those of tokens
+    memory = False  # whether layers read it by cross attention
 
     def __post_init__(self):
         config.check(self)
@@ -48,6 +49,8 @@ class AsMemory(Condition):
     """Layers of the decoder read z, projected to `slots` vectors, by cross attention."""
 
     slots: config.Size = 4
+
+    memory = True
 
     def __call__(self, scope, x, z, context):
         memory = self.project(scope, z, self.slots, x.shape[-1]).astype(x.dtype)
@@ -98,10 +101,13 @@ class TextVae(TokenModel):
                 layer.attention.head_size(self.width)  # raises where it does not divide
         if any(layer.cross for layer in self.encoder.stack.pattern):
             raise config.Error('the encoder reads no memory; set encoder.layer.cross=None.')
-        if any(bool(layer.cross) != isinstance(self.condition, AsMemory) for layer in self.decoder.stack.pattern):
-            raise config.Error(f'condition={type(self.condition).__name__} and layers of the decoder have '
-                               f'{"no " * isinstance(self.condition, AsMemory)}cross attention; '
-                               'AsMemory needs it and the others have no use for it.')
+        if any(bool(layer.cross) != self.condition.memory for layer in self.decoder.stack.pattern):
+            kind = type(self.condition).__name__
+            raise config.Error(f'condition={kind} reads {"a" if self.condition.memory else "no"} memory and layers of '
+                               f'the decoder have {"no " * self.condition.memory}cross attention; '
+                               f'try decoder.layer.cross={"Attention" if self.condition.memory else None}.')
+        for half in (self.encoder, self.decoder):
+            refuse_experts(self, half.stack.pattern)
         self.embedding.check(self.width)
         padded(self.vocab, self.execution.vocab_chunks)
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm import config
+from lm.models.encoder import Encoder
 
 LENGTH = 512  # the most tokens of a text where the model sets no limit
 
@@ -16,7 +17,7 @@ def vectors(model, params, encoder, texts, rows=32):
     Each is read by itself, as its tokenizer begins and ends one, and cut to what the model takes. `rows` at a time are
     padded to a power of two of tokens, of which the others see none. Raises config.Error where the model has no vector.
     """
-    if not hasattr(model, 'vectors'):
+    if not isinstance(model, Encoder):
         raise config.Error(f'{type(model).__name__} has no vector for a text; try a run of an Encoder.')
     ids = [_cut(encoder.whole(text), model.limit or LENGTH) for text in texts]
     order, parts = sorted(range(len(ids)), key=lambda number: len(ids[number])), []

@@ -13,6 +13,7 @@ from lm import config, records, train
 from lm.config.overrides import branches, with_traced_fields
 from lm.parallel import sharding
 from lm.train import checkpoint
+from lm.train.objectives.objective import validation_key
 
 _known = {}
 DEVICES = '--xla_force_host_platform_device_count'
@@ -104,9 +105,9 @@ class Trials(train.Program):
 
     def score(self, state, valid, batches=0):
         count = min(batches, valid.batches) if batches else valid.batches
-        sums = [self.sums(len(valid.sources), state, valid.batch_at(i)) for i in range(count)]
-        return [self.settings.objective.scores(total, valid)
-                for total in np.sum(jax.device_get(sums), axis=0, dtype=np.float64)]
+        sums = [self.sums(len(valid.sources), state, valid.batch_at(i), i) for i in range(count)]
+        total = jax.tree.map(lambda *arrays: np.sum(arrays, axis=0, dtype=np.float64), *jax.device_get(sums))
+        return [self.settings.objective.scores(own, valid) for own in self.split(total)]
 
 
 def program(trials):
@@ -126,11 +127,11 @@ def program(trials):
     def step(numbers, state, batch):
         return train.parts(with_traced_fields(lead, numbers)).step(state, batch)
 
-    def sums(numbers, sources, states, batch):
+    def sums(numbers, sources, states, batch, number):
         def one(numbers, state):
             settings = with_traced_fields(lead, numbers)
             params = settings.optimizer.averaged(state.optimizer, state.params)
-            return settings.objective.sums(settings.model, sources, params, batch)
+            return settings.objective.sums(settings.model, sources, params, batch, validation_key(number))
         return _each(one, mesh)(numbers, states)
     # The numbers are arguments of what is compiled, so that groups with other numbers find it in the compilation cache.
     numbers = jax.device_put(numbers, place)

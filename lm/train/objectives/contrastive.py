@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from lm import config, evaluate, trees
+from lm.models import Encoder
 from lm.nn import losses
 from lm.parallel import reductions
 from lm.train.objectives.objective import Objective
@@ -22,7 +23,7 @@ class Contrastive(Objective):
     temperature: config.Positive = 0.05
 
     def check(self, model):
-        if not hasattr(model, 'vectors'):
+        if not isinstance(model, Encoder):
             raise config.Error(f'{type(model).__name__} has no vector for a text; try an Encoder.')
         rates = [model.embedding.dropout, *(layer.dropout for layer in model.layers)]
         if all(map(trees.statically_zero, rates)):
@@ -54,7 +55,7 @@ class Contrastive(Objective):
         loss, accuracy = (losses.masked_mean(values, present, count) for values in (nll, right))
         return loss + auxiliary.loss, {'loss': loss, 'weight': count, 'accuracy': accuracy, **auxiliary.metrics}
 
-    def sums(self, model, sources, params, batch):
+    def sums(self, model, sources, params, batch, key):
         """Returns [sources 2]: the sum of losses, and of texts."""
         nll, _, present, _ = self._compare(model, params, batch)
         return evaluate.by_source([nll * present, present], batch['source'], sources)

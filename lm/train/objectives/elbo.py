@@ -19,9 +19,10 @@ class Elbo(Objective):
 
     anneal: steps over which beta rises linearly from 0 (Bowman et al. 2015), 0 for none; cycles: how often it does, in
     as many parts of `anneal` steps, half rising and half at the top (Fu et al. 2019, arXiv:1903.10145). free: nats of
-    each latent number that cost nothing (Kingma et al. 2016). word_dropout: share of the decoder's inputs hidden behind
-    the token `mask`, counted from the end of the vocabulary where negative. draws: of z for the importance-weighted
-    likelihood (Burda et al. 2015, arXiv:1509.00519) of a validation.
+    each latent number that cost nothing in each text; Kingma et al. 2016 have those of the mean over a batch.
+    word_dropout: share of the decoder's inputs hidden behind the token `mask`, counted from the end of the vocabulary
+    where negative. draws: of z for the importance-weighted likelihood (Burda et al. 2015, arXiv:1509.00519) of a
+    validation.
     """
 
     beta: config.NonNegative = 1.0
@@ -55,11 +56,11 @@ class Elbo(Objective):
         inputs = batch['inputs'] if key is None else self._hide(model, words, batch['inputs'])
         drop = None if key is None else jax.random.fold_in(key, 2)
         nll = jnp.sum(model.losses(params, {**batch, 'inputs': inputs}, z, drop) * weights)
-        by_number = _divergence(mean, log_variance) * jnp.any(weights > 0, 1, keepdims=True)
+        by_number, present = _divergence(mean, log_variance), jnp.any(weights > 0, 1)
         weight = jnp.sum(weights)
-        kl, free = jnp.sum(by_number), jnp.sum(jnp.maximum(by_number, self.free))
+        kl, free = (jnp.sum(cost * present[:, None]) for cost in (by_number, jnp.maximum(by_number, self.free)))
         total, loss = ((nll + cost) / jnp.maximum(weight, 1e-9) for cost in (self.beta * free, kl))
-        return total, {'loss': loss, 'weight': weight, 'kl': kl / jnp.maximum(jnp.sum(jnp.any(weights > 0, 1)), 1),
+        return total, {'loss': loss, 'weight': weight, 'kl': kl / jnp.maximum(jnp.sum(present), 1),
                        'beta': jnp.float32(self.beta)}
 
     def _hide(self, model, key, inputs):
@@ -69,11 +70,11 @@ class Elbo(Objective):
         draw = jax.vmap(lambda key: jax.random.uniform(key, inputs.shape[1:]))
         return jnp.where(draw(row_keys(key, len(inputs))) < self.word_dropout, self.reserved(model)[0], inputs)
 
-    def sums(self, model, sources, params, batch):
+    def sums(self, model, sources, params, batch, key):
         """Returns [sources 6 + 2 Z]: sums over texts, see `_columns`."""
-        return evaluate.by_source(self._columns(model, params, batch), batch['source'], sources)
+        return evaluate.by_source(self._columns(model, params, batch, key), batch['source'], sources)
 
-    def _columns(self, model, params, batch):
+    def _columns(self, model, params, batch, key):
         """Returns numbers of each text, [B] each: cross entropy, tokens, KL, 1, importance-weighted negative
         log-likelihood, log q(z | text) less that of the mean over the batch's texts; its posterior's means and their
         squares.
@@ -89,10 +90,11 @@ class Elbo(Objective):
             mixture = jax.nn.logsumexp(others, 1) - jnp.log(jnp.maximum(jnp.sum(present), 1))
             own = _log_normal(z, mean, log_variance)
             return nll, _log_normal(z, 0.0, jnp.zeros_like(z)) - own - nll, own - mixture
-        nll, log_weight, information = jax.lax.map(draw, jax.random.split(jax.random.key(0), self.draws))
+        nll, log_weight, information = jax.lax.map(draw, jax.random.split(key, self.draws))
         bound = math.log(self.draws) - jax.nn.logsumexp(log_weight, 0)
         kl = jnp.sum(_divergence(mean, log_variance), 1)
-        columns = [nll[0], jnp.sum(weights, 1), kl, present, bound, information[0], *mean.T, *jnp.square(mean).T]
+        columns = [nll.mean(0), jnp.sum(weights, 1), kl, present, bound, information.mean(0), *mean.T,
+                   *jnp.square(mean).T]
         return [column * present for column in columns]
 
     def scores(self, sums, stream):

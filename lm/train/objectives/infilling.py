@@ -1,4 +1,5 @@
 """Text infilling (BART, Lewis et al. 2019, arXiv:1910.13461)."""
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,13 +12,13 @@ from lm.train.objectives.objective import TokenObjective, row_keys
 
 @dataclass(frozen=True)
 class TextInfilling(TokenObjective):
-    """Cross entropy of a whole row, given what is left of it: some `rate` of its tokens are gone, in spans of Poisson
-    length with mean `span`, each behind one mask token, those of no token too.
+    """Cross entropy of each document of a row, given what is left of it: a share `rate` of its tokens is gone, in spans
+    of Poisson length with mean `span`, each behind one mask token, those of no token too; spans that overlap are one.
 
     mask: id of the mask token, counted from the end of the vocabulary where negative.
     """
 
-    rate: config.Fraction = 0.3
+    rate: config.FractionBelowOne = 0.3
     span: config.Positive = 3.0
     mask: int = -1
 
@@ -34,16 +35,20 @@ class TextInfilling(TokenObjective):
         segments = batch.get('segments', jnp.ones_like(text))
         noise = partial(self._noise, self.reserved(model)[0])
         source, kept, positions = jax.vmap(noise)(row_keys(key, len(text)), text, segments)
-        return {**batch, 'encoder_inputs': source, 'encoder_segments': kept, 'encoder_positions': positions}
+        first = batch.get('positions', jnp.arange(text.shape[1])) == 0
+        return {**batch, 'inputs': jnp.where(first, model.start, batch['inputs']), 'encoder_inputs': source,
+                'encoder_segments': kept, 'encoder_positions': positions}
 
     def _noise(self, mask, key, tokens, segments):
         """Returns (tokens, segments, positions), all [T], of what is left of a row; padding has segment 0."""
         size = len(tokens)
         keys = jax.random.split(key)
         at, number = jnp.arange(size), jnp.cumsum(segments != jnp.roll(segments, 1))
-        begins = jax.random.uniform(keys[0], (size,)) < self.rate / self.span
+        # A token stays where none of the spans before reaches it: with probability exp(-span P(begins)).
+        begins = jax.random.uniform(keys[0], (size,)) < -math.log1p(-self.rate) / self.span
         lengths = jax.random.poisson(keys[1], self.span, (size,))
-        stop = jax.lax.cummax(jnp.where(begins, at + lengths, 0))  # of the spans that began up to here
+        end = jax.ops.segment_max(at, number, size + 1)[number] + 1  # of the document
+        stop = jax.lax.cummax(jnp.where(begins, jnp.minimum(at + lengths, end), 0))  # of spans that began up to here
         before = jnp.concatenate([jnp.zeros(1, stop.dtype), stop[:-1]])
         first = begins & (before <= at) & (segments > 0)
         gone = stop > at

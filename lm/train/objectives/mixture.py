@@ -1,8 +1,10 @@
 """A mixture of objectives, such as the denoisers of UL2 (Tay et al. 2022, arXiv:2205.05131)."""
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lm import config
 from lm.config.overrides import with_traced_fields
@@ -13,7 +15,9 @@ from lm.train.objectives.objective import Objective
 class Mixture(Objective):
     """One of several objectives at every step, drawn with probabilities in proportion to `weights`, () for equal ones.
 
-    UL2 is Mixture((SpanCorruption(0.15, 3.0), SpanCorruption(0.5, 8.0), PrefixLM())).
+    UL2's denoisers are SpanCorruption(rate, span) of (0.15, 3), (0.15, 8), (0.5, 3), (0.5, 8), (0.15, 64), (0.5, 64),
+    and a PrefixLM; it draws one for each example and tells the model which kind, which this does not. A step has the
+    metrics that all of them have.
     """
 
     objectives: tuple[Objective, ...]
@@ -36,16 +40,25 @@ class Mixture(Objective):
         return with_traced_fields(self, {'objectives': tuple(one.at(step) for one in self.objectives)})
 
     def loss(self, model, params, batch, key=None):
-        weights = jnp.log(jnp.array(self.weights or (1.0,) * len(self.objectives)))
+        weights = jnp.log(jnp.array(self._shares))
         chosen = 0 if key is None else jax.random.categorical(jax.random.fold_in(key, 2), weights)
-        losses = [lambda params, batch, key, one=one: one.loss(model, params, batch, key) for one in self.objectives]
-        return jax.lax.switch(chosen, losses, params, batch, key)
+        losses = [partial(one.loss, model) for one in self.objectives]
+        shared = set.intersection(*(set(jax.eval_shape(loss, params, batch, key)[1]) for loss in losses))
 
-    def sums(self, model, sources, params, batch):
-        return jnp.stack([one.sums(model, sources, params, batch) for one in self.objectives])
+        def of(loss, *args):
+            total, metrics = loss(*args)
+            return total, {name: metrics[name] for name in sorted(shared)}
+        return jax.lax.switch(chosen, [partial(of, loss) for loss in losses], params, batch, key)
+
+    @property
+    def _shares(self):
+        return self.weights or (1.0,) * len(self.objectives)
+
+    def sums(self, model, sources, params, batch, key):
+        return tuple(one.sums(model, sources, params, batch, key) for one in self.objectives)
 
     def scores(self, sums, stream):
-        """Returns the mean of the losses, and each by the number and name of its objective."""
+        """Returns the mean of the losses by `weights`, and each by the number and name of its objective."""
         losses = [one.scores(part, stream)['loss'] for one, part in zip(self.objectives, sums, strict=True)]
         names = [f'loss/{number}-{type(one).__name__}' for number, one in enumerate(self.objectives)]
-        return {'loss': sum(losses) / len(losses), **dict(zip(names, losses, strict=True))}
+        return {'loss': float(np.average(losses, weights=self._shares)), **dict(zip(names, losses, strict=True))}

@@ -27,8 +27,11 @@ class Objective(abc.ABC):
         """
 
     @abc.abstractmethod
-    def sums(self, model, sources, params, batch):
-        """Returns sums over the rows of a validation batch, an array that adds up over batches; pure."""
+    def sums(self, model, sources, params, batch, key):
+        """Returns sums over the rows of a validation batch, arrays that add up over batches; pure.
+
+        Noise, such as masks, is drawn from key, another one for each batch; there is no dropout.
+        """
 
     @abc.abstractmethod
     def scores(self, sums, stream):
@@ -59,9 +62,14 @@ class Objective(abc.ABC):
         return ''
 
 
+def validation_key(number):
+    """Returns the key of validation batch `number`: the same in every validation, so that they compare."""
+    return jax.random.fold_in(jax.random.key(0), number)
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _sums(objective, model, sources, params, batch):
-    return objective.sums(model, sources, params, batch)
+def _sums(objective, model, sources, params, batch, number):
+    return objective.sums(model, sources, params, batch, validation_key(number))
 
 
 @dataclass(frozen=True)
@@ -100,8 +108,8 @@ class TokenObjective(Objective):
         """Returns (nll, log_z, Auxiliary) of a prepared batch, [B T] each: what the loss is a mean of."""
         return model.token_losses(params, batch, key, self.smoothing)
 
-    def sums(self, model, sources, params, batch):
-        return evaluate.sums(model, sources, params, self.prepare(model, batch, jax.random.key(0)))
+    def sums(self, model, sources, params, batch, key):
+        return evaluate.sums(model, sources, params, self.prepare(model, batch, key))
 
     def scores(self, sums, stream):
         """Returns what evaluate.scores does, but for bits per byte, which only the likelihood of all tokens gives."""

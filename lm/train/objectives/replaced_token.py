@@ -62,12 +62,12 @@ class ReplacedToken(MaskedLM):
         return loss + regular, {'loss': loss, 'weight': count, 'generator_loss': generator, 'detector_loss': detector,
                                 'detector_accuracy': mean(right, present), **metrics}
 
-    def sums(self, model, sources, params, batch):
+    def sums(self, model, sources, params, batch, key):
         """Returns [sources 6]: of hidden tokens losses, weights and how many were replaced by another; of all tokens
         losses of the detector, how many it judged right, and weights.
         """
         (nll, _), (binary, right, other), (hidden, present), _ = self._passes(
-            model, params, batch, jax.random.key(0))
+            model, params, batch, key)
         columns = nll * hidden, hidden, other * hidden, binary * present, right * present, present
         return evaluate.by_source([jnp.sum(column, -1) for column in columns], batch['source'], sources)
 

@@ -81,7 +81,9 @@ class SentencePair(MaskedLM):
 
     def token_losses(self, model, params, batch, key=None):
         nll, log_z, auxiliary, loss, correct = self._scored(model, params, batch, key)
-        metrics = {**auxiliary.metrics, 'label_loss': jnp.mean(loss), 'label_accuracy': jnp.mean(correct)}
+        hidden = jnp.sum(batch['weights'], -1)
+        metrics = {**auxiliary.metrics, 'label_loss': losses.masked_mean(loss, hidden, jnp.sum(hidden)),
+                   'label_accuracy': jnp.mean(correct)}
         return nll + self.weight * loss[:, None], log_z, Auxiliary(auxiliary.loss, metrics)
 
     def _scored(self, model, params, batch, key=None):
@@ -92,16 +94,18 @@ class SentencePair(MaskedLM):
         correct = jnp.argmax(logits, -1) == batch['label']
         return *model.target_losses(params, states, self.smoothing), states.auxiliary, loss, correct
 
-    def sums(self, model, sources, params, batch):
-        """Returns [sources 5]: of hidden tokens losses and weights, of rows label losses, right labels and counts."""
-        batch = self.prepare(model, batch, jax.random.key(0))
+    def sums(self, model, sources, params, batch, key):
+        """Returns [sources 5]: of hidden tokens losses, weights, and losses of their rows' labels; of rows right labels
+        and counts.
+        """
+        batch = self.prepare(model, batch, key)
         nll, _, _, loss, correct = self._scored(model, params, batch)
         weights = jnp.sum(batch['weights'], -1)
-        return evaluate.by_source([jnp.sum(nll * batch['weights'], -1), weights, loss * (weights > 0),
+        return evaluate.by_source([jnp.sum(nll * batch['weights'], -1), weights, loss * weights,
                                    correct * (weights > 0), weights > 0], batch['source'], sources)
 
     def scores(self, sums, stream):
-        label_loss, correct, rows = sums[:, 2:].sum(0)
+        _, hidden, label_loss, correct, rows = sums.sum(0)
         scores = super().scores(sums[:, :2], stream)
-        return scores | {'loss': scores['loss'] + self.weight * float(label_loss / max(rows, 1)),
+        return scores | {'loss': scores['loss'] + self.weight * float(label_loss / max(hidden, 1)),
                          'label_accuracy': float(correct / max(rows, 1))}

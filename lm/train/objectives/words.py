@@ -12,7 +12,7 @@ from lm.models.word_vectors import WordVectors
 from lm.nn.embedding import look_up
 from lm.parallel import sharding
 from lm.tasks import word_similarity
-from lm.train.objectives import Objective
+from lm.train.objectives.objective import Objective, row_keys
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class WordObjective(Objective):
         loss = total / jnp.maximum(weight, 1e-9)
         return loss, {'loss': loss, 'weight': weight}
 
-    def sums(self, model, sources, params, batch):
+    def sums(self, model, sources, params, batch, key):
         rows = jax.ops.segment_sum(self.terms(model, params, batch), batch['source'], sources)
         return sharding.constrain(rows, None, None)
 
@@ -83,12 +83,12 @@ class NoiseContrast(WordObjective):
     arXiv:1310.4546).
 
     window: the most words on either side; a word looks at 1 to so many, all equally likely. negatives: noise words for
-    each true one, drawn by frequency to the `power`. subsample: a word of frequency f is left out with chance
-    1 - sqrt(subsample / f) - subsample / f, and the others move together; 0 for none. Without a key losses are
-    those expected, at the places that words have.
+    each true one, drawn by frequency to the `power`. subsample: a word of frequency f is left out with probability
+    1 - sqrt(subsample / f) - subsample / f, as word2vec's program has it, and the others move together; 0 for none.
+    Without a key losses are those expected, at the places that words have.
 
-    The noise of a row are the contexts of the next one, by weights that make them such a draw: so that a step looks up
-    two vectors a token and multiplies matrices. It wants data.packing=counted.
+    The noise of a row are the contexts of the next one, of its device and micro-batch, by weights that make them such a
+    draw: so that a step looks up two vectors a token and multiplies matrices. It wants data.packing=counted.
     """
 
     window: config.Size = 5
@@ -105,14 +105,16 @@ class NoiseContrast(WordObjective):
             rate = self.subsample / jnp.maximum(batch['frequency'], 1e-20)
             kept = weights * jnp.minimum(jnp.sqrt(rate) + rate, 1)
         if key is not None:
-            keys = jax.random.split(key)
-            kept = (jax.random.uniform(keys[0], kept.shape) < kept).astype(jnp.float32)
+            keys, size = jax.vmap(jax.random.split)(row_keys(key, len(kept))), kept.shape[1]
+            chance = jax.vmap(lambda key: jax.random.uniform(key, size))(keys[:, 0])
+            windows = jax.vmap(lambda key: jax.random.randint(key, size, 1, self.window + 1))(keys[:, 1])
+            kept = (chance < kept).astype(jnp.float32)
             places = jnp.cumsum(kept, axis=1)
         distance = jnp.abs(places[:, :, None] - places[:, None, :])
         if key is None:
             near = jnp.maximum(self.window + 1 - distance, 0) / self.window
         else:
-            near = distance <= jax.random.randint(keys[1], kept.shape, 1, self.window + 1)[:, :, None]
+            near = distance <= windows[:, :, None]
         return kept, kept[:, :, None] * kept[:, None, :] * near * (distance > 0)
 
     def noise(self, batch):
