@@ -13,13 +13,12 @@ from architectures import DECODERS, parameters
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lm import cli, config, convert, generate, train
+from lm import cli, config, generate, train
 from lm.generate import Sampler, speculation
 from lm.models import Decoder, Embedding, Head, Layer, MultiTokenDecoder
 from lm.nn import MLP, Attention, Execution, Experts, Learned, Silu
 from lm.nn.context import Context
 from lm.parallel import sharding
-from lm.plan import shape
 from lm.tokenizers.plain import ByteEncoder
 
 OBJECTIVE = train.MultiToken(weight=0.5, z_loss=0.1, smoothing=0.1)
@@ -39,7 +38,8 @@ PARAMS = parameters(MODEL)
 def text(rows=8, length=16, packed=False):
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 50, (rows, length + 1)).astype(np.int32)
-    batch = {'inputs': tokens[:, :-1], 'targets': tokens[:, 1:], 'weights': rng.random((rows, length)).astype(np.float32)}
+    weights = rng.random((rows, length)).astype(np.float32)
+    batch = {'inputs': tokens[:, :-1], 'targets': tokens[:, 1:], 'weights': weights}
     if packed:
         batch['segments'] = 1 + np.cumsum(rng.random((rows, length)) < 0.2, -1).astype(np.int32)
         first = np.maximum.accumulate(np.where(np.diff(batch['segments'], prepend=-1), np.arange(length), 0), -1)
@@ -75,7 +75,8 @@ def test_the_loss_is_that_of_the_next_token_and_of_each_behind_it():
     nll = log_z - 0.9 * np.take_along_axis(logits, made['later'][..., None], -1)[..., 0] - 0.1 * logits.mean(-1)
     means = (nll * made['later_weights']).sum((0, 1)) / batch['weights'].sum()
     squares = (log_z ** 2 * made['later_weights']).sum((0, 1)) / batch['weights'].sum()
-    np.testing.assert_allclose([metrics['loss'], metrics['loss_2'], metrics['loss_3']], [known['loss'], *means], rtol=1e-5)
+    measured = [metrics[name] for name in ('loss', 'loss_2', 'loss_3')]
+    np.testing.assert_allclose(measured, [known['loss'], *means], rtol=1e-5)
     np.testing.assert_allclose(total, plain + 0.5 * np.mean(means + 0.1 * squares), rtol=1e-5)
 
 
@@ -160,7 +161,8 @@ def test_the_trunk_is_the_decoder_and_what_routes_learns_in_modules_too():
     params, metrics = model.post_update({**whole, 'modules': modules}, {'load': loads})
     for after, before in ((params['blocks'], whole['blocks']), *((params['modules'][k], modules[k]) for k in '12')):
         bias = after['experts']['router_bias'] - before['experts']['router_bias']
-        np.testing.assert_allclose(bias, np.broadcast_to(0.1 * np.sign(1 / 8 - np.arange(8) / 28), bias.shape), rtol=1e-5)
+        expected = np.broadcast_to(0.1 * np.sign(1 / 8 - np.arange(8) / 28), bias.shape)
+        np.testing.assert_allclose(bias, expected, rtol=1e-5)
     assert metrics['load'] == 2 and model.post_update({**whole, 'modules': modules}, {'load': loads[:2]})
 
 
@@ -189,7 +191,8 @@ def related(model, scale=0.03):
 def test_greedy_text_is_that_of_the_next_token(name, sampler):
     model = ahead(name)
     if model.limit:
-        model = dataclasses.replace(model, embedding=Embedding(dataclasses.replace(model.embedding.position, length=40)))
+        position = dataclasses.replace(model.embedding.position, length=40)
+        model = dataclasses.replace(model, embedding=Embedding(position))
     params = parameters(model)
     tokens, logprobs, _ = drafted(model, params, sampler)
     begun = generate.begin(model, 64, params, PROMPTS, jax.random.key(0))

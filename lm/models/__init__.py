@@ -13,5 +13,5 @@ from lm.models.transformer import Layer, Stack
 
 __all__ = ['Added', 'AsMemory', 'AsPrefix', 'Auxiliary', 'Condition', 'Decoder', 'Detector', 'Electra', 'Embedding',
            'Encoder', 'EncoderDecoder', 'First', 'Half', 'Head', 'Layer', 'MaskedHead', 'Mean', 'Model',
-           'MultiTokenDecoder', 'MupBase', 'OutputNorm', 'Pooling', 'PostNorm', 'PreNorm', 'Residual', 'SandwichNorm', 'ScaledHead', 'Stack', 'TextVae',
-           'TokenModel', 'TypedEmbedding']
+           'MultiTokenDecoder', 'MupBase', 'OutputNorm', 'Pooling', 'PostNorm', 'PreNorm', 'Residual', 'SandwichNorm',
+           'ScaledHead', 'Stack', 'TextVae', 'TokenModel', 'TypedEmbedding']

@@ -22,8 +22,7 @@ class MultiTokenDecoder(Decoder):
     Module k = 1, 2, ... reads of each token the state that module k - 1 has of it, the trunk's for the first, and the
     embedding of the token k places behind; both are normalised and multiplied by matrices whose sum enters a layer like
     the trunk's last. It predicts the token behind those by the trunk's head. Heads that all read the trunk (Gloeckle et
-    al. 2024, arXiv:2404.19737) are as many layers, but guess a token without those before it, which a sampled text
-    punishes: experiments/multi_token_shakespeare.py has the numbers.
+    al. 2024, arXiv:2404.19737) are as many layers, but guess a token without knowing those drafted before it.
     """
 
     ahead: config.Size = 2
@@ -54,12 +53,12 @@ class MultiTokenDecoder(Decoder):
         x: the states [B T D] of the module before it. tokens [B T]: those `number` places behind those of x.
         """
         keys = (None,) * 2 if context.key is None else jax.random.split(context.key)
-        attention = self._last.attention
         embedded = apply(lambda scope: self._embed(scope, self._table(scope), tokens, context._replace(key=keys[0])),
                          params)
-        context = context._replace(
-            key=keys[1], types=None, angles=attention.position.angles(context.positions, attention.head_size(self.width)),
-            table=apply(lambda scope: attention.position.table(scope, attention.heads), params))
+        attention, position = self._last.attention, self._last.attention.position
+        table = apply(lambda scope: position.table(scope, attention.heads), params)
+        angles = position.angles(context.positions, attention.head_size(self.width))
+        context = context._replace(key=keys[1], types=None, angles=angles, table=table)
         step = memory.rematerialise(partial(apply, self._module), self.execution.remat, False)
         return step(params['modules'][str(number)], x, embedded, context)
 

@@ -62,7 +62,8 @@ class MultiToken(NextToken):
         loss = states.auxiliary.loss + sum(part.get('loss', 0.0) for part in measured)
         metrics = states.auxiliary.metrics
         if 'load' in metrics:  # of the router's bias, see MultiTokenDecoder.post_update
-            metrics = {**metrics, 'load': jnp.concatenate([metrics['load'], *(part['load'][None] for part in measured)])}
+            loads = [metrics['load'], *(part['load'][None] for part in measured)]
+            metrics = {**metrics, 'load': jnp.concatenate(loads)}
         return (*model.target_losses(params, states, smoothing), Auxiliary(loss, metrics),
                 (*later, batch['later_weights']))
 
