@@ -96,7 +96,7 @@ def _draft(model, sampler, params, now):
     drafts, chances, seen = [], [], [now.seen]
     rows = jnp.arange(len(text))
     for number in range(1, model.ahead + 1):
-        logits, x, cache = model.draft(params, number, x, _take(text, index + number), cache, index)
+        logits, x, cache = model.draft(params, number, x, _take(text, index + number), cache=cache, index=index)
         place = now.cache['length'] + number
         chances.append(sampler.probabilities(logits, seen[-1]))
         drafts.append(jax.vmap(jax.random.categorical)(_keys(now.key, place, 0), jnp.log(chances[-1])))

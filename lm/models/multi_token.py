@@ -109,7 +109,7 @@ class MultiTokenDecoder(Decoder):
             modules.append(filled)
         return {**cache, 'states': states, 'modules': tuple(modules)}
 
-    def draft(self, params, number, x, tokens, cache, index):
+    def draft(self, params, number, x, tokens, *, cache, index):
         """Returns (logits [B V] after the last of tokens [B T], x [B T D], cache) of a module; arguments as `module`'s.
 
         index [B T]: the slots of x.
