@@ -157,7 +157,7 @@ def test_a_pipeline_is_refused_in_one_line():
 
 def test_the_trunk_is_the_decoder_and_what_routes_learns_in_modules_too():
     model = ahead(SPARSE, 2)
-    whole, trunk = (m.init(jax.random.key(0)) for m in (model, SPARSE))
+    whole, trunk = (architectures.jit(m.init)(jax.random.key(0)) for m in (model, SPARSE))
     modules = whole.pop('modules')
     jax.tree.map(np.testing.assert_array_equal, whole, trunk)
     loads = jnp.tile(jnp.arange(8) / 28, (4, 1))
