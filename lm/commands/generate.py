@@ -1,4 +1,6 @@
 """`lm generate`: text from a trained run."""
+import sys
+
 import jax
 
 from lm import generate
@@ -34,7 +36,7 @@ def main(run: str, *prompts: str, length: int | None = None, temperature: float 
     drawn = generate.generate(trained.settings.model, trained.params, trained.encoder, prompts, prefix=prefix,
                               length=length, sampler=sampler, seed=seed, stop=(stop,) if stop else ())
     if len(prompts) == 1 and not logprobs:
-        generate.stream(prompts[0], drawn)
+        _tell([generate.stream(prompts[0], drawn)])
         return
     samples = list(drawn)[-1]
     for prompt, sample in zip(prompts, samples, strict=True):
@@ -43,3 +45,10 @@ def main(run: str, *prompts: str, length: int | None = None, temperature: float 
             before = trained.encoder.encode(prompt).tolist()
             for at, (token, logprob) in enumerate(zip(sample.tokens, sample.logprobs, strict=True)):
                 print(f'{logprob:9.4f}  {trained.encoder.decode_after([*before, *sample.tokens[:at]], [token])!r}')
+    _tell(samples)
+
+
+def _tell(samples):
+    """Prints how many tokens a model that drafts gave in a pass."""
+    if any(sample.drafted for sample in samples):
+        print(f'{generate.tokens_a_pass(samples):.2f} tokens a pass of the trunk', file=sys.stderr)

@@ -1,65 +1,20 @@
-"""Text generation from a trained model: samplers, and prefill and decode with an explicit KV cache."""
+"""Text generation from a trained model: prefill and decode with an explicit KV cache."""
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lm import config
+from lm.generate import speculation
+from lm.generate.sampler import Sampler, row_keys, seen_in
 from lm.parallel import sharding
 
 CHUNK = 16
 LENGTH = 200  # tokens of a continuation where no length is asked for
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """How the next token is drawn: a temperature of 0 takes the likeliest, the rest says among which tokens.
-
-    top_k: that many, the likeliest (0: all). top_p: the smallest set with that probability (Holtzman et al. 2019).
-    min_p: those at least that fraction as likely as the likeliest (Nguyen et al. 2024). repetition: logits of tokens
-    seen are divided by it where positive and multiplied where negative (Keskar et al. 2019).
-    """
-
-    temperature: config.NonNegative = 1.0
-    top_k: config.Count = 0
-    top_p: Annotated[float, config.Interval(0, 1, '(]')] = 1.0
-    min_p: config.Fraction = 0.0
-    repetition: config.Positive = 1.0
-
-    def __post_init__(self):
-        config.check(self)
-
-    def adjust(self, logits, seen):
-        """Returns logits [B V] with unwanted tokens at -inf; `seen` [B V] marks the tokens of the text so far."""
-        if self.repetition != 1:
-            penalised = jnp.where(logits > 0, logits / self.repetition, logits * self.repetition)
-            logits = jnp.where(seen, penalised, logits)
-        if not self.temperature:
-            return logits
-        logits = logits / self.temperature
-        if self.top_k:
-            kth = jax.lax.top_k(logits, min(self.top_k, logits.shape[-1]))[0][:, -1:]
-            logits = jnp.where(logits < kth, -jnp.inf, logits)
-        if self.top_p < 1:
-            ordered = jnp.sort(logits, -1, descending=True)
-            chances = jax.nn.softmax(ordered)
-            inside = jnp.cumsum(chances, -1) - chances < self.top_p
-            least = jnp.min(jnp.where(inside, ordered, jnp.inf), -1, keepdims=True)
-            logits = jnp.where(logits < least, -jnp.inf, logits)
-        if self.min_p:
-            floor = jnp.max(logits, -1, keepdims=True) + jnp.log(self.min_p)
-            logits = jnp.where(logits < floor, -jnp.inf, logits)
-        return logits
-
-    def draw(self, logits, key):
-        """Returns one token a row [B] from adjusted logits [B V] and a key per row [B]."""
-        if not self.temperature:
-            return jnp.argmax(logits, -1).astype(jnp.int32)
-        return jax.vmap(jax.random.categorical)(key, logits).astype(jnp.int32)
 
 
 class Decoding(NamedTuple):
@@ -78,12 +33,9 @@ def begin(model, slots, params, prompts, key):
     `prompts` are (tokens [B T], lengths [B] from 1 on, how many tokens at the beginning do not count as seen).
     Each row has a key of its own, so that what it draws does not depend on the rows beside it.
     """
-    tokens, lengths, unseen = prompts
+    tokens, lengths, _ = prompts
     logits, cache = model.prefill(params, tokens, lengths, slots)
-    rows, width = tokens.shape
-    real = (jnp.arange(width) >= unseen) & (jnp.arange(width) < lengths[:, None])
-    seen = jnp.zeros(logits.shape, bool).at[jnp.arange(rows)[:, None], tokens].max(real)
-    return Decoding(logits, cache, jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(rows)), seen)
+    return Decoding(logits, cache, row_keys(key, len(tokens)), seen_in(*prompts, model.vocab))
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)
@@ -105,11 +57,15 @@ def extend(model, sampler, count, params, decoding):
 
 
 class Sample(NamedTuple):
-    """A continuation: its text, to be read right behind the prompt, its tokens, and their log-probabilities in nats."""
+    """A continuation: its text, to be read right behind the prompt, its tokens, and their log-probabilities in nats.
+
+    drafted: of a model that drafts, whether each token was a draft that passed, see speculation.
+    """
 
     text: str
     tokens: list
     logprobs: list
+    drafted: Sequence = ()
 
 
 def generate(model, params, encoder, prompts, *, prefix=(), length=None, sampler=None, seed=0, stop=()):
@@ -118,19 +74,21 @@ def generate(model, params, encoder, prompts, *, prefix=(), length=None, sampler
     A row ends at the end-of-text token, before the first of the `stop` strings, or after `length` tokens (by default
     200, or as many as learned positions leave after the longest prompt); until then its text lacks what more tokens
     may still change, so that each text begins with the one before it. `prefix` are the ids that stand before each
-    prompt, see Corpus.prefix; they are no part of a text, nor counted by a penalty on repetition.
+    prompt, see Corpus.prefix; they are no part of a text, nor counted by a penalty on repetition. A model that drafts
+    tokens ahead has them verified several at once.
     """
     sampler, stop = sampler or Sampler(), (stop,) if isinstance(stop, str) else stop
     padded, lengths, slots, length = prepare(model, encoder, prompts, prefix, length)
     unseen = len(prefix) if model.continues else 0
-    decoding = begin(model, slots, params, (padded, lengths, np.int32(unseen)), jax.random.key(seed))
-    tokens, logprobs = np.zeros((len(prompts), 0), np.int32), np.zeros((len(prompts), 0), np.float32)
-    while tokens.shape[1] < length:
-        decoding, *more = extend(model, sampler, CHUNK, params, decoding)
-        tokens, logprobs = (np.concatenate(pair, 1)[:, :length] for pair in zip((tokens, logprobs), more, strict=True))
-        ends = [_finish(partial(text_of, model, encoder, prompt), encoder.eos, *row, stop)
-                for prompt, *row in zip(prompts, tokens, logprobs, strict=True)]
-        if all(ended for ended, _ in ends) or tokens.shape[1] == length:
+    first, more = (speculation.begin, speculation.extend) if model.ahead else (begin, extend)
+    decoding, drawn = first(model, slots, params, (padded, lengths, np.int32(unseen)), jax.random.key(seed)), ()
+    while not drawn or drawn[0].shape[1] < length:
+        decoding, *parts = more(model, sampler, CHUNK, params, decoding)
+        before = drawn or [part[:, :0] for part in parts]
+        drawn = [np.concatenate(pair, 1)[:, :length] for pair in zip(before, parts, strict=True)]
+        ends = [_finish(partial(text_of, model, encoder, prompt), encoder.eos, stop, *row)
+                for prompt, *row in zip(prompts, *drawn, strict=True)]
+        if all(ended for ended, _ in ends) or drawn[0].shape[1] == length:
             yield [sample for _, sample in ends]
             return
         yield [sample if ended else sample._replace(text=_settled(sample.text, stop)) for ended, sample in ends]
@@ -196,8 +154,11 @@ def text_of(model, encoder, prompt, tokens):
     return text.removeprefix(' ') if spaced else text
 
 
-def _finish(decode, eos, tokens, logprobs, stop):
-    """Returns (whether the row has ended, its Sample) of the tokens drawn so far, whose text decode(tokens) gives."""
+def _finish(decode, eos, stop, tokens, *measured):
+    """Returns (whether the row has ended, its Sample) of the tokens drawn so far, whose text decode(tokens) gives.
+
+    measured: the other fields of the Sample, of each token.
+    """
     end = len(tokens)
     ended = eos is not None and eos in tokens
     if ended:
@@ -207,7 +168,7 @@ def _finish(decode, eos, tokens, logprobs, stop):
     if cuts:
         text, ended = text[:min(cuts)], True
         end = next(n for n in range(end + 1) if decode(tokens[:n]).startswith(text))
-    return ended, Sample(text, tokens[:end].tolist(), logprobs[:end].tolist())
+    return ended, Sample(text, *(part[:end].tolist() for part in (tokens, *measured)))
 
 
 def _settled(text, stop):
@@ -217,12 +178,11 @@ def _settled(text, stop):
 
 
 def stream(prompt, drawn, out=None):
-    """Prints a prompt and, as they grow, the texts of its Samples; returns all of it."""
-    out = sys.stdout if out is None else out
-    text = ''
+    """Prints a prompt and, as they grow, the texts of its Samples; returns the last."""
+    out, text = sys.stdout if out is None else out, ''
     for (sample,) in drawn:
         shown, text = len(text), prompt + sample.text
         out.write(text[shown:])
         out.flush()
     out.write('\n')
-    return text
+    return sample

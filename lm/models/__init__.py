@@ -5,12 +5,13 @@ from lm.models.embedding import Embedding, Head
 from lm.models.encoder import Encoder, First, MaskedHead, Mean, Pooling, TypedEmbedding
 from lm.models.encoder_decoder import EncoderDecoder, Half, ScaledHead
 from lm.models.model import Auxiliary, Model, TokenModel
+from lm.models.multi_token import MultiTokenDecoder
 from lm.models.mup import MupBase
 from lm.models.residuals import OutputNorm, PostNorm, PreNorm, Residual, SandwichNorm
 from lm.models.text_vae import Added, AsMemory, AsPrefix, Condition, TextVae
 from lm.models.transformer import Layer, Stack
 
 __all__ = ['Added', 'AsMemory', 'AsPrefix', 'Auxiliary', 'Condition', 'Decoder', 'Detector', 'Electra', 'Embedding',
-           'Encoder', 'EncoderDecoder', 'First', 'Half', 'Head', 'Layer', 'MaskedHead', 'Mean', 'Model', 'MupBase',
-           'OutputNorm', 'Pooling', 'PostNorm', 'PreNorm', 'Residual', 'SandwichNorm', 'ScaledHead', 'Stack', 'TextVae',
-           'TokenModel', 'TypedEmbedding']
+           'Encoder', 'EncoderDecoder', 'First', 'Half', 'Head', 'Layer', 'MaskedHead', 'Mean', 'Model',
+           'MultiTokenDecoder', 'MupBase', 'OutputNorm', 'Pooling', 'PostNorm', 'PreNorm', 'Residual', 'SandwichNorm',
+           'ScaledHead', 'Stack', 'TextVae', 'TokenModel', 'TypedEmbedding']

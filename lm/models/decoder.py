@@ -156,10 +156,7 @@ class Decoder(TokenModel):
     def states(self, params, batch, key=None):
         """Returns the States of a batch, for all that is read off them; arguments as of token_losses."""
         batch, zigzag = attention.shard_sequence(batch)
-        context = _context(batch['inputs'], batch.get('segments'), batch.get('positions'))
-        context = context._replace(key=key, zigzag=zigzag, types=batch.get('types'), prefix=batch.get('prefix'),
-                                   token_weights=token_weights(context.segments))
-        x, outputs, _ = self.hidden(params, batch['inputs'], context)
+        x, outputs, _ = self.hidden(params, batch['inputs'], batch_context(batch, zigzag, key))
         return States(x, batch, auxiliary(outputs.auxiliary), zigzag)
 
     def scores(self, params, states):
@@ -182,13 +179,18 @@ class Decoder(TokenModel):
 
     def prefill(self, params, tokens, lengths, slots):
         """Returns (logits [B V] after the last token, cache with `slots` slots) of prompts [B T] of lengths [B]."""
+        x, cache = self.read(params, tokens, lengths, slots)
+        last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)
+        return self._scores(params, last)[:, 0], cache
+
+    def read(self, params, tokens, lengths, slots):
+        """Returns (x [B T D] after the final norm, cache with `slots` slots) of prompts [B T] of lengths [B]."""
         if not self.causal:
             raise config.Error('a model that sees later tokens generates no text; set attention.causal=true.')
         empty = self.stack.cache(self.width, tokens.shape[0], slots, self.execution.dtype)
         prefix = jnp.arange(tokens.shape[1]) < lengths[:, None] if self.prompt == 'bidirectional' else None
         x, outputs, _ = self.hidden(params, tokens, _context(tokens)._replace(prefix=prefix), cache=empty)
-        last = jnp.take_along_axis(x, lengths[:, None, None] - 1, axis=1)
-        return self._scores(params, last)[:, 0], {'entries': outputs.cache, 'length': lengths}
+        return x, {'entries': outputs.cache, 'length': lengths}
 
     def decode(self, params, tokens, cache):
         """Returns (logits [B V], cache) after one more token [B] a row."""
@@ -200,6 +202,13 @@ class Decoder(TokenModel):
 
 def _context(tokens, segments=None, positions=None):
     return Context(jnp.arange(tokens.shape[1])[None] if positions is None else positions, segments)
+
+
+def batch_context(batch, zigzag=None, key=None):
+    """Returns the Context of a batch in the order of its Zigzag, if any, with the key of dropout."""
+    context = _context(batch['inputs'], batch.get('segments'), batch.get('positions'))
+    return context._replace(key=key, zigzag=zigzag, types=batch.get('types'), prefix=batch.get('prefix'),
+                            token_weights=token_weights(context.segments))
 
 
 def token_weights(segments):

@@ -30,6 +30,7 @@ class Model(abc.ABC):
     causal = True  # whether no token sees a later one
     continues = True  # whether what it generates goes on with the prompt, rather than answers it
     limit = 0  # the most tokens a text may have, 0 for any number
+    ahead = 0  # how many tokens behind the next one it drafts for speculative decoding, see MultiTokenDecoder
 
     @abc.abstractmethod
     def declare(self, key):

@@ -70,6 +70,9 @@ def shape_of(model):
 
     Layers of a pattern have weights of the same shapes: the first one's sizes are those of all.
     """
+    if model.ahead:
+        raise config.Error(f'lm plan counts by a stack of layers, and {type(model).__name__} has {model.ahead} modules '
+                           f'behind one; plan a Decoder with model.depth={model.depth + model.ahead}.')
     try:
         layers = [model.stack.layer(number) for number in range(model.depth)]
         attention, mlp, execution = layers[0].attention, layers[0].mlp, model.execution

@@ -7,6 +7,7 @@ from lm.train.objectives import (
     MaskedDiffusion,
     MaskedLM,
     Mixture,
+    MultiToken,
     NextSentence,
     NextToken,
     Objective,
@@ -22,6 +23,6 @@ from lm.train.start import Fresh, From, Start
 from lm.train.step import Parts, Program, State, accumulated, gradients, make_step, parts, placed, program
 
 __all__ = ['Cadence', 'Conditional', 'Config', 'Contrastive', 'Diagnosis', 'Elbo', 'Fresh', 'From', 'MaskedDiffusion',
-           'MaskedLM', 'Mixture', 'NextSentence', 'NextToken', 'Objective', 'Parts', 'PrefixLM', 'Program',
-           'ReplacedToken', 'SentenceOrder', 'SentencePair', 'SpanCorruption', 'Start', 'State', 'TextInfilling',
-           'TokenObjective', 'accumulated', 'gradients', 'make_step', 'parts', 'placed', 'program']
+           'MaskedLM', 'Mixture', 'MultiToken', 'NextSentence', 'NextToken', 'Objective', 'Parts', 'PrefixLM',
+           'Program', 'ReplacedToken', 'SentenceOrder', 'SentencePair', 'SpanCorruption', 'Start', 'State',
+           'TextInfilling', 'TokenObjective', 'accumulated', 'gradients', 'make_step', 'parts', 'placed', 'program']

@@ -6,6 +6,7 @@ from lm.train.objectives.elbo import Elbo
 from lm.train.objectives.infilling import TextInfilling
 from lm.train.objectives.masked import MaskedLM
 from lm.train.objectives.mixture import Mixture
+from lm.train.objectives.multi_token import MultiToken
 from lm.train.objectives.next_sentence import NextSentence
 from lm.train.objectives.next_token import NextToken
 from lm.train.objectives.objective import Objective, TokenObjective
@@ -15,6 +16,6 @@ from lm.train.objectives.sentence_order import SentenceOrder
 from lm.train.objectives.sentence_pairs import SentencePair
 from lm.train.objectives.spans import SpanCorruption
 
-__all__ = ['Conditional', 'Contrastive', 'Elbo', 'MaskedDiffusion', 'MaskedLM', 'Mixture', 'NextSentence', 'NextToken',
-           'Objective', 'PrefixLM', 'ReplacedToken', 'SentenceOrder', 'SentencePair', 'SpanCorruption', 'TextInfilling',
-           'TokenObjective']
+__all__ = ['Conditional', 'Contrastive', 'Elbo', 'MaskedDiffusion', 'MaskedLM', 'Mixture', 'MultiToken',
+           'NextSentence', 'NextToken', 'Objective', 'PrefixLM', 'ReplacedToken', 'SentenceOrder', 'SentencePair',
+           'SpanCorruption', 'TextInfilling', 'TokenObjective']
