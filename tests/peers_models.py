@@ -28,6 +28,8 @@ def theta(base, **more):
 
 LLAMA3 = theta(500.0, rope_type='llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                original_max_position_embeddings=16)
+LATENT = {**SIZES, 'num_key_value_heads': 4, 'kv_lora_rank': 12, 'qk_nope_head_dim': 10, 'qk_rope_head_dim': 6,
+          'v_head_dim': 8, 'moe_intermediate_size': 24, 'num_experts_per_tok': 3}
 CONFIGS = {
     'gpt2': T.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1,
                          eos_token_id=2),
@@ -63,6 +65,17 @@ CONFIGS = {
                                   moe_intermediate_size=24, norm_topk_prob=True),
     'qwen3_moe_plain': T.Qwen3MoeConfig(**SIZES, **TIED, **theta(100.0), head_dim=8, num_experts=4,
                                         num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=False),
+    'deepseek': T.DeepseekV3Config(
+        **LATENT, **UNTIED, q_lora_rank=20, n_routed_experts=8, n_shared_experts=2, n_group=4, topk_group=2,
+        first_k_dense_replace=1, **theta(100.0, rope_type='yarn', factor=4.0, original_max_position_embeddings=16,
+                                         beta_fast=4, beta_slow=1, mscale=0.8, mscale_all_dim=1.2)),
+    'deepseek_plain': T.DeepseekV3Config(
+        **LATENT, **TIED, q_lora_rank=None, n_routed_experts=6, n_shared_experts=1, n_group=1, topk_group=1,
+        first_k_dense_replace=2, norm_topk_prob=False, routed_scaling_factor=1.5, **theta(100.0)),
+    'deepseek_three': T.DeepseekV3Config(
+        **LATENT, **UNTIED, q_lora_rank=20, n_routed_experts=8, n_shared_experts=1, n_group=2, topk_group=1,
+        first_k_dense_replace=3, attention_bias=True, **theta(100.0, rope_type='yarn', factor=40.0, mscale=1.0,
+        mscale_all_dim=1.0, original_max_position_embeddings=16)),
     'smollm3': T.SmolLM3Config(**SIZES, **TIED, **theta(100.0), no_rope_layers=[1, 1, 0, 1]),
 }
 
@@ -82,6 +95,7 @@ def outputs(model, ids):
 def make(out):
     """Makes a model of each family with parameters wide enough that every one matters."""
     for number, (name, config) in enumerate(CONFIGS.items()):
+        if os.environ.get('ONLY') and os.environ['ONLY'] not in name: continue
         torch.manual_seed(number)
         config._attn_implementation = 'eager'
         model = T.AutoModelForCausalLM.from_config(config).float().eval()
@@ -89,6 +103,9 @@ def make(out):
             for path, parameter in model.named_parameters():
                 parameter.normal_(0.0, 0.3).add_(1.0 if 'norm' in path and path.endswith('weight')
                                                  and 'gemma' not in name else 0.0)
+            for path, buffer in model.named_buffers():
+                if path.endswith('e_score_correction_bias'):
+                    buffer.normal_(0.0, 0.3)
         model.save_pretrained(f'{out}/{name}', max_shard_size='20KB' if name == 'llama' else '5GB')
         np.savez(f'{out}/{name}.npz', **outputs(model, tokens()))
 
