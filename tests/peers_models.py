@@ -13,6 +13,7 @@ os.environ |= {'HF_HUB_OFFLINE': '1', 'TRANSFORMERS_VERBOSITY': 'error', 'HF_HUB
 import numpy as np
 import torch
 import transformers as T
+from transformers import core_model_loading
 
 VOCAB, ROWS, LENGTH = 100, 2, 24
 SIZES = {'vocab_size': VOCAB, 'hidden_size': 32, 'intermediate_size': 48, 'num_hidden_layers': 4,
@@ -74,8 +75,8 @@ CONFIGS = {
         first_k_dense_replace=2, norm_topk_prob=False, routed_scaling_factor=1.5, **theta(100.0)),
     'deepseek_three': T.DeepseekV3Config(
         **LATENT, **UNTIED, q_lora_rank=20, n_routed_experts=8, n_shared_experts=1, n_group=2, topk_group=1,
-        first_k_dense_replace=3, attention_bias=True, **theta(100.0, rope_type='yarn', factor=40.0, mscale=1.0,
-        mscale_all_dim=1.0, original_max_position_embeddings=16)),
+        first_k_dense_replace=3, attention_bias=True, **theta(
+            100.0, rope_type='yarn', factor=40.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0)),
     'smollm3': T.SmolLM3Config(**SIZES, **TIED, **theta(100.0), no_rope_layers=[1, 1, 0, 1]),
 }
 
@@ -95,7 +96,6 @@ def outputs(model, ids):
 def make(out):
     """Makes a model of each family with parameters wide enough that every one matters."""
     for number, (name, config) in enumerate(CONFIGS.items()):
-        if os.environ.get('ONLY') and os.environ['ONLY'] not in name: continue
         torch.manual_seed(number)
         config._attn_implementation = 'eager'
         model = T.AutoModelForCausalLM.from_config(config).float().eval()
@@ -137,6 +137,9 @@ FULL = {
     'qwen3_32b': T.Qwen3Config(vocab_size=151936, hidden_size=5120, intermediate_size=25600, num_hidden_layers=64,
                                num_attention_heads=64, num_key_value_heads=8, head_dim=128, **UNTIED),
     'gpt2_xl': T.GPT2Config(n_embd=1600, n_layer=48, n_head=25),
+    'deepseek_v3': T.DeepseekV3Config(**theta(
+        10000.0, rope_type='yarn', factor=40.0, original_max_position_embeddings=4096, beta_fast=32, beta_slow=1,
+        mscale=1.0, mscale_all_dim=1.0)),
 }
 
 
@@ -146,7 +149,8 @@ def headers(out):
         with torch.device('meta'):
             model = T.AutoModelForCausalLM.from_config(config)
         skipped = {'lm_head.weight'} if config.tie_word_embeddings else set()
-        shapes = {key: list(x.shape) for key, x in model.state_dict().items() if key not in skipped}
+        stored = core_model_loading.revert_weight_conversion(model, model.state_dict())  # one tensor for each expert
+        shapes = {key: list(x.shape) for key, x in stored.items() if key not in skipped}
         config.architectures = [type(model).__name__]
         with open(f'{out}/{name}.json', 'w') as file:
             json.dump({'config': config.to_dict(), 'shapes': shapes}, file)
