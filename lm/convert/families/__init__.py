@@ -51,7 +51,8 @@ def fitting(model):
             continue
         if other == wanted:
             return family, hf
-        hindered[name] = config.diff(wanted, other)
+        if type(other) is type(wanted):
+            hindered[name] = config.diff(wanted, other)
     if not hindered:
         raise config.Error(f'no family describes such a {type(model).__name__}; there are {", ".join(known())}.')
     name = min(hindered, key=lambda other: len(hindered[other]))

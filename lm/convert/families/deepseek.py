@@ -42,7 +42,7 @@ def TABLE(model):
 def LEFT_OUT(hf):
     """Returns (regex of tensors that are not read, what they are): the layers behind the last, of 671B one."""
     layers = '|'.join(map(str, range(hf['num_hidden_layers'])))
-    return rf'^model\.layers\.(?!(?:{layers})\.)\d+\.', 'the module that predicts the token after the next'
+    return rf'^(?:model\.)?layers\.(?!(?:{layers})\.)\d+\.', 'the module that predicts the token after the next'
 
 
 def read(hf):
@@ -76,12 +76,12 @@ def _scale(hf, position, size):
 
 
 def write(model):
-    layers = [model.stack.layer(number) for number in range(model.depth)]
-    dense_layers = [layer for layer in layers if not isinstance(layer.mlp, Experts)]
-    attention, experts = layers[0].attention, layers[-1].mlp
+    mlps = [model.stack.layer(number).mlp for number in range(model.depth)]
+    plain, mixed = ([mlp for mlp in mlps if isinstance(mlp, Experts) == kind] for kind in (False, True))
+    attention, experts = model.layers[0].attention, (mixed or plain)[0]
     size, position = attention.head_size(model.width), attention.position
     parameters = dense.rope_parameters(position)
-    if isinstance(position, Yarn) and attention.scale:
+    if isinstance(position, Yarn) and attention.scale and position.factor > 1:
         own = (attention.scale * size ** 0.5) ** 0.5
         scales = {'mscale_all_dim': own} | ({'mscale': own * position.growth} if position.growth else {})
         parameters |= {name: round((scale - 1) / (0.1 * math.log(position.factor)), 9)
@@ -89,8 +89,8 @@ def write(model):
     return FIXED | {
         **dense.described(model), 'rope_parameters': parameters, 'num_key_value_heads': attention.heads,
         'hidden_act': dense.activation_name(experts.activation), 'head_dim': attention.rotary,
-        'first_k_dense_replace': len(dense_layers),
-        'intermediate_size': dense_layers[0].mlp.hidden(model.width) if dense_layers else experts.ff,
+        'first_k_dense_replace': len(plain),
+        'intermediate_size': plain[0].hidden(model.width) if plain else experts.ff,
         'moe_intermediate_size': experts.ff, 'n_routed_experts': experts.count, 'n_shared_experts': experts.shared,
         'num_experts_per_tok': experts.top_k, 'n_group': experts.groups, 'topk_group': experts.top_groups,
         'norm_topk_prob': experts.normalised, 'routed_scaling_factor': experts.scale,
