@@ -65,7 +65,8 @@ CONFIGS = {
     'qwen3_moe': T.Qwen3MoeConfig(**SIZES, **UNTIED, **theta(100.0), head_dim=8, num_experts=6, num_experts_per_tok=2,
                                   moe_intermediate_size=24, norm_topk_prob=True),
     'qwen3_moe_plain': T.Qwen3MoeConfig(**SIZES, **TIED, **theta(100.0), head_dim=8, num_experts=4,
-                                        num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=False),
+                                        num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=False,
+                                        mlp_only_layers=[0, 2]),
     'deepseek': T.DeepseekV3Config(
         **LATENT, **UNTIED, q_lora_rank=20, n_routed_experts=8, n_shared_experts=2, n_group=4, topk_group=2,
         first_k_dense_replace=1, **theta(100.0, rope_type='yarn', factor=4.0, original_max_position_embeddings=16,
