@@ -2,6 +2,7 @@
 
     python peers_models.py make OUT          writes OUT/<family>/ (save_pretrained) and OUT/<family>.npz for each family
     python peers_models.py run DIRECTORY...  prints, as JSON, how exported directories load; writes DIRECTORY/ran.npz
+    python peers_models.py mxfp4 OUT         writes OUT/mxfp4.npz: blocks, scales and values of MXFP4
     python peers_models.py headers OUT       writes OUT/<name>.json: config, names and shapes of models of full size
 """
 import json
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 import transformers as T
 from transformers import core_model_loading
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 VOCAB, ROWS, LENGTH = 100, 2, 24
 SIZES = {'vocab_size': VOCAB, 'hidden_size': 32, 'intermediate_size': 48, 'num_hidden_layers': 4,
@@ -126,6 +128,15 @@ def run(*directories):
             more = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=64, do_sample=False)
             np.save(f'{directory}/greedy.npy', more[:, prompt.shape[1]:].numpy())
     print(json.dumps(faults))
+
+
+def mxfp4(out):
+    """Writes OUT/mxfp4.npz: random blocks and scales, and the values that transformers makes of them."""
+    rng = np.random.default_rng(0)
+    blocks, scales = (rng.integers(*span, shape).astype(np.uint8) for span, shape in (
+        ((0, 256), (3, 40, 2, 16)), ((90, 160), (3, 40, 2))))
+    values = convert_moe_packed_tensors(torch.tensor(blocks), torch.tensor(scales))
+    np.savez(f'{out}/mxfp4.npz', blocks=blocks, scales=scales, values=values.float().numpy())
 
 
 FULL = {
