@@ -3,6 +3,7 @@ import dataclasses
 import json
 
 import checkpoints_made as made
+import ml_dtypes
 import numpy as np
 import pytest
 from architectures import small
@@ -58,8 +59,30 @@ def test_the_module_of_the_token_after_the_next_is_left_out_in_one_line(director
     np.testing.assert_array_equal(read['blocks']['mlp']['up'], expected['blocks']['mlp']['up'])
 
 
+def test_weights_in_fp8_are_multiplied_by_the_scales_of_their_blocks(directory):
+    """As they are released, with blocks of 128 by 128; here of 4 by 8, and some cut short."""
+    tensors, rng, exact = load_file(directory / 'model.safetensors'), np.random.default_rng(0), {}
+    for name in [name for name in tensors if name.endswith(('_proj.weight', 'with_mqa.weight'))]:
+        shape = tensors[name].shape
+        stored = tensors[name].astype(ml_dtypes.float8_e4m3fn)
+        scales = rng.uniform(0.5, 2, (-(-shape[0] // 4), -(-shape[1] // 8))).astype(np.float32)
+        tensors |= {name: stored, f'{name}_scale_inv': scales}
+        exact[name] = np.array([[np.float32(stored[r, c]) * scales[r // 4, c // 8] for c in range(shape[1])]
+                                for r in range(shape[0])])
+    save_file(tensors, directory / 'model.safetensors')
+    hf = json.loads((directory / 'config.json').read_text())
+    (directory / 'config.json').write_text(json.dumps(hf | {
+        'quantization_config': {'quant_method': 'fp8', 'weight_block_size': [4, 8]}}))
+    read = convert.HuggingFace(str(directory)).params(convert.model(directory), None)
+    np.testing.assert_array_equal(read['blocks']['mlp']['up'][1].T, exact['model.layers.1.mlp.up_proj.weight'])
+    for expert in range(6):
+        np.testing.assert_array_equal(read['blocks_1']['experts']['down'][0, expert].T,
+                                      exact[f'model.layers.2.mlp.experts.{expert}.down_proj.weight'])
+    latent = exact['model.layers.0.self_attn.kv_a_proj_with_mqa.weight'][:8]
+    np.testing.assert_array_equal(read['blocks']['attention']['latent'][0].T, latent)
+
+
 @pytest.mark.parametrize('settings, match', [
-    ({'quantization_config': {'quant_method': 'fp8'}}, 'its weights are fp8 .*; write them in bfloat16 first'),
     ({'rope_interleave': False}, 'has rope_interleave=False, which lm lacks for DeepSeek'),
     ({'scoring_func': 'softmax', 'topk_method': 'greedy'}, 'topk_method=greedy, scoring_func=softmax, which lm lacks'),
     ({'n_group': 4}, 'groups=4 and top_groups=2 do not cut count=6 experts')])

@@ -46,9 +46,6 @@ def LEFT_OUT(hf):
 
 
 def read(hf):
-    if hf.get('quantization_config'):
-        raise config.Error('config.json has quantization_config: its weights are fp8 with scales of blocks, which are '
-                           'not read; write them in bfloat16 first, with fp8_cast_bf16.py of DeepSeek-V3.')
     if other := [key for key, value in FIXED.items() if hf.get(key, value) != value]:
         raise config.Error(f'config.json has {", ".join(f"{key}={hf[key]}" for key in other)}, which lm lacks for '
                            f'DeepSeek; it reads {FIXED}.')

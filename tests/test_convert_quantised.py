@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from lm import config, convert
-from lm.convert import imports, mxfp4
+from lm.convert import imports, quantised
 from lm.models import Head, Layer
 from lm.nn import Attention, ClampedSilu, Experts, Yarn
 
@@ -36,7 +36,7 @@ def packed(rng, shape):
 def test_values_are_those_of_transformers_bit_for_bit(tmp_path):
     peers.call('mxfp4', tmp_path)
     peer = np.load(tmp_path / 'mxfp4.npz')
-    np.testing.assert_array_equal(mxfp4.dequantised(peer['blocks'], peer['scales']).astype(np.float32), peer['values'])
+    np.testing.assert_array_equal(quantised.mxfp4(peer['blocks'], peer['scales']).astype(np.float32), peer['values'])
 
 
 def test_a_directory_in_mxfp4_is_read_as_one_of_its_values(tmp_path):
@@ -65,5 +65,5 @@ def test_a_quantisation_that_is_not_read_is_named(tmp_path):
     made.directory(tmp_path / 'model', MODEL)
     hf = json.loads((tmp_path / 'model' / 'config.json').read_text())
     (tmp_path / 'model' / 'config.json').write_text(json.dumps(hf | {'quantization_config': {'quant_method': 'awq'}}))
-    with pytest.raises(config.Error, match='has quant_method=awq, which is not read; convert the checkpoint in MXFP4'):
+    with pytest.raises(config.Error, match='has quant_method=awq, which is not read; those that are: fp8, mxfp4'):
         imports.run_of(tmp_path / 'model', tmp_path / 'run')
