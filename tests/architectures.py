@@ -87,7 +87,7 @@ DECODERS = {
     'relative': small(layer=Layer(Attention(4, 2, position=Relative(8, 20)), norm=LayerNorm(),
                                   residual=SandwichNorm()), head=Head(tied=False)),
     'gpt_oss': small(pattern=(sinking(4), sinking(0)), head=Head(tied=False)),
-    'yarn': small(layer=Layer(Attention(4, 2, 8, position=Yarn(20.0, 8.0, 12, 4.0, 0.5), sink=True),
+    'yarn': small(layer=Layer(Attention(4, 2, 8, position=Yarn(20.0, 8.0, 12, 4.0, 0.5, growth=0.9), sink=True),
                               MLP(activation=ClampedSilu(2.0, 0.5)))),
     'plain': small(layer=Layer(Attention(4, scale=0.2), norm=NoNorm())),
 }

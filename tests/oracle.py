@@ -197,7 +197,7 @@ class Decoder:
             query, key = rotate(query, at, frequencies), rotate(key, at, frequencies)
         if type(attention.position).__name__ == 'Yarn':
             frequencies = yarn_frequencies(attention.position, query.shape[-1])
-            growth = 0.1 * math.log(attention.position.factor) + 1
+            growth = attention.position.growth or 0.1 * math.log(attention.position.factor) + 1
             query, key = growth * rotate(query, at, frequencies), growth * rotate(key, at, frequencies)
         length = x.shape[1]
         visible = np.broadcast_to(sees(length, attention.window, segments, attention.causal), (len(x), length, length))

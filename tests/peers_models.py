@@ -2,6 +2,7 @@
 
     python peers_models.py make OUT          writes OUT/<family>/ (save_pretrained) and OUT/<family>.npz for each family
     python peers_models.py run DIRECTORY...  prints, as JSON, how exported directories load; writes DIRECTORY/ran.npz
+    python peers_models.py mxfp4 OUT         writes OUT/mxfp4.npz: blocks, scales and values of MXFP4
     python peers_models.py headers OUT       writes OUT/<name>.json: config, names and shapes of models of full size
 """
 import json
@@ -13,6 +14,8 @@ os.environ |= {'HF_HUB_OFFLINE': '1', 'TRANSFORMERS_VERBOSITY': 'error', 'HF_HUB
 import numpy as np
 import torch
 import transformers as T
+from transformers import core_model_loading
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 VOCAB, ROWS, LENGTH = 100, 2, 24
 SIZES = {'vocab_size': VOCAB, 'hidden_size': 32, 'intermediate_size': 48, 'num_hidden_layers': 4,
@@ -28,6 +31,8 @@ def theta(base, **more):
 
 LLAMA3 = theta(500.0, rope_type='llama3', factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                original_max_position_embeddings=16)
+LATENT = {**SIZES, 'num_key_value_heads': 4, 'kv_lora_rank': 12, 'qk_nope_head_dim': 10, 'qk_rope_head_dim': 6,
+          'v_head_dim': 8, 'moe_intermediate_size': 24, 'num_experts_per_tok': 3}
 CONFIGS = {
     'gpt2': T.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1,
                          eos_token_id=2),
@@ -62,7 +67,19 @@ CONFIGS = {
     'qwen3_moe': T.Qwen3MoeConfig(**SIZES, **UNTIED, **theta(100.0), head_dim=8, num_experts=6, num_experts_per_tok=2,
                                   moe_intermediate_size=24, norm_topk_prob=True),
     'qwen3_moe_plain': T.Qwen3MoeConfig(**SIZES, **TIED, **theta(100.0), head_dim=8, num_experts=4,
-                                        num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=False),
+                                        num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=False,
+                                        mlp_only_layers=[0, 2]),
+    'deepseek': T.DeepseekV3Config(
+        **LATENT, **UNTIED, q_lora_rank=20, n_routed_experts=8, n_shared_experts=2, n_group=4, topk_group=2,
+        first_k_dense_replace=1, **theta(100.0, rope_type='yarn', factor=4.0, original_max_position_embeddings=16,
+                                         beta_fast=4, beta_slow=1, mscale=0.8, mscale_all_dim=1.2)),
+    'deepseek_plain': T.DeepseekV3Config(
+        **LATENT, **TIED, q_lora_rank=None, n_routed_experts=6, n_shared_experts=1, n_group=1, topk_group=1,
+        first_k_dense_replace=2, norm_topk_prob=False, routed_scaling_factor=1.5, **theta(100.0)),
+    'deepseek_three': T.DeepseekV3Config(
+        **LATENT, **UNTIED, q_lora_rank=20, n_routed_experts=8, n_shared_experts=1, n_group=2, topk_group=1,
+        first_k_dense_replace=3, attention_bias=True, **theta(
+            100.0, rope_type='yarn', factor=40.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0)),
     'smollm3': T.SmolLM3Config(**SIZES, **TIED, **theta(100.0), no_rope_layers=[1, 1, 0, 1]),
 }
 
@@ -89,6 +106,9 @@ def make(out):
             for path, parameter in model.named_parameters():
                 parameter.normal_(0.0, 0.3).add_(1.0 if 'norm' in path and path.endswith('weight')
                                                  and 'gemma' not in name else 0.0)
+            for path, buffer in model.named_buffers():
+                if path.endswith('e_score_correction_bias'):
+                    buffer.normal_(0.0, 0.3)
         model.save_pretrained(f'{out}/{name}', max_shard_size='20KB' if name == 'llama' else '5GB')
         np.savez(f'{out}/{name}.npz', **outputs(model, tokens()))
 
@@ -110,6 +130,15 @@ def run(*directories):
     print(json.dumps(faults))
 
 
+def mxfp4(out):
+    """Writes OUT/mxfp4.npz: random blocks and scales, and the values that transformers makes of them."""
+    rng = np.random.default_rng(0)
+    blocks, scales = (rng.integers(*span, shape).astype(np.uint8) for span, shape in (
+        ((0, 256), (3, 40, 2, 16)), ((90, 160), (3, 40, 2))))
+    values = convert_moe_packed_tensors(torch.tensor(blocks), torch.tensor(scales))
+    np.savez(f'{out}/mxfp4.npz', blocks=blocks, scales=scales, values=values.float().numpy())
+
+
 FULL = {
     'llama_70b': T.LlamaConfig(vocab_size=128256, hidden_size=8192, intermediate_size=28672, num_hidden_layers=80,
                                num_attention_heads=64, num_key_value_heads=8, rms_norm_eps=1e-5, **UNTIED,
@@ -120,6 +149,9 @@ FULL = {
     'qwen3_32b': T.Qwen3Config(vocab_size=151936, hidden_size=5120, intermediate_size=25600, num_hidden_layers=64,
                                num_attention_heads=64, num_key_value_heads=8, head_dim=128, **UNTIED),
     'gpt2_xl': T.GPT2Config(n_embd=1600, n_layer=48, n_head=25),
+    'deepseek_v3': T.DeepseekV3Config(**theta(
+        10000.0, rope_type='yarn', factor=40.0, original_max_position_embeddings=4096, beta_fast=32, beta_slow=1,
+        mscale=1.0, mscale_all_dim=1.0)),
 }
 
 
@@ -129,7 +161,8 @@ def headers(out):
         with torch.device('meta'):
             model = T.AutoModelForCausalLM.from_config(config)
         skipped = {'lm_head.weight'} if config.tie_word_embeddings else set()
-        shapes = {key: list(x.shape) for key, x in model.state_dict().items() if key not in skipped}
+        stored = core_model_loading.revert_weight_conversion(model, model.state_dict())  # one tensor for each expert
+        shapes = {key: list(x.shape) for key, x in stored.items() if key not in skipped}
         config.architectures = [type(model).__name__]
         with open(f'{out}/{name}.json', 'w') as file:
             json.dump({'config': config.to_dict(), 'shapes': shapes}, file)

@@ -11,7 +11,7 @@ from architectures import jit, parameters, small
 
 from lm import config, data, optim, train, trees
 from lm.config.overrides import with_traced_fields
-from lm.models import Embedding, Head, Layer, MupBase
+from lm.models import Embedding, Head, Layer, MupBase, mup
 from lm.nn import MLP, Attention, Execution, Experts, RMSNorm
 from lm.optim import transforms
 
@@ -184,3 +184,12 @@ def test_bad_sizes_are_one_clear_line(fields, words):
     with pytest.raises(config.Error) as caught:
         small(**fields)
     assert '\n' not in str(caught.value) and all(word in str(caught.value) for word in words)
+
+
+def test_a_base_has_sizes_for_dense_layers_and_for_those_of_experts():
+    model = small(width=64, pattern=(Layer(Attention(16), MLP(96)), Layer(Attention(16), Experts(4, 2, 48))),
+                  base=MupBase(width=16, heads=4, ff=24, expert_ff=12))
+    assert [layer.mlp.ff for layer in mup.base_model(model).pattern] == [24, 12]
+    shapes = model.base_shapes()
+    assert shapes['blocks']['mlp']['up'].shape == (1, 16, 24)
+    assert shapes['blocks_1']['experts']['up'].shape == (1, 4, 16, 12)

@@ -14,6 +14,8 @@ import pytest
 
 from lm import config, hardware
 from lm.commands import plan
+from lm.models import Decoder, Layer
+from lm.nn import MLP, Attention, LatentAttention
 from lm.parallel import sharding
 from lm.plan import analytic, compiler, planner, search, shape
 from lm.plan.layout import Layout, all_layouts, layout_of
@@ -40,6 +42,10 @@ def test_a_shape_has_the_sizes_of_the_model_that_is_trained():
 def test_a_model_that_the_formulas_cannot_count_is_refused():
     with pytest.raises(config.Error, match='SimpleNamespace has no stack; give it'):
         shape.shape_of(types.SimpleNamespace(depth=2))
+    latent, plain = Layer(LatentAttention(4, head_dim=8, rotary=4)), Layer(Attention(4))
+    for pattern in ((latent, latent), (plain, Layer(Attention(4), MLP(24)))):
+        with pytest.raises(config.Error, match='^lm plan counts layers of one shape, with keys and values of'):
+            shape.shape_of(Decoder(50, 2, 16, pattern=pattern))
 
 
 @pytest.mark.parametrize('file', sorted((ROOT / 'lm' / 'plan').glob('*.py')), ids=lambda file: file.name)

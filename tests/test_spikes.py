@@ -11,7 +11,7 @@ import pytest
 
 from lm import config, data, optim, records, train, trees
 from lm.commands import replay as command
-from lm.debug.layers import layer_stats
+from lm.debug.layers import layer_stats, of_one_stack
 from lm.models import Decoder, Layer, MupBase
 from lm.nn import Attention
 from lm.parallel import sharding
@@ -157,6 +157,13 @@ def test_layer_stats_are_of_the_update_that_the_step_applies_under_mup(place):
     applied = trees.flatten(jax.tree.map(lambda x, y: float(jnp.linalg.norm(x - y)), after.params, before))
     assert rows.keys() == applied.keys()
     np.testing.assert_allclose([rows[name] for name in applied], list(applied.values()), rtol=1e-3)
+
+
+def test_layers_are_those_of_one_stack():
+    stacked = ['blocks/mlp/up', 'blocks_1/experts/up', 'blocks_1/mlp/up', 'blocks/mlp/down', 'decoder/blocks/mlp/up']
+    assert of_one_stack('blocks/mlp/down', stacked) == ['blocks/mlp/up', 'blocks/mlp/down']
+    assert of_one_stack('blocks_1/mlp/up', stacked) == ['blocks_1/experts/up', 'blocks_1/mlp/up']
+    assert of_one_stack('decoder/blocks/mlp/up', stacked) == ['decoder/blocks/mlp/up']
 
 
 @pytest.mark.parametrize('packing', ['windows', 'bestfit'])

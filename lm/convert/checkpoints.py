@@ -11,6 +11,7 @@ import numpy as np
 
 from lm import config
 from lm.config import files
+from lm.convert import quantised
 
 DTYPES = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
 HEADER = {str: ({'dtype': str, 'shape': [int], 'data_offsets': [int]}, {str: str})}  # the second: __metadata__
@@ -45,7 +46,10 @@ class Checkpoint(abc.ABC):
 
 
 class Directory(Checkpoint):
-    """A Hugging Face directory: config.json and safetensors, in one file or several with an index."""
+    """A Hugging Face directory: config.json and safetensors, in one file or several with an index.
+
+    Weights that are quantised go by the names and shapes that they have where they are not.
+    """
 
     def __init__(self, path):
         self.path = Path(path)
@@ -54,6 +58,10 @@ class Directory(Checkpoint):
         self.entries = {name: (file, entry) for file in self._files() for name, entry in header(file).items()}
         self.maps = {file: np.memmap(file, np.uint8, 'r') for file, _ in self.entries.values()}
         self.shapes = {name: tuple(entry['shape']) for name, (_, entry) in self.entries.items()}
+        self.quantised, self.last = quantised.tensors(hf, self.shapes), None
+        parts = {part for tensor in self.quantised.values() for part in tensor.parts}
+        self.shapes = {name: shape for name, shape in self.shapes.items() if name not in parts} | {
+            name: tensor.shape for name, tensor in self.quantised.items()}
 
     def _files(self):
         index = self.path / 'model.safetensors.index.json'
@@ -69,11 +77,20 @@ class Directory(Checkpoint):
         raise config.Error(f'{self.path} holds no *.safetensors; give the directory of a model.')
 
     def tensor(self, name):
+        if name not in self.quantised:
+            return self._stored(name, DTYPES)
+        if not self.last or self.last[0] != name:  # parts of one are asked for one after the other
+            self.last = None
+            _, parts, read = self.quantised[name]
+            self.last = name, read(*(self._stored(part, quantised.DTYPES) for part in parts))
+        return self.last[1]
+
+    def _stored(self, name, dtypes):
         file, entry = self.entries[name]
-        if entry['dtype'] not in DTYPES:
-            raise config.Error(f'{name} in {file} is {entry["dtype"]}; those that are read: {", ".join(DTYPES)}.')
+        if entry['dtype'] not in dtypes:
+            raise config.Error(f'{name} in {file} is {entry["dtype"]}; those that are read: {", ".join(dtypes)}.')
         first, last = entry['data_offsets']
-        return self.maps[file][first:last].view(DTYPES[entry['dtype']]).reshape(entry['shape'])
+        return self.maps[file][first:last].view(dtypes[entry['dtype']]).reshape(entry['shape'])
 
 
 def header(file):

@@ -2,6 +2,8 @@
 
 hf: the dict of a config.json, checkpoints.Settings. Its defaults are those of transformers for files that lack a key.
 """
+import math
+
 from lm import config
 from lm.convert.tables import Tensor
 from lm.models import Decoder, Embedding, Head, Layer
@@ -61,13 +63,29 @@ def rope(hf, kind=None):
             return Rope(factor=float(parameters['factor']), low=float(parameters['low_freq_factor']),
                         high=float(parameters['high_freq_factor']),
                         original=parameters['original_max_position_embeddings'], **fields)
-        case 'yarn' if not any(parameters.get(key) for key in ('attention_factor', 'mscale', 'mscale_all_dim')):
+        case 'yarn':
             return Yarn(fields['base'], float(parameters['factor']), parameters['original_max_position_embeddings'],
                         parameters.get('beta_fast') or 32.0, parameters.get('beta_slow') or 1.0,
-                        parameters.get('truncate', True))
+                        parameters.get('truncate', True), _growth(parameters))
         case other:
             raise config.Error(f'config.json has rope scaling {other!r}, which lm lacks; those that it has: default, '
-                               'linear, llama3, yarn (without a factor of its own for attention).')
+                               'linear, llama3, yarn.')
+
+
+def _growth(parameters):
+    """Returns Yarn.growth of rope_parameters: a factor of their own, or a ratio of two."""
+    if parameters.get('attention_factor'):
+        return float(parameters['attention_factor'])
+    scales = [parameters.get(key) for key in ('mscale', 'mscale_all_dim')]
+    if not all(scales):
+        return None
+    above, below = (yarn_scale(float(parameters['factor']), scale) for scale in scales)
+    return above / below
+
+
+def yarn_scale(factor, times):
+    """Returns 0.1 times ln(factor) + 1, Yarn's growth for `times` 1."""
+    return 0.1 * times * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def rope_parameters(position, partial=False):
@@ -78,7 +96,8 @@ def rope_parameters(position, partial=False):
     if isinstance(position, Yarn):
         return {'rope_type': 'yarn', 'rope_theta': position.base, 'factor': position.factor,
                 'original_max_position_embeddings': position.original, 'beta_fast': position.fast,
-                'beta_slow': position.slow, 'truncate': position.whole}
+                'beta_slow': position.slow, 'truncate': position.whole,
+                **({'attention_factor': position.growth} if position.growth else {})}
     if not isinstance(position, Rope):
         position = Rope()
     parameters = {'rope_type': 'default', 'rope_theta': position.base}

@@ -102,7 +102,7 @@ def theirs(binding, leaf):
     """Yields (name, float32 array) of all their tensors; leaf(path).read(index) -> values, each read once."""
     groups = {}  # of parameters that share tensors, as fused ones do
     for path, parameter in binding.parameters.items():
-        groups.setdefault(parameter.tensor.name, []).append((path, parameter))
+        groups.setdefault((parameter.tensor.name, parameter.layers), []).append((path, parameter))
     for members in groups.values():
         sources = [(parameter, leaf(path)) for path, parameter in members]
         for counts, name in members[0][1].names():
@@ -117,7 +117,7 @@ def _filled(shape, sources, counts):
     for parameter, source in sources:
         place = parameter.view(array)
         values = source.read(tuple(counts.get(letter, slice(None)) for letter in parameter.letters))
-        place[...] = values[tuple(map(slice, place.shape))]
+        place[..., parameter.order] = values[tuple(map(slice, place.shape))]
         if parameter.tensor.plus:
             place[...] -= np.float32(parameter.tensor.plus)
     return array

@@ -11,7 +11,7 @@ import re
 # The letter of each logical axis of a parameter (nn.weights); B is the size of a bias or of a norm.
 LETTERS = {'layers': 'L', 'embed': 'D', 'heads': 'N', 'kv_heads': 'K', 'head_dim': 'H', 'ff': 'F', 'vocab': 'V',
            'experts': 'E', 'routes': 'E', 'position': 'T', 'norm': 'B', 'bias': 'B',
-           'types': 'Y', 'hidden': 'I', 'classes': 'C'}
+           'types': 'Y', 'hidden': 'I', 'classes': 'C', 'rank': 'R', 'query_rank': 'Q', 'rotary': 'P'}
 TOKEN = re.compile(r'\d+/\d+|[A-Z]')
 
 

@@ -1,5 +1,6 @@
 """Starts from the weights of others: a Hugging Face directory or a GGUF file, read onto the mesh."""
 import os
+import re
 from dataclasses import dataclass
 
 import jax
@@ -37,7 +38,12 @@ def bound(checkpoint, model):
     family = families.of(checkpoint.config, checkpoint.path)
     with checkpoints.understood(checkpoint.path):
         binding = tables.Binding(model, family.TABLE)
-        tensor = binding.check(checkpoint, getattr(family, 'IGNORED', ''))
+        unread, words = family.LEFT_OUT(checkpoint.config) if hasattr(family, 'LEFT_OUT') else ('', '')
+        tensor = binding.check(checkpoint, '|'.join(filter(None, [getattr(family, 'IGNORED', ''), unread])))
+    names = [match[0] for match in map(re.compile(unread).match, checkpoint.shapes) if match and unread]
+    if names:
+        files.warn(f'{checkpoint.path} has {words}, which is left out: {len(names)} tensors, '
+                   f'{", ".join(f"{name}*" for name in sorted(set(names)))}.')
 
     def understood(name):
         with checkpoints.understood(f'{name} in {checkpoint.path}'):

@@ -14,22 +14,28 @@ class Tensor(NamedTuple):
     """A tensor of theirs: its name, the layout of its axes (layouts), and what is added to its values to give ours.
 
     Letters in braces, of axes that are no axes of it, count: 'model.layers.{L}.mlp.experts.{E}.w1.weight'. first: the
-    first layer that has one; what those before it have here is not used, and 0.
+    first layer that has one; what those before it have here is not used, and 0. pairs: the last so many entries of our
+    last axis are dimensions that turn, of which pairs lie side by side there, and in halves here, as Rope turns them.
     """
 
     name: str
     layout: str = 'B'
     plus: float = 0.0
     first: int = 0
+    pairs: int = 0
 
 
 class Parameter(NamedTuple):
-    """A parameter of ours [axes named by `letters`] beside its Tensor; `counted` are the axes that its name counts."""
+    """A parameter of ours [axes named by `letters`] beside its Tensor; `counted` are the axes that its name counts.
+
+    layers: the numbers of those that its axis L stacks, if it has one.
+    """
 
     tensor: Tensor
     letters: str
     shape: tuple
     sizes: dict
+    layers: tuple = ()
 
     @property
     def counted(self):
@@ -43,8 +49,20 @@ class Parameter(NamedTuple):
         """Yields ({letter: number}, name) of each of their tensors."""
         for numbers in itertools.product(*(range(self.sizes[letter]) for letter in self.counted)):
             counts = dict(zip(self.counted, numbers, strict=True))
-            if counts.get('L', self.tensor.first) >= self.tensor.first:
-                yield counts, self.tensor.name.format(**counts)
+            if (name := self._name(counts)) is not None:
+                yield counts, name
+
+    def _name(self, counts):
+        """Returns the name of one of their tensors, None where its layer has none."""
+        layer = self.layers[counts['L']] if 'L' in counts else self.tensor.first
+        return None if layer < self.tensor.first else self.tensor.name.format(**{**counts, 'L': layer})
+
+    @property
+    def order(self):
+        """The places in theirs of the entries of our last axis, an index of it."""
+        size, pairs = self.shape[-1], self.tensor.pairs
+        turning = np.arange(size - pairs, size)
+        return np.concatenate([np.arange(size - pairs), turning[::2], turning[1::2]]) if pairs else slice(None)
 
     def view(self, array):
         """Returns a view of one of their tensors with the axes `rest`."""
@@ -60,11 +78,13 @@ class Parameter(NamedTuple):
                   for letter, part, size in zip(self.letters, index, self.shape, strict=True)}
         values = np.zeros([len(ranges[letter]) for letter in self.letters], np.float32)
         inner = tuple(slice(ranges[letter].start, ranges[letter].stop) for letter in self.rest)
+        if self.tensor.pairs:
+            inner = (*inner[:-1], self.order[inner[-1]])
         for numbers in itertools.product(*(ranges[letter] for letter in self.counted)):
             counts = dict(zip(self.counted, numbers, strict=True))
-            if counts.get('L', self.tensor.first) < self.tensor.first:
+            if (name := self._name(counts)) is None:
                 continue
-            part = self.view(tensor(self.tensor.name.format(**counts)))[inner]
+            part = self.view(tensor(name))[inner]
             place = tuple(counts[letter] - ranges[letter].start if letter in counts else slice(0, size)
                           for letter, size in self._places(part))
             values[place] = part
@@ -81,7 +101,8 @@ class Binding:
     """A table {path of our parameter: Tensor} bound to a model: what a checkpoint of it holds.
 
     table: or a function of the model that returns it. parameters: {path: Parameter}. shapes: {their name: shape}. A
-    table may name parameters that the model lacks.
+    table may name parameters that the model lacks. What it says of 'blocks' it says of all stacks of layers, but where
+    it names those too.
     """
 
     def __init__(self, model, table):
@@ -90,13 +111,15 @@ class Binding:
         letters = {path: ''.join(layouts.LETTERS[name] for name in names) for path, names in axes.items()}
         everywhere = {letter: size for path, leaf in leaves.items()
                       for letter, size in zip(letters[path], leaf.shape, strict=True)} | {'V': model.vocab}
-        table = table(model) if callable(table) else table
+        table, stacks = table(model) if callable(table) else table, stacks_of(model)
         self.parameters, self.shapes = {}, {}
         for path, leaf in leaves.items():
-            if path not in table:
+            tensor = table.get(path) or table.get(re.sub(r'(^|/)blocks_\d+/', r'\1blocks/', path))
+            if tensor is None:
                 raise config.Error(f'{path} has no name in this family; give the model what its checkpoints have.')
             own = dict(zip(letters[path], leaf.shape, strict=True)) | {'V': model.vocab}
-            parameter = Parameter(table[path], letters[path], leaf.shape, everywhere | own)
+            layers = next((numbers for name, numbers in stacks.items() if path.startswith(f'{name}/')), ())
+            parameter = Parameter(tensor, letters[path], leaf.shape, everywhere | own, tuple(layers))
             self.parameters[path] = parameter
             shape = layouts.shape(parameter.tensor.layout, parameter.sizes)
             self.shapes |= dict.fromkeys((name for _, name in parameter.names()), shape)
@@ -123,6 +146,14 @@ class Binding:
             raise config.Error(f'{checkpoint.path} does not hold this model: {"; ".join(faults)}; compare its sizes '
                                'with those of config.json.')
         return lambda name: checkpoint.tensor(stored[name])
+
+
+def stacks_of(model):
+    """Returns {path: numbers of the layers} of the stacks of a model, or of both its halves."""
+    halves = {'': model} if hasattr(model, 'stack') else {
+        f'{side}/': getattr(model, side) for side in ('encoder', 'decoder')}
+    return {f'{prefix}{name}': numbers for prefix, half in halves.items()
+            for name, numbers in half.stack.stacks(model.width).items()}
 
 
 def collapsed(names):

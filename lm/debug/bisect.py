@@ -159,7 +159,8 @@ def first_leaf(run, both):
         pair = jax.device_get((a.get(name), b.get(name)))
         if key in stacked and np.shape(pair[0]) == np.shape(pair[1]):
             layer = next(i for i, (x, y) in enumerate(zip(*pair, strict=True)) if x.tobytes() != y.tobytes())
-            places.append((order.index(stacked[0]), layer, rank, f'{name}, layer {layer}', pair[0][layer],
+            first = order.index(layers.of_one_stack(key, stacked)[0])
+            places.append((first, layer, rank, f'{name}, layer {layer}', pair[0][layer],
                            pair[1][layer]))
         else:
             places.append((rank, 0, 0, name, *pair))

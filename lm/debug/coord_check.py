@@ -65,10 +65,10 @@ def widened(settings, width):
     model = settings.model
     if not hasattr(model, 'activations'):
         raise config.Error(f'{type(model).__name__} has no activations to look at; try a Decoder.')
-    attention, mlp = model.layers[0].attention, model.layers[0].mlp
+    attention = model.layers[0].attention
     sizes = model.base.sizes or {name: size for name, size in (
         ('width', model.width), ('heads', attention.heads), ('kv_heads', attention.kv_heads),
-        ('expert_ff' if isinstance(mlp, Experts) else 'ff', mlp.ff)) if size}
+        *(('expert_ff' if isinstance(layer.mlp, Experts) else 'ff', layer.mlp.ff) for layer in model.layers)) if size}
     if 'width' not in sizes:
         raise config.Error(f'model.base={model.base} names no width; try model.base.width={model.width}.')
     step = sizes['width'] // math.gcd(*sizes.values())

@@ -1,5 +1,6 @@
 """What a step does to each layer's tensors: norms and checksums of gradients, weights and updates."""
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,8 @@ def layer_stats(settings, program, state, batch):
 
     A list of {'name', 'layer', 'gradient', 'weight', 'update', 'ratio', 'bits'} in the order in which the model reads
     them: norms of the gradient before clipping, of the parameters and of what is added to them, the last over the
-    second, and the checksums of all three. An array that holds all layers has one row a layer; 'layer' is null for
-    others.
+    second, and the checksums of all three. An array that stacks layers has one row for each, 'layer' its number in the
+    stack; 'layer' is null for others.
     """
     order, stacked = names_as_read(settings, program)
     parts = train.parts(settings)
@@ -46,10 +47,17 @@ def layer_stats(settings, program, state, batch):
     for name in order:
         if name not in stacked:
             rows.append(_row(name, None, [kind[name] for kind in measured]))
-        elif name == stacked[0]:
+        elif name == (together := of_one_stack(name, stacked))[0]:
             rows += [_row(other, layer, [(kind[other][0][layer], kind[other][1][layer]) for kind in measured])
-                     for layer in range(len(measured[0][name][0])) for other in stacked]
+                     for layer in range(len(measured[0][name][0])) for other in together]
     return rows
+
+
+def of_one_stack(name, stacked):
+    """Returns those of the names `stacked` that are in the stack of one of them: 'blocks', 'decoder/blocks_1'."""
+    def stack(name):
+        return re.match(r'.*?blocks(_\d+)?/', name)[0]
+    return [other for other in stacked if stack(other) == stack(name)]
 
 
 def _row(name, layer, measured):

@@ -65,10 +65,11 @@ class Decoder(TokenModel):
             layer.attention.head_size(self.width)  # raises where it does not divide
             if layer.cross:
                 raise config.Error('layer.cross reads a memory and a Decoder has none; set layer.cross=None.')
-        rates = {layer.mlp.bias_rate for layer in self.layers if isinstance(layer.mlp, Experts)}
-        if len(rates) > 1:
-            raise config.Error(f'bias_rate is {" and ".join(map(str, sorted(rates)))} in layers of one pattern; '
-                               'give all the same.')
+        for name in ('bias_rate', 'count'):
+            values = {getattr(layer.mlp, name) for layer in self.layers if isinstance(layer.mlp, Experts)}
+            if len(values) > 1:
+                raise config.Error(f'{name} is {" and ".join(map(str, sorted(values)))} in layers of one pattern; '
+                                   'give all the same.')
         self.embedding.check(self.width)
         padded(self.vocab, self.execution.vocab_chunks)
         mup.base_model(self)
@@ -170,8 +171,15 @@ class Decoder(TokenModel):
         return states.zigzag.gather(scores) if states.zigzag else scores
 
     def post_update(self, params, metrics):
-        blocks, metrics = self.layers[0].mlp.post_update(params['blocks'], metrics)
-        return {**params, 'blocks': blocks}, metrics
+        measured = [number for number in range(self.depth) if isinstance(self.stack.layer(number).mlp, Experts)]
+        updated = []
+        for name, numbers in self.stack.stacks(self.width).items():
+            rows = [measured.index(number) for number in numbers if number in measured]
+            own = {**metrics, 'load': metrics['load'][jnp.array(rows)]} if 0 < len(rows) < len(measured) else metrics
+            stack, own = self.stack.layer(numbers[0]).mlp.post_update(params[name], own)
+            params = {**params, name: stack}
+            updated += [own] if rows or not measured else []
+        return params, {**metrics, **jax.tree.map(lambda *values: jnp.max(jnp.stack(values), 0), *updated)}
 
     def flops(self, context):
         """Returns the model FLOPs of training on one token, forward and backward, without recomputation."""

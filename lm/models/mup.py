@@ -40,19 +40,21 @@ def base_model(model):
 
 def resized(model, sizes):
     """Returns a model (with fields width, layer and pattern) of other sizes, {name as in MupBase: size}."""
-    def change(layer):
-        return _resized_layer(layer, sizes)
-    pattern = tuple(map(change, model.pattern))
-    return replace(model, width=sizes.get('width', model.width), pattern=pattern,
-                   layer=model.layer if pattern else change(model.layer))
+    layers = model.pattern or (model.layer,)
+    mixed = [isinstance(layer.mlp, Experts) for layer in layers]
+    for name, present, what in (('expert_ff', any(mixed), 'experts'), ('ff', not all(mixed), 'an MLP')):
+        if name in sizes and not present:
+            other = 'ff' if name == 'expert_ff' else 'expert_ff'
+            raise config.Error(f'base.{name}={sizes[name]} is for {what} and there is none; '
+                               f'try base.{other}={sizes[name]}.')
+    layers = [_resized_layer(layer, sizes) for layer in layers]
+    return replace(model, width=sizes.get('width', model.width), pattern=tuple(layers) if model.pattern else (),
+                   layer=model.layer if model.pattern else layers[0])
 
 
 def _resized_layer(layer, sizes):
     of_attention = {name: sizes[name] for name in ('heads', 'kv_heads', 'head_dim') if name in sizes}
-    key, other = ('expert_ff', 'ff') if isinstance(layer.mlp, Experts) else ('ff', 'expert_ff')
-    if other in sizes:
-        raise config.Error(f'base.{other}={sizes[other]} is for {"experts" if other == "expert_ff" else "an MLP"} and '
-                           f'there is none; try base.{key}={sizes[other]}.')
+    key = 'expert_ff' if isinstance(layer.mlp, Experts) else 'ff'
     mlp = replace(layer.mlp, ff=sizes[key]) if key in sizes else layer.mlp
     return replace(layer, attention=replace(layer.attention, **of_attention), mlp=mlp)
 

@@ -1,7 +1,6 @@
 """The block stack: a Layer is a value, a Stack repeats a pattern of them over its depth. x [B T D] -> x."""
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,9 @@ from flax.errors import NameInUseError
 from jax.ad_checkpoint import checkpoint_name
 
 from lm import config
+from lm.models import scan
 from lm.models.residuals import PreNorm, Residual
+from lm.models.scan import Outputs
 from lm.nn import memory
 from lm.nn.context import Context, Execution
 from lm.nn.dropout import dropout
@@ -18,6 +19,8 @@ from lm.nn.norms import Norm, RMSNorm
 from lm.nn.taps import Tap
 from lm.nn.weights import apply, declare, normal, repeated
 from lm.parallel import pipeline, sharding
+
+EVERY = 'every'  # beside the names of stacks: what each layer has
 
 
 @dataclass(frozen=True)
@@ -87,20 +90,12 @@ class Layer:
         return sharding.constrain(tap('residual', x), 'batch', 'stream', None), (cache, auxiliary)
 
 
-class Outputs(NamedTuple):
-    """What layers give beside x: their caches, the experts' measurements, captured activations by name."""
-
-    cache: Any
-    auxiliary: dict
-    captured: dict
-
-
 @dataclass(frozen=True)
 class Stack:
     """`depth` layers that repeat a pattern: a scan over its repeats, layers of one pattern static inside.
 
-    Layers of a pattern may differ in all but the names and shapes of their weights, which are stacked [L ...]. Of a
-    pattern that names all layers, what it repeats itself is scanned.
+    Weights of layers that agree in their names and shapes are stacked [L ...], see `stacks`. Of a pattern that names
+    all layers, what it repeats itself is scanned.
     """
 
     pattern: tuple[Layer, ...]
@@ -110,25 +105,47 @@ class Stack:
         """Returns the Layer at a depth, from 0."""
         return self.pattern[number % len(self.pattern)]
 
-    def declare(self, key, width):
-        """Returns the parameters as Weights: {'blocks': [L ...]} and what positions share between layers."""
-        x, context = jnp.zeros((1, 1, width)), Context(jnp.zeros((1, 1), jnp.int32), rows=jnp.zeros(1, jnp.int32))
-        context = context._replace(memory=x)
+    def stacks(self, width):
+        """Returns {name: numbers of layers} of those whose weights are stacked, as they agree in names and shapes.
 
-        def blocks(layer):
-            function = partial(layer, tap=Tap(), execution=Execution(), depth=self.depth)
-            return declare(lambda _, *args: repeated(function, self.depth, 'blocks')(*args), key, x, context)
-        # Not of the set of distinct layers: a sweep may trace their dropout, and a tracer has no hash.
-        shapes = [jax.eval_shape(partial(blocks, layer)) for layer in self.pattern] if len(self.pattern) > 1 else []
-        if any(other != shapes[0] for other in shapes):
-            raise config.Error('layers of one pattern differ in the shapes of their weights; give them equal sizes, '
-                               'norms, biases and MLPs.')
+        All layers are 'blocks' where all agree; else those that agree with the first are, and the next are 'blocks_1',
+        'blocks_2' and so on, in the order in which they come.
+        """
+        kinds = self._kinds()
+        shapes = {kind: jax.eval_shape(partial(self._declare, self.pattern[kind], 1, 'blocks', width=width),
+                                       jax.random.key(0)) for kind in set(kinds)} if len(set(kinds)) > 1 else {}
+        stacks = []
+        for number in range(self.depth):
+            shape = shapes.get(kinds[number % len(kinds)])
+            members = next((members for other, members in stacks if other == shape), None)
+            if members is None:
+                stacks.append((shape, members := []))
+            members.append(number)
+        return {f'blocks_{i}' if i else 'blocks': members for i, (_, members) in enumerate(stacks)}
+
+    def _kinds(self):
+        """Returns for each layer of the pattern that is used the number of the first that is equal."""
+        kinds = []
+        for number, layer in enumerate(self.pattern[:self.depth]):
+            kinds.append(next((kind for kind in dict.fromkeys(kinds) if _alike(self.pattern[kind], layer)), number))
+        return kinds
+
+    def declare(self, key, width):
+        """Returns the parameters as Weights: those of `stacks`, and what positions share between layers."""
         try:
             tables = declare(self._tables, jax.random.fold_in(key, self.depth))
         except NameInUseError as error:
             raise config.Error('positions of one pattern declare parameters of the same name; '
                                'give its layers equal positions.') from error
-        return {**tables, **blocks(self.pattern[0])}
+        for name, numbers in self.stacks(width).items():
+            tables |= self._declare(self.layer(numbers[0]), len(numbers), name, key, width=width)
+        return tables
+
+    def _declare(self, layer, count, name, key, *, width):
+        """Returns {name: the Weights [count ...] of so many layers}."""
+        x, context = jnp.zeros((1, 1, width)), Context(jnp.zeros((1, 1), jnp.int32), rows=jnp.zeros(1, jnp.int32))
+        function = partial(layer, tap=Tap(), execution=Execution(), depth=self.depth)
+        return declare(lambda _, *args: repeated(function, count, name)(*args), key, x, context._replace(memory=x))
 
     def _tables(self, scope):
         """Returns the table of its position for each layer of the pattern, shared by those with as many heads."""
@@ -146,81 +163,65 @@ class Stack:
         return sum(self.layer(number).flops(width, length) for number in range(self.depth))
 
     def cache(self, width, batch, slots, dtype):
-        """Returns an empty cache, keys and values of all layers, each [L B S K H]."""
-        one = self.pattern[0].cache(width, batch, slots, dtype)
-        return jax.tree.map(lambda x: jnp.zeros((self.depth, *x.shape), x.dtype), one)
+        """Returns an empty cache, what the attention of all layers keeps, [L B S ...]; {stack: cache} of several."""
+        def empty(numbers):
+            one = self.layer(numbers[0]).cache(width, batch, slots, dtype)
+            return jax.tree.map(lambda x: jnp.zeros((len(numbers), *x.shape), x.dtype), one)
+        return _bare({name: empty(numbers) for name, numbers in self.stacks(width).items()})
 
     def __call__(self, params, x, context, execution, *, cache=None, capture=(), edits=None):
-        """Returns (x [B T D], outputs of the layers, an Outputs of arrays [L ...]).
+        """Returns (x [B T D], Outputs of the layers, its arrays [L ...]), the cache as of `cache`.
 
         capture: names of activations to return; a layer names 'attention', 'cross' and 'mlp', what each adds, and the
         'residual' stream after it. edits: {name: (mask, value)} [L ...], see taps.Tap.
         """
         tables = apply(self._tables, params)
-        angles = self._shared(lambda attention: attention.head_size(x.shape[-1]),
+        angles = self._shared(lambda attention: attention.turning(attention.head_size(x.shape[-1])),
                               lambda position, size: position.angles(context.positions, size))
         keys = None if context.key is None else jax.random.split(context.key, self.depth)
-        layers = params['blocks'], keys, cache, edits
-        rows = context._replace(key=None), angles
+        stacks = self.stacks(x.shape[-1])
+        caches = cache if cache is not None and len(stacks) > 1 else dict.fromkeys(stacks, cache)
+        rows = {name: (params[name], caches[name]) for name in stacks} | {EVERY: (keys, edits)}
+        fixed = context._replace(key=None), angles
         run = partial(self._run, tables=tables, execution=execution, capture=capture)
         if pipeline.stages() == 1 or cache is not None or capture or edits:
-            return run(layers, x, *rows)
-        return self._pipelined(run, layers, x, rows, execution.pipeline)
+            x, outputs = run(rows, x, *fixed, owners=stacks | {EVERY: range(self.depth)})
+        else:
+            x, outputs = self._pipelined(run, rows, x, fixed, execution.pipeline)
+        return x, outputs._replace(cache=_bare(outputs.cache))
 
-    def _run(self, layers, x, context, angles, *, tables, execution, capture):
-        """Returns (x, Outputs) of the layers [L ...] whose (parameters, key, cache, edits) are given."""
-        count = len(jax.tree.leaves(layers)[0])
-        lead, period = self._repetition() if count == self.depth else (0, len(self.pattern))
-        repeats, rest = divmod(count - lead, period)
-        unroll = self._unroll(execution, repeats)
+    def _run(self, rows, x, context, angles, *, tables, execution, capture, owners=None):
+        """Returns (x, Outputs of dicts) of the layers whose {stack: (parameters, cache)} and EVERY: (key, edits) are
+        given; owners: of those rows, see scan.run, None for as many whole patterns as there are.
+        """
+        count = len(jax.tree.leaves(rows)[0]) if owners is None else self.depth
+        lead, period = self._repetition() if owners else (0, len(self.pattern))
+        unroll = self._unroll(execution, (count - lead) // period)
 
-        def run_layer(x, number, own, in_loop=unroll == 1):
+        def step(x, number, own, in_loop):
             number %= len(self.pattern)
             step = partial(self._step, self.pattern[number], execution=execution, capture=capture)
             step = memory.rematerialise(step, execution.remat, in_loop)
             return step(x, own, context._replace(angles=angles[number], table=tables[number]))
-
-        def run_each(x, numbers):
-            parts = []
-            for number in numbers:
-                x, out = run_layer(x, number, jax.tree.map(lambda a, number=number: a[number], layers), False)
-                parts.append(jax.tree.map(lambda new: new[None], out))
-            return x, parts
-
-        def repeat(x, layers):
-            if period == 1:
-                return run_layer(x, lead, layers)
-            outputs = []
-            for number in range(period):
-                x, out = run_layer(x, lead + number, jax.tree.map(lambda a, number=number: a[number], layers))
-                outputs.append(out)
-            return x, jax.tree.map(lambda *arrays: jnp.stack(arrays), *outputs)
-        x, before = run_each(x, range(lead))
-        whole = jax.tree.map(lambda a: a[lead:lead + repeats * period], layers) if lead or rest else layers
-        if period > 1:
-            whole = jax.tree.map(lambda a: a.reshape(repeats, period, *a.shape[1:]), whole)
-        x, outputs = jax.lax.scan(repeat, x, whole, unroll=unroll)
-        if period > 1:
-            outputs = jax.tree.map(lambda a: a.reshape(repeats * period, *a.shape[2:]), outputs)
-        x, after = run_each(x, range(count - rest, count))
-        return x, jax.tree.map(lambda *arrays: jnp.concatenate(arrays) if lead or rest else arrays[0],
-                               *before, outputs, *after)
+        owners = owners or dict.fromkeys(rows, range(count))
+        return scan.run(step, x, rows, owners, count=count, lead=lead, period=period, unroll=unroll)
 
     def _repetition(self):
         """Returns (how many layers stand before those that repeat, how many repeat) of a pattern."""
-        size = len(self.pattern)
+        kinds = self._kinds()
+        size = len(kinds)
         if size < self.depth:
             return 0, size
         return min(((lead, period) for lead in range(size) for period in range(1, size - lead + 1)
-                    if all(map(_alike, self.pattern[lead + period:], self.pattern[lead:]))), key=sum)
+                    if kinds[lead + period:] == kinds[lead:size - period]), key=sum)
 
     def _step(self, layer, x, own, context, *, execution, capture):
-        """Returns (x, Outputs) of one layer with its own (parameters, key, cache, edits)."""
-        params, key, cache, edits = own
+        """Returns (x, Outputs of dicts) of one layer with its own rows."""
+        (key, edits), ((name, (params, cache)),) = own[EVERY], [item for item in own.items() if item[0] != EVERY]
         tap = Tap(capture, edits)
         function = partial(layer, tap=tap, execution=execution, depth=self.depth)
         x, (cache, auxiliary) = apply(function, params, x, context._replace(key=key, cache=cache))
-        return x, Outputs(cache, auxiliary, tap.captured)
+        return x, Outputs({name: cache}, auxiliary, tap.captured)
 
     def _unroll(self, execution, repeats):
         """Returns how many repeats one iteration of the scan holds.
@@ -231,22 +232,29 @@ class Stack:
         default = repeats if sharding.platform() == 'cpu' and execution.remat == 'none' else 1
         return min(execution.unroll, repeats) or default or 1
 
-    def _pipelined(self, run, layers, x, inputs, schedule):
+    def _pipelined(self, run, rows, x, inputs, schedule):
         """Returns what `run` does over the stages of the mesh."""
+        if len(rows) > 2:
+            raise config.Error('layers of unlike weights do not go over stages; try a mesh without stage.')
         if self.depth // (pipeline.stages() * schedule.repeats) % len(self.pattern):
             raise config.Error(f'{self.depth} layers over mesh.stage={pipeline.stages()} cut a pattern of '
                                f'{len(self.pattern)}; try as many layers a stage as the pattern has, or a multiple.')
         leaves, tree = jax.tree.flatten(inputs)
         split = [len(leaf) == len(x) for leaf in leaves]
-        rows = [leaf for leaf, rowwise in zip(leaves, split, strict=True) if rowwise]
+        of_rows = [leaf for leaf, rowwise in zip(leaves, split, strict=True) if rowwise]
 
-        def run_stage(own, x, rows):
+        def run_stage(own, x, of_rows):
             """Runs the layers of a stage on a micro-batch: what has the batch's rows is cut as x is."""
-            some = iter(rows)
+            some = iter(of_rows)
             return run(own, x, *jax.tree.unflatten(tree, [next(some) if rowwise else leaf
                                                           for leaf, rowwise in zip(leaves, split, strict=True)]))
-        x, outputs = pipeline.run(run_stage, schedule, layers, x, rows)
+        x, outputs = pipeline.run(run_stage, schedule, rows, x, of_rows)
         return sharding.constrain(x, 'rows', 'stream', None), outputs
+
+
+def _bare(of_stacks):
+    """Returns the value of the one stack there is, or {stack: value} of several."""
+    return of_stacks if len(of_stacks) > 1 else next(iter(of_stacks.values()))
 
 
 def _alike(one, other):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lm import config
 from lm.config import legacy
+from lm.config.divisors import divisor_below
 from lm.nn import expert_dispatch
 from lm.nn.activations import Activation, Silu
 from lm.nn.layers import INIT, MLP, FeedForward
@@ -20,12 +21,13 @@ class Experts(FeedForward):
     """`count` experts of `ff` hidden units; each token uses `top_k` of them (Shazeer et al. 2017, arXiv:1701.06538).
 
     shared: how many more every token uses (Dai et al. 2024, arXiv:2401.06066). router: what turns its logits into
-    scores; normalised: the weights of a token's experts sum to one, times `scale`. balance and z_loss: coefficients of
-    the load-balance loss (Fedus et al. 2021, arXiv:2101.03961) and the router's z-loss (Zoph et al. 2022,
-    arXiv:2202.08906). bias_rate: after each step the bias that joins the choice, not the weights, moves by this much
-    towards even loads, without a loss (Wang et al. 2024, arXiv:2408.15664). capacity_factor: rows that a device can
-    receive under expert parallelism over an even load; what exceeds it is dropped, 0 is dropless. bias: of
-    the router and of every projection.
+    scores. groups: a token chooses only in the `top_groups` of so many groups of experts whose two best scores have the
+    largest sums (DeepSeek-AI 2024, arXiv:2412.19437). normalised: the weights of a token's experts sum to one, times
+    `scale`. balance and z_loss: coefficients of the load-balance loss (Fedus et al. 2021, arXiv:2101.03961) and the
+    router's z-loss (Zoph et al. 2022, arXiv:2202.08906). bias_rate: after each step the bias that joins the choice, not
+    the weights, moves by this much towards even loads, without a loss (Wang et al. 2024, arXiv:2408.15664).
+    capacity_factor: rows that a device can receive under expert parallelism over an even load; what exceeds it is
+    dropped, 0 is dropless. bias: of the router and of every projection.
     """
 
     count: config.Size
@@ -35,6 +37,8 @@ class Experts(FeedForward):
     gated: bool = True
     shared: config.Count = 0
     router: Literal['softmax', 'sigmoid'] = 'softmax'
+    groups: config.Size = 1
+    top_groups: config.Size = 1
     normalised: bool = True
     scale: config.Positive = 1.0
     balance: config.NonNegative = 0.01
@@ -49,6 +53,12 @@ class Experts(FeedForward):
         config.check(self)
         if self.top_k > self.count:
             raise config.Error(f'top_k={self.top_k} is more than count={self.count} experts; try top_k={self.count}.')
+        if self.count % self.groups or self.top_groups > self.groups:
+            raise config.Error(f'groups={self.groups} and top_groups={self.top_groups} do not cut count={self.count} '
+                               f'experts; try groups={divisor_below(self.count, self.groups)} top_groups=1.')
+        if self.top_k * self.groups > self.top_groups * self.count:
+            raise config.Error(f'top_k={self.top_k} is more than the experts in top_groups={self.top_groups} groups; '
+                               f'try top_groups={-(-self.top_k * self.groups // self.count)}.')
         if self.capacity_factor and self.capacity_factor < 1:
             raise config.Error(f'capacity_factor={self.capacity_factor} holds less than an even load of experts; '
                                'try capacity_factor=1.5.')
@@ -119,7 +129,7 @@ class Experts(FeedForward):
         if self.bias_rate:
             bias = weight(scope, 'router_bias', {'routes': self.count}, fill(0.0))
             choice += jax.lax.stop_gradient(bias.value)
-        ids = jax.lax.top_k(choice, self.top_k)[1]
+        ids = jax.lax.top_k(self._within_groups(choice), self.top_k)[1]
         gates = jnp.take_along_axis(scores, ids, -1)
         if self.normalised:
             gates = gates / jnp.maximum(jnp.sum(gates, -1, keepdims=True), 1e-9)
@@ -131,6 +141,15 @@ class Experts(FeedForward):
         router_z = mean(jnp.square(jax.nn.logsumexp(logits, -1)))
         return gates * self.scale, ids, {'balance': balance, 'router_z': router_z, 'load': load,
                                          'loss': self.balance * balance + self.z_loss * router_z}
+
+    def _within_groups(self, choice):
+        """Returns the scores of a choice [B T E], -inf in all but the best groups."""
+        if self.groups == self.top_groups:
+            return choice
+        parts = choice.reshape(*choice.shape[:-1], self.groups, -1)
+        best = jnp.sum(jax.lax.top_k(parts, min(2, parts.shape[-1]))[0], -1)
+        chosen = jax.nn.one_hot(jax.lax.top_k(best, self.top_groups)[1], self.groups, dtype=bool).any(-2)
+        return jnp.where(chosen[..., None], parts, -jnp.inf).reshape(choice.shape)
 
     def post_update(self, params, metrics):
         """Returns (params, metrics) after a step: the bias [L E] of the choice moved by `bias_rate` towards even loads

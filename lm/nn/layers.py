@@ -79,7 +79,11 @@ class Attention:
             near = max(1, round(width / self.heads)) * self.heads
             raise config.Error(f'width={width} is not a multiple of heads={self.heads}; try width={near}.')
         size = self.head_dim or width // self.heads
-        self.position.check(size)
+        self.position.check(self.turning(size))
+        return size
+
+    def turning(self, size):
+        """Returns how many dimensions of heads of H = `size` turn with the position."""
         return size
 
     def seen(self, length):
@@ -124,16 +128,20 @@ class Attention:
         query, key = self._norm(scope, 'query_norm', query), self._norm(scope, 'key_norm', key)
         query, key = rotate(query, context.angles), rotate(key, context.angles)
         if context.cache is not None:
-            cache = jax.tree.map(partial(_write, index=context.index), cache, (key, value))
+            cache = jax.tree.map(partial(write, index=context.index), cache, (key, value))
             if context.index is not None:
                 key, value = cache
-        sink = weight(scope, 'sink', {'heads': self.heads}, fill(0.0)).value if self.sink else None
-        mixed = self.mix(query, key, value, self._spec(context, execution.kernel, sink))
-        out = weight(scope, 'out', {**heads, 'embed': x.shape[-1]}, init, execution.dtype)
+        mixed = self.mix(query, key, value, self._spec(scope, context, execution.kernel))
+        return self._leave(scope, mixed, x, init, execution), cache
+
+    def _leave(self, scope, mixed, x, init, execution):
+        """Returns the output projection of values [B T N H], as wide as x [B T D]."""
+        axes = {'heads': self.heads, 'head_dim': mixed.shape[-1], 'embed': x.shape[-1]}
+        out = weight(scope, 'out', axes, init, execution.dtype)
         y = reductions.scatter_stream(einsum('BTNH,NHD->BTD', mixed, out, execution.precision))
         if self.bias == 'all':
             y = y + weight(scope, 'out_bias', {'bias': x.shape[-1]}, fill(0.0), execution.dtype).value
-        return y, cache
+        return y
 
     def mix(self, query, key, value, spec):
         """Returns the values [B T N H] that queries [B T N H] gather from keys and values [B S K H]."""
@@ -151,7 +159,8 @@ class Attention:
             return self.qk_norm(scope, name, x)
         return self.qk_norm(scope, name, x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
-    def _spec(self, context, kernel, sink):
+    def _spec(self, scope, context, kernel):
+        sink = weight(scope, 'sink', {'heads': self.heads}, fill(0.0)).value if self.sink else None
         others = context.segments if context.memory is None else context.memory_segments
         queries = context.segments
         if queries is None and others is not None:
@@ -164,10 +173,10 @@ class Attention:
             sink=sink, kernel=kernel, zigzag=context.zigzag)
 
 
-def _write(slots, new, index):
-    """Returns slots [B S K H] with new [B T K H] written at index [B T], or from slot 0 on."""
+def write(slots, new, index):
+    """Returns slots [B S ...] of a cache with new [B T ...] written at index [B T], or from slot 0 on."""
     if index is None:
-        return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), (0, 0, 0, 0))
+        return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), (0,) * slots.ndim)
     return slots.at[jnp.arange(slots.shape[0])[:, None], index].set(new.astype(slots.dtype))
 
 

@@ -140,7 +140,8 @@ class Yarn(Position):
     """Rope stretched by `factor` beyond `original` positions where a pair turns fewer than `slow` times in them, not at
     all where more than `fast`, and linearly by the pair's number between (Peng et al. 2023, arXiv:2309.00071).
 
-    Queries and keys grow by 0.1 ln(factor) + 1 each. whole: pairs at the ends of the ramp are rounded to whole numbers.
+    whole: pairs at the ends of the ramp are rounded to whole numbers. growth: factor of queries and keys, None for
+    0.1 ln(factor) + 1.
     """
 
     base: Annotated[float, config.Interval(1, ends='(]')] = 10000.0
@@ -149,6 +150,7 @@ class Yarn(Position):
     fast: config.Positive = 32.0
     slow: config.Positive = 1.0
     whole: bool = True
+    growth: config.Positive | None = None
 
     def check(self, head_size):
         Rope(self.base).check(head_size)
@@ -165,7 +167,9 @@ class Yarn(Position):
         return Rope(self.base).frequencies(head_size) * (1 - stretched + stretched / self.factor)
 
     def angles(self, positions, head_size):
-        angle, growth = positions[..., None] * self.frequencies(head_size), 0.1 * math.log(self.factor) + 1
+        angle, growth = positions[..., None] * self.frequencies(head_size), self.growth
+        if growth is None:
+            growth = 0.1 * math.log(self.factor) + 1
         return growth * jnp.sin(angle), growth * jnp.cos(angle)
 
 

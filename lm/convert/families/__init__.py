@@ -2,7 +2,8 @@
 
 A file has ARCHITECTURE and MODEL_TYPE, as config.json calls them; TABLE, {path of our parameter: tables.Tensor}, or a
 function of the model that returns it; read(hf) -> model, of the dict of a config.json; write(model) -> hf, the keys
-that read needs. IGNORED, if any, is a regex of tensors that hold no parameter, GGUF the dialects.Dialect of its GGUF
+that read needs. IGNORED, if any, is a regex of tensors that hold no parameter, LEFT_OUT(hf) one of those that hold some
+which we do not read, with words for them, GGUF the dialects.Dialect of its GGUF
 files. A family can hold a model where read(write(model)) is that model.
 """
 import functools
@@ -50,7 +51,8 @@ def fitting(model):
             continue
         if other == wanted:
             return family, hf
-        hindered[name] = config.diff(wanted, other)
+        if type(other) is type(wanted):
+            hindered[name] = config.diff(wanted, other)
     if not hindered:
         raise config.Error(f'no family describes such a {type(model).__name__}; there are {", ".join(known())}.')
     name = min(hindered, key=lambda other: len(hindered[other]))
@@ -79,6 +81,6 @@ def _spelled(layer, width):
     attention, cross = (own and replace(own, kv_heads=own.num_kv_heads, head_dim=own.head_size(width),
                                         scale=own.scale or own.head_size(width) ** -0.5)
                         for own in (layer.attention, layer.cross))
-    mlp = replace(layer.mlp, balance=0.0, z_loss=0.0, capacity_factor=0.0) if isinstance(layer.mlp, Experts) else \
-        replace(layer.mlp, ff=layer.mlp.hidden(width))
+    mlp = replace(layer.mlp, balance=0.0, z_loss=0.0, bias_rate=float(layer.mlp.bias_rate > 0), capacity_factor=0.0) \
+        if isinstance(layer.mlp, Experts) else replace(layer.mlp, ff=layer.mlp.hidden(width))
     return replace(layer, attention=attention, cross=cross, mlp=mlp, dropout=0.0)

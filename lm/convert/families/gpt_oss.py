@@ -1,5 +1,4 @@
 """gpt-oss (OpenAI 2025, arXiv:2508.10925): sinks of attention, experts with biases, every other layer with a window."""
-from lm import config
 from lm.convert import dense
 from lm.convert.tables import Tensor
 from lm.nn import ClampedSilu, Experts
@@ -16,9 +15,6 @@ TABLE = dense.table(**{
 
 
 def read(hf):
-    if hf.get('quantization_config'):
-        raise config.Error('config.json has quantization_config: its experts are in MXFP4, which is not read; save the '
-                           'model in bfloat16 with transformers (Mxfp4Config(dequantize=True)).')
     experts = Experts(hf['num_local_experts'], hf['num_experts_per_tok'], hf['intermediate_size'],
                       ClampedSilu(limit=hf.get('swiglu_limit', 7.0)), bias=True,
                       balance=hf.get('router_aux_loss_coef', 0.0))

@@ -1,7 +1,6 @@
-"""Qwen 3 with experts (arXiv:2505.09388), in every layer."""
+"""Qwen 3 with experts (arXiv:2505.09388), in every layer or in some."""
 from dataclasses import replace
 
-from lm import config
 from lm.convert import dense
 from lm.convert.families import qwen3
 from lm.convert.tables import Tensor
@@ -16,19 +15,21 @@ TABLE = dense.table(**{
 
 
 def read(hf):
-    if hf.get('mlp_only_layers') or hf.get('decoder_sparse_step', 1) != 1:
-        raise config.Error('config.json has layers with and without experts (mlp_only_layers, decoder_sparse_step), '
-                           'which one stack of layers does not hold; convert a model with experts in all.')
     count = hf.get('num_local_experts') or hf['num_experts']  # transformers 5 writes the first
     experts = Experts(count, hf['num_experts_per_tok'], hf['moe_intermediate_size'], dense.activation(hf),
                       normalised=hf['norm_topk_prob'], balance=hf.get('router_aux_loss_coef', 0.0))
+    plain, step = hf.get('mlp_only_layers') or (), hf.get('decoder_sparse_step', 1)
     model = qwen3.read(hf)
-    layers = [replace(model.stack.layer(number), mlp=experts) for number in range(model.depth)]
-    return dense.decoder(hf, layers)
+    layers = [model.stack.layer(number) for number in range(model.depth)]
+    return dense.decoder(hf, [layer if number in plain or (number + 1) % step else replace(layer, mlp=experts)
+                              for number, layer in enumerate(layers)])
 
 
 def write(model):
-    mlp = model.layers[0].mlp
+    mlps = [model.stack.layer(number).mlp for number in range(model.depth)]
+    plain = [number for number, mlp in enumerate(mlps) if not isinstance(mlp, Experts)]
+    mlp = next((mlp for mlp in mlps if isinstance(mlp, Experts)), None)
     return {**qwen3.write(model), 'num_experts': mlp.count, 'num_experts_per_tok': mlp.top_k,
+            'intermediate_size': mlps[plain[0]].hidden(model.width) if plain else mlp.ff,
             'moe_intermediate_size': mlp.ff, 'norm_topk_prob': mlp.normalised, 'decoder_sparse_step': 1,
-            'mlp_only_layers': [], 'router_aux_loss_coef': mlp.balance}
+            'mlp_only_layers': plain, 'router_aux_loss_coef': mlp.balance}

@@ -43,7 +43,7 @@ def _grouped(query, key, value, spec, block):
         def run(start):
             return jax.checkpoint(partial(_block, spec=spec, span=(start, start + block)))(query, key, value)
         mixed = jnp.concatenate([run(start) for start in range(0, length, block)], axis=3)
-    return jnp.moveaxis(mixed, 3, 1).reshape(batch, length, heads, size)
+    return jnp.moveaxis(mixed, 3, 1).reshape(batch, length, heads, -1)
 
 
 def _block(query, key, value, spec, span):

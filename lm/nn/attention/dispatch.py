@@ -3,6 +3,7 @@ import sys
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 
 from lm import config
 from lm.nn.attention import blocked, cudnn, ring, splash
@@ -15,18 +16,23 @@ KERNELS = {
     'cudnn': (cudnn.unsupported, cudnn.attend),
     'ring': (ring.unsupported, ring.attend),
 }
+PLAIN = ('blocked', 'reference')
 FAST = {'tpu': 'splash', 'gpu': 'cudnn'}
 
 
 def attend(query, key, value, spec):
     """Returns the values [B T N H] that queries [B T N H] gather from keys and values [B S K H], K dividing N.
 
-    The kernel is the platform's fast one if it can do the case; if not, a warning says why, once. Queries at an index
-    and single ones, as in decoding, take the plain path. Raises config.Error where spec.kernel cannot do the case.
+    Values may be smaller than keys; kernels but the plain ones get them padded with zeros. The kernel is the platform's
+    fast one if it can do the case; if not, a warning says why, once. Queries at an index and single ones, as in
+    decoding, take the plain path. Raises config.Error where spec.kernel cannot do the case.
     """
     if spec.index is not None or query.shape[1] == 1:
         return blocked.attend(query, key, value, spec)
-    return KERNELS[pick(query, key, spec)][1](query, key, value, spec)
+    name, size = pick(query, key, spec), value.shape[-1]
+    if size < query.shape[-1] and name not in PLAIN:
+        value = jnp.pad(value, [(0, 0)] * 3 + [(0, query.shape[-1] - size)])
+    return KERNELS[name][1](query, key, value, spec)[..., :size]
 
 
 def pick(query, key, spec):
