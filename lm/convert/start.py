@@ -30,7 +30,7 @@ def model(path):
 def model_of(checkpoint):
     """Returns the model whose weights a Checkpoint holds."""
     with checkpoints.understood(checkpoint.path):
-        return families.of(checkpoint.config, checkpoint.path).read(checkpoint.config)
+        return families.model_of(checkpoint.config, checkpoint.path)
 
 
 def bound(checkpoint, model):

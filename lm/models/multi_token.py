@@ -9,6 +9,7 @@ from lm import config
 from lm.models.decoder import Decoder, batch_context
 from lm.nn import memory
 from lm.nn.context import Context
+from lm.nn.experts import Experts
 from lm.nn.layers import INIT
 from lm.nn.taps import Tap
 from lm.nn.weights import apply, declare, einsum, weight
@@ -83,11 +84,13 @@ class MultiTokenDecoder(Decoder):
 
     def post_update(self, params, metrics):
         """Returns (params, metrics) after a step; loads of experts are [L E] of the layers and then of the modules."""
-        loads = metrics.get('load', jnp.zeros(0))[self.depth:]
+        routed = self.ahead if isinstance(self._last.mlp, Experts) else 0
+        trunk = len(metrics['load']) - routed if 'load' in metrics else 0
         modules = {name: self._last.mlp.post_update(module, {'load': load})[0]
-                   for (name, module), load in zip(params['modules'].items(), loads, strict=False)}
-        trunk = {**metrics, 'load': metrics['load'][:self.depth]} if 'load' in metrics else metrics
-        params, metrics = super().post_update(params, trunk)
+                   for (name, module), load in zip(params['modules'].items(), metrics['load'][trunk:], strict=True)
+                   } if routed else {}
+        own = {**metrics, 'load': metrics['load'][:trunk]} if trunk else metrics
+        params, metrics = super().post_update(params, own)
         return {**params, 'modules': params['modules'] | modules}, metrics
 
     def flops(self, context):

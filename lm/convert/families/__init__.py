@@ -2,7 +2,7 @@
 
 A file has ARCHITECTURE and MODEL_TYPE, as config.json calls them; TABLE, {path of our parameter: tables.Tensor}, or a
 function of the model that returns it; read(hf) -> model, of the dict of a config.json; write(model) -> hf, the keys
-that read needs. IGNORED, if any, is a regex of tensors that hold no parameter, LEFT_OUT(hf) one of those that hold some
+that read needs. DEFAULTS, if any, holds keys that transformers leaves out of config.json where they are so. IGNORED, if any, is a regex of tensors that hold no parameter, LEFT_OUT(hf) one of those that hold some
 which we do not read, with words for them, GGUF the dialects.Dialect of its GGUF
 files. A family can hold a model where read(write(model)) is that model.
 """
@@ -35,6 +35,11 @@ def of(hf, path):
     near = config.close(wanted, list(names)) or list(known())
     raise config.Error(f'{path} is {wanted}, which lm does not convert; the nearest: {", ".join(near)}.')
 
+
+def model_of(hf, path):
+    """Returns the model of a config.json, what it leaves out being as its family has it by default."""
+    family = of(hf, path)
+    return family.read(type(hf)(getattr(family, 'DEFAULTS', {}) | hf))
 
 
 def fitting(model):

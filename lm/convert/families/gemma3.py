@@ -5,6 +5,7 @@ from lm.models import Embedding, Head, SandwichNorm
 from lm.nn import RMSNorm
 
 ARCHITECTURE, MODEL_TYPE = 'Gemma3ForCausalLM', 'gemma3_text'
+DEFAULTS = {'rope_theta': 1e6, 'rope_local_base_freq': 1e4, 'tie_word_embeddings': True}
 TABLE = gemma2.TABLE
 GGUF = gemma2.GGUF._replace(architecture='gemma3', keys=dialects.KEYS | {'rope.freq_base_swa': 'rope_local_base_freq'},
                             complete=lambda hf: {'rope_local_base_freq': 10000.0, 'sliding_window_pattern': 6,

@@ -4,6 +4,7 @@ from lm.convert.tables import Tensor
 from lm.nn import MLP, LayerNorm
 
 ARCHITECTURE, MODEL_TYPE = 'GPTNeoXForCausalLM', 'gpt_neox'
+DEFAULTS = {'rotary_pct': 0.25, 'rotary_emb_base': 10000.0}
 LAYER = 'gpt_neox.layers.{L}.'
 PARTS = {'query': '0/3', 'key': '1/3', 'value': '2/3'}
 NORMS = {'final_norm': 'gpt_neox.final_layer_norm', 'blocks/attention_norm': f'{LAYER}input_layernorm',
@@ -24,7 +25,7 @@ IGNORED = r'\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)$'
 
 
 def read(hf):
-    hf = hf | {'partial_rotary_factor': hf.get('rotary_pct'), 'rope_theta': hf.get('rotary_emb_base', 10000.0)}
+    hf = hf | {'partial_rotary_factor': hf.get('rotary_pct'), 'rope_theta': hf.get('rotary_emb_base')}
     attention = dense.attention(hf, bias='all' if hf.get('attention_bias', True) else 'none')
     return dense.decoder(hf, dense.layer(
         hf | {'rms_norm_eps': hf['layer_norm_eps']}, attention, norm=LayerNorm(hf['layer_norm_eps']),

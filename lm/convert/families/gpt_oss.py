@@ -4,6 +4,7 @@ from lm.convert.tables import Tensor
 from lm.nn import ClampedSilu, Experts
 
 ARCHITECTURE, MODEL_TYPE = 'GptOssForCausalLM', 'gpt_oss'
+DEFAULTS = {'rope_theta': 150000.0}
 MLP = f'{dense.LAYER}mlp.'
 IN, OUT = f'{MLP}experts.gate_up_proj', f'{MLP}experts.down_proj'
 TABLE = dense.table(**{

@@ -6,6 +6,7 @@ from lm.nn import NoPE
 
 ARCHITECTURE, MODEL_TYPE = 'SmolLM3ForCausalLM', 'smollm3'
 TABLE = dense.table()
+DEFAULTS = {'rope_theta': 2e6, 'tie_word_embeddings': True}
 
 
 def read(hf):

@@ -62,14 +62,14 @@ class MultiToken(NextToken):
         loss = states.auxiliary.loss + sum(part.get('loss', 0.0) for part in measured)
         metrics = states.auxiliary.metrics
         if 'load' in metrics:  # of the router's bias, see MultiTokenDecoder.post_update
-            loads = [metrics['load'], *(part['load'][None] for part in measured)]
+            loads = [metrics['load'], *(part['load'][None] for part in measured if 'load' in part)]
             metrics = {**metrics, 'load': jnp.concatenate(loads)}
         return (*model.target_losses(params, states, smoothing), Auxiliary(loss, metrics),
                 (*later, batch['later_weights']))
 
-    def sums(self, model, sources, params, batch):
+    def sums(self, model, sources, params, batch, key):
         """Returns [sources 2 + 2 K]: losses and weights of the next token, and of each one behind it."""
-        batch = self.prepare(model, batch, jax.random.key(0))
+        batch = self.prepare(model, batch, key)
         nll, _, _, (later, _, counts) = self._losses(model, params, batch)
         pairs = [(nll, batch['weights']), *zip(jnp.moveaxis(later, -1, 0), jnp.moveaxis(counts, -1, 0), strict=True)]
         columns = [jnp.sum(part, -1) for values, weights in pairs for part in (values * weights, weights)]
