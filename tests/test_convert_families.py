@@ -105,8 +105,9 @@ def test_names_and_shapes_of_full_size_are_those_of_transformers(headers, name):
     assert shapes == header['shapes']
 
 
-@pytest.mark.parametrize('name, base, tied', [('smollm3', 2e6, True), ('mixtral', 1e6, False), ('gpt_oss', 1.5e5, False),
-                                              ('gemma3', 1e6, True), ('neox', 1e4, False), ('llama', 1e4, False)])
+@pytest.mark.parametrize('name, base, tied', [
+    ('smollm3', 2e6, True), ('mixtral', 1e6, False), ('gpt_oss', 1.5e5, False), ('gemma3', 1e6, True),
+    ('gpt_neox', 1e4, False), ('llama', 1e4, False)])
 def test_keys_that_a_config_leaves_out_are_its_familys(models, name, base, tied):
     hf = checkpoints.Directory(models / name).config
     left = {key: value for key, value in hf.items()
@@ -114,7 +115,7 @@ def test_keys_that_a_config_leaves_out_are_its_familys(models, name, base, tied)
     model = families.model_of(checkpoints.Settings(left), name)
     positions = [layer.attention.position for layer in model.layers if hasattr(layer.attention.position, 'base')]
     assert max(position.base for position in positions) == base and model.head.tied == tied
-    assert name != 'neox' or positions[0].fraction == 0.25
+    assert name != 'gpt_neox' or positions[0].fraction == 0.25
 
 
 def test_a_model_that_no_family_holds_is_refused_by_what_differs():

@@ -2,9 +2,10 @@
 
 A file has ARCHITECTURE and MODEL_TYPE, as config.json calls them; TABLE, {path of our parameter: tables.Tensor}, or a
 function of the model that returns it; read(hf) -> model, of the dict of a config.json; write(model) -> hf, the keys
-that read needs. DEFAULTS, if any, holds keys that transformers leaves out of config.json where they are so. IGNORED, if any, is a regex of tensors that hold no parameter, LEFT_OUT(hf) one of those that hold some
-which we do not read, with words for them, GGUF the dialects.Dialect of its GGUF
-files. A family can hold a model where read(write(model)) is that model.
+that read needs. A family can hold a model where read(write(model)) is that model. It may have DEFAULTS, keys that
+transformers leaves out of config.json where they are so; IGNORED, a regex of tensors that hold no parameter; LEFT_OUT,
+which returns for hf a regex of those that hold some which we do not read, and words for them; and GGUF, the
+dialects.Dialect of its GGUF files.
 """
 import functools
 import importlib
