@@ -9,7 +9,8 @@ and gains no more than seeds may do. The loss of the second, third and fourth ne
 all characters before it: their modules stand on more layers.
 
 Self-speculation, of 128 prompts of 8 held-out characters continued by 48: 2.62 characters a pass of the trunk for
-greedy text (each row as without drafts) and 2.87 at temperature 0.8, of 4 at most.
+greedy text (each row as without drafts) and 2.87 at temperature 0.8, of 4 at most. At this size that buys no time: one
+row of greedy text takes 0.97 of the speed without drafts (1,380 and 1,416 characters a CPU second, in alternation).
 """
 from dataclasses import fields, replace
 
