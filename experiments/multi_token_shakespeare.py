@@ -9,7 +9,9 @@ and gains no more than seeds may do. The loss of the second, third and fourth ne
 all characters before it: their modules stand on more layers.
 
 Self-speculation, of 128 prompts of 8 held-out characters continued by 48: 2.62 characters a pass of the trunk for
-greedy text (each row as without drafts) and 2.87 at temperature 0.8, of 4 at most.
+greedy text (each row as without drafts) and 2.87 at temperature 0.8, of 4 at most. In time
+that is 0.97 of the speed without drafts for greedy text and 1.18 at 0.8 (1,380 to 1,416 and 1,356 to 1,150 characters a
+CPU second of one row, eight runs in alternation on one thread of a machine with other work).
 """
 from dataclasses import fields, replace
 
