@@ -103,8 +103,8 @@ def test_no_loss_sees_the_token_that_it_is_of_nor_another_segment(name):
 def test_scores_are_those_of_the_next_token_and_of_each_behind_it():
     batch = text(4, 8)
     rows = {**batch, 'weights': np.ones((4, 8), np.float32), 'source': np.int32([0, 1, 1, 0])}
-    sums = architectures.jit(lambda rows: OBJECTIVE.sums(MODEL, 2, PARAMS, rows))(rows)
-    plain = architectures.jit(lambda rows: train.NextToken().sums(MODEL, 2, PARAMS, rows))(rows)
+    sums = architectures.jit(lambda rows: OBJECTIVE.sums(MODEL, 2, PARAMS, rows, jax.random.key(0)))(rows)
+    plain = architectures.jit(lambda rows: train.NextToken().sums(MODEL, 2, PARAMS, rows, jax.random.key(0)))(rows)
     np.testing.assert_allclose(sums[:, :2], plain, rtol=1e-5)
     np.testing.assert_array_equal(sums[:, 3::2], [[14, 12, 10]] * 2)
     made = OBJECTIVE.prepare(MODEL, rows, None)
@@ -335,7 +335,7 @@ def test_a_run_resumes_generates_and_is_refused_by_what_does_not_know_it(tmp_pat
     assert shown.out.startswith('a') and re.search(r'\d\.\d\d tokens a pass of the trunk', shown.err)
     assert cli.main(['generate', f'{tmp_path}/whole', 'a', 'b', '--length=8', '--temperature=0']) == 0
     assert 'tokens a pass' in capsys.readouterr().err
-    for verb, message in (('convert', 'no family holds this model'), ('plan', 'lm plan counts')):
+    for verb, message in (('convert', 'no family describes such a MultiTokenDecoder'), ('plan', 'lm plan counts')):
         target = [f'{tmp_path}/whole', f'{tmp_path}/hf'] if verb == 'convert' else [str(file), '--on=v5e-1']
         assert cli.main([verb, *target]) == 2
         err = capsys.readouterr().err
