@@ -35,16 +35,17 @@ def main(run: str, *prompts: str, length: int | None = None, temperature: float 
     prompts = prompts or (generate.opening(prefix),)
     drawn = generate.generate(trained.settings.model, trained.params, trained.encoder, prompts, prefix=prefix,
                               length=length, sampler=sampler, seed=seed, stop=(stop,) if stop else ())
+    shown = prompts if trained.settings.model.continues else ('',) * len(prompts)  # others answer
     if len(prompts) == 1 and not logprobs:
-        _tell([generate.stream(prompts[0], drawn)])
+        _tell([generate.stream(shown[0], drawn)])
         return
     samples = list(drawn)[-1]
-    for prompt, sample in zip(prompts, samples, strict=True):
-        print(prompt if logprobs else prompt + sample.text)
+    for prompt, before, sample in zip(prompts, shown, samples, strict=True):
+        print(prompt if logprobs else before + sample.text)
         if logprobs:
-            before = trained.encoder.encode(prompt).tolist()
+            read = trained.encoder.encode(before).tolist()
             for at, (token, logprob) in enumerate(zip(sample.tokens, sample.logprobs, strict=True)):
-                print(f'{logprob:9.4f}  {trained.encoder.decode_after([*before, *sample.tokens[:at]], [token])!r}')
+                print(f'{logprob:9.4f}  {trained.encoder.decode_after([*read, *sample.tokens[:at]], [token])!r}')
     _tell(samples)
 
 

@@ -20,8 +20,8 @@ class Beams:
     Wu et al. 2016, arXiv:1609.08144, section 7; one beam is greedy.
     """
 
-    beams: config.Size = 4
-    alpha: config.NonNegative = 0.6
+    beams: config.Size = 5
+    alpha: config.NonNegative = 1.0
 
     def __post_init__(self):
         config.check(self)

@@ -97,10 +97,11 @@ def generate(model, params, encoder, prompts, *, prefix=(), length=None, sampler
 def prepare(model, encoder, prompts, prefix, length):
     """Returns (tokens [B T] of prompts, their lengths [B], slots of a cache, how many tokens to draw at most).
 
-    Raises config.Error where they do not fit the model. A model that answers its prompts reads each with its end token.
+    Raises config.Error where they do not fit the model. A model that answers its prompts reads each as a whole text,
+    with its end token.
     """
-    ends = () if model.continues else (encoder.eos,)
-    encoded = [[*_encode(encoder, prompt, prefix if model.continues else ()), *ends] for prompt in prompts]
+    encode = partial(_encode, encoder, prefix=prefix) if model.continues else partial(_question, encoder)
+    encoded = [encode(prompt) for prompt in prompts]
     longest = max(map(len, encoded))
     before = longest if model.continues else 1
     length = _fitting(model, before) if length is None else length
@@ -143,6 +144,14 @@ def _encode(encoder, prompt, prefix):
         raise config.Error('the prompt is empty and no token stood before a document in training; '
                            'give at least one character.')
     return tokens
+
+
+def _question(encoder, prompt):
+    if encoder.eos is None:
+        raise config.Error('this tokenizer has no end token, behind which an answer begins; '
+                           'try data.tokenizer=SentencePiece in training.')
+    tokens = [int(token) for token in encoder.whole(prompt)]
+    return tokens if tokens[-1:] == [encoder.eos] else [*tokens, encoder.eos]
 
 
 def text_of(model, encoder, prompt, tokens):
