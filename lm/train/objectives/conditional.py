@@ -6,18 +6,23 @@ from lm.train.objectives.objective import TokenObjective
 
 
 @dataclass(frozen=True)
-class Conditional(TokenObjective):
+class Answer(TokenObjective):
+    """Base of the objectives of models that read one text and write another."""
+
+    def check(self, model):
+        if model.continues or not model.causal:
+            raise config.Error(f'{type(model).__name__} does not read one text and write another; '
+                               'try model=EncoderDecoder.')
+
+
+@dataclass(frozen=True)
+class Conditional(Answer):
     """Cross entropy of the tokens of a target, given those before them and its source.
 
     sample: a source, whose target is written and shown at the end of a run; '' for none.
     """
 
     sample: str = ''
-
-    def check(self, model):
-        if model.continues or not model.causal:
-            raise config.Error(f'{type(model).__name__} does not read one text and write another; '
-                               'try model=EncoderDecoder.')
 
     def prepare(self, model, batch, key):
         return batch

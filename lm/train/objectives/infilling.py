@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from lm import config
-from lm.train.objectives.objective import TokenObjective, row_keys
+from lm.train.objectives.conditional import Answer
+from lm.train.objectives.objective import row_keys
 
 
 @dataclass(frozen=True)
-class TextInfilling(TokenObjective):
+class TextInfilling(Answer):
     """Cross entropy of each document of a row, given what is left of it: a share `rate` of its tokens is gone, in spans
     of Poisson length with mean `span`, each behind one mask token, those of no token too; spans that overlap are one.
 
@@ -21,11 +22,6 @@ class TextInfilling(TokenObjective):
     rate: config.FractionBelowOne = 0.3
     span: config.Positive = 3.0
     mask: int = -1
-
-    def check(self, model):
-        if model.continues or not model.causal:
-            raise config.Error(f'{type(model).__name__} does not read one text and write another; '
-                               'try model=EncoderDecoder.')
 
     def reserved(self, model):
         return (self.mask % model.vocab,)
