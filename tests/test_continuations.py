@@ -64,7 +64,7 @@ CONTINUED = {**{name: COMPLETE[name] for name in ('bytes', 'unigram', 'bpe', 'js
 
 class Recital:
     """A model that says the tokens that are its parameters, one after the other."""
-    limit = 0
+    limit, ahead = 0, 0
     continues = True
 
     def __init__(self, vocab):

@@ -150,7 +150,7 @@ def test_it_is_split_over_a_mesh_by_the_names_of_its_axes():
 
 class Toy:
     """A model of 4 tokens whose next one depends on the last two alone, by a table [4 4 4]; 0 ends a text."""
-    limit, continues = 0, False
+    limit, ahead, continues = 0, 0, False
 
     def prefill(self, params, tokens, lengths, slots):
         last = jnp.take_along_axis(tokens, lengths[:, None] - 1, 1)[:, 0]
