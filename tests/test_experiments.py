@@ -74,6 +74,8 @@ def abridged(corpus, cache):
     if isinstance(corpus.tokenizer, data.SentencePiece):
         tokenizer = dataclasses.replace(corpus.tokenizer, size=2048, sample=100_000)
         corpus = dataclasses.replace(corpus, tokenizer=tokenizer, train=part(corpus.train))
+    if not type(corpus.train).__module__.startswith('lm.'):
+        corpus = dataclasses.replace(corpus, train=part(corpus.train))
     corpus = dataclasses.replace(corpus, valid=part(corpus.valid))
     return corpus, fit(corpus.train, corpus.tokenizer, cache).size
 
