@@ -3,7 +3,8 @@
     lm train experiments/decoder_hongloumeng.py
     lm generate runs/decoder_hongloumeng '宝玉听了，' --temperature=0.7
 
-The novel, of the 18th century, is in the folder of data sets (docs/data.md); its last tenth is held out.
+The novel, of the 18th century, is in the folder of data sets (docs/data.md); its last tenth is held out. Not
+trained to its end yet, so it has no number.
 """
 from lm import data, optim, train
 from lm.models import Decoder, Layer

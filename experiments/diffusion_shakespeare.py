@@ -1,6 +1,8 @@
 """Masked diffusion of Shakespeare's characters beside the causal model: equal layers, steps and tokens.
 
     lm sweep experiments/diffusion_shakespeare.py
+
+The text is that of shakespeare_char.py. Not trained to its end yet, so it has no number.
 """
 import dataclasses
 

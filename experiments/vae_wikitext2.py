@@ -2,7 +2,8 @@
 
     lm sweep experiments/vae_wikitext2.py
 
-The files are wikitext-2's train.txt and test.txt, compressed, in the folder of data sets (docs/data.md).
+The files are wikitext-2's train.txt and test.txt, compressed, in the folder of data sets (docs/data.md). Not trained to
+its end yet, so it has no number.
 """
 from lm import data, optim, train
 from lm.models import Decoder, Half, Layer, TextVae
