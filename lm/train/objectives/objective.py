@@ -39,7 +39,8 @@ class Objective(abc.ABC):
 
     def score(self, model, params, stream, mesh, batches=0):
         """Returns the `scores` of a validation stream on a mesh, of all its batches or the first so many."""
-        sums = partial(_sums, self, model, len(stream.sources), params)
+        def sums(batch, number):
+            return _sums(self, model, len(stream.sources), params, batch, number=number)
         return self.scores(evaluate.total(sums, stream, mesh, batches), stream)
 
     def check(self, model):  # noqa: B027
@@ -68,7 +69,7 @@ def validation_key(number):
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _sums(objective, model, sources, params, batch, number):
+def _sums(objective, model, sources, params, batch, *, number):
     return objective.sums(model, sources, params, batch, validation_key(number))
 
 
