@@ -13,7 +13,8 @@ from lm.config.values import Text
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NO_NUMBERS = ('nan', 'inf', '-inf', '1' + '0' * 400, '1e400', '', '[1]', '{[1]: 2}', '9' * 5000)
-NEGATIVE = {'Config.seed', 'MaskedLM.mask',  # a seed is any of 32 bits, a mask counts from the end too
+NEGATIVE = {'Config.seed', *(f'{name}.mask' for name in ('MaskedLM', 'MaskedDiffusion', 'Elbo', 'Pixels')),
+            # a seed is any of 32 bits, a mask counts from the end too
             'Files.limit', 'Synthetic.count', 'Synthetic.length', 'Synthetic.seed', 'SentencePiece.sample'}
 
 

@@ -71,14 +71,14 @@ def shape_of(model):
 
     Layers have weights of the same shapes, and keys and values of their own: the first one's sizes are those of all.
     """
-    if model.ahead:
-        raise config.Error(f'lm plan counts by a stack of layers, and {type(model).__name__} has {model.ahead} modules '
-                           f'behind one; plan a Decoder with model.depth={model.depth + model.ahead}.')
     try:
-        if len(model.stack.stacks(model.width)) > 1 or isinstance(model.stack.layer(0).attention, LatentAttention):
+        layers = [model.stack.layer(number) for number in range(model.depth)]
+        if model.ahead:
+            raise config.Error(f'lm plan counts by a stack of layers, and {type(model).__name__} has {model.ahead} '
+                               f'modules behind one; plan a Decoder with model.depth={model.depth + model.ahead}.')
+        if len(model.stack.stacks(model.width)) > 1 or isinstance(layers[0].attention, LatentAttention):
             raise config.Error('lm plan counts layers of one shape, with keys and values of their own, and these are '
                                'others; plan a Decoder of like layers and its size.')
-        layers = [model.stack.layer(number) for number in range(model.depth)]
         attention, mlp, execution = layers[0].attention, layers[0].mlp, model.execution
         experts = ExpertShape(mlp.count, mlp.top_k, mlp.ff, mlp.shared, mlp.capacity_factor) if isinstance(
             mlp, Experts) else None
