@@ -1,4 +1,8 @@
-"""Multi30k's captions by a model a fifth as large as the experiment's, trained for a sixteenth of its steps."""
+"""Multi30k's captions by a model a fifth as large as the experiment's, trained for a sixteenth of its steps.
+
+It takes five minutes, so that it runs with LM_NIGHTLY=1 alone.
+"""
+import os
 import pathlib
 
 import pytest
@@ -14,6 +18,7 @@ SMALL = ['model.vocab=4000', 'data.tokenizer.size=4000', 'model.width=128', 'mod
 
 
 @pytest.mark.long
+@pytest.mark.skipif(not os.environ.get('LM_NIGHTLY'), reason='it takes five minutes; LM_NIGHTLY=1 runs it')
 def test_a_short_training_learns_to_translate(tmp_path, capsys):
     try:
         Lines('multi30k/train.de.gz').fingerprint()
