@@ -5,7 +5,12 @@ import shutil
 import signal
 import tempfile
 
+import hypothesis
 import pytest
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile('untimed', deadline=None)
+hypothesis.settings.load_profile('untimed')
 
 # A shell that starts the tests in the background has them ignore SIGINT, and so would all that they start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
