@@ -1,4 +1,4 @@
-"""Translation from German to English on Multi30k: the original Transformer, of 9.3 million parameters, norms first.
+"""Translation from German to English on Multi30k: the original Transformer, of 9.4 million parameters, norms first.
 
     lm train experiments/transformer_multi30k.py
     lm translate runs/transformer_multi30k multi30k/test_2016_flickr.de.gz \

@@ -1,4 +1,5 @@
 """Small Decoders and Encoders that between them turn every switch at least once, random parameters, and a cheap jit."""
+from dataclasses import fields
 from functools import partial
 
 import jax
@@ -11,6 +12,7 @@ from lm.models import (
     Head,
     Layer,
     MaskedHead,
+    MultiTokenDecoder,
     OutputNorm,
     PostNorm,
     SandwichNorm,
@@ -136,3 +138,10 @@ def parameters(model, seed=0):
             return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
         return (rng.standard_normal(leaf.shape) * 0.3).astype(np.float32)
     return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0)))
+
+
+def ahead(name_or_model, count=3):
+    """Returns a MultiTokenDecoder with the fields of a Decoder."""
+    model = DECODERS[name_or_model] if isinstance(name_or_model, str) else name_or_model
+    return MultiTokenDecoder(**{field.name: getattr(model, field.name) for field in fields(model)},
+                             ahead=count)

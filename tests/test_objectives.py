@@ -1,5 +1,4 @@
 """Objectives beside the next token: what they hide, what they score, and that it is drawn by rows from (seed, step)."""
-import itertools
 from dataclasses import replace
 
 import architectures
@@ -9,10 +8,12 @@ import numpy as np
 import pytest
 from architectures import BIDIRECTIONAL, parameters
 
-from lm import cli, config, data, generate, train
+from lm import cli, config, data, train
 from lm.models import EncoderDecoder, Half, Layer
+from lm.models.word_vectors import WordVectors
 from lm.nn import Attention, Execution, NoPE
 from lm.parallel import sharding
+from lm.train.objectives.objective import validation_key
 
 BERT = BIDIRECTIONAL['bert']
 KEY = jax.random.key(3)
@@ -87,12 +88,20 @@ def config():
                      "data.tokenizer=Controls(Bytes(), ('<0>',))"]) == 0
     out = capsys.readouterr().out
     assert 'validation loss' in out and 'bits_per_byte' not in out
+    assert cli.main(['eval', f'{tmp_path}/run', '--stride=16', f'--cache={tmp_path}/cache']) == 2
+    assert '--stride=16 leaves tokens unscored that MaskedLM would take for padding' in capsys.readouterr().err
+
+
+def test_each_batch_of_a_validation_hides_other_tokens():
+    first, second = (train.MaskedLM().prepare(BERT, text(8), validation_key(number))['weights'] for number in (0, 1))
+    assert (np.asarray(first) != np.asarray(second)).any()
 
 
 @pytest.mark.parametrize('make, words', [
     (lambda: train.MaskedLM(replaced=0.7, kept=0.5), 'more than all chosen tokens'),
     (lambda: train.MaskedLM(rate=1.5), 'rate=1.5'),
     (lambda: train.MaskedLM().check(architectures.DECODERS['gpt2']), 'does not see the tokens behind'),
+    (lambda: train.Contrastive().check(WordVectors(10)), 'WordVectors has no vector for a text'),
     (lambda: data.Controls(data.Bytes(), ('<a>', '<a>')), 'a name twice')])
 def test_what_cannot_be_is_refused(make, words):
     with pytest.raises(config.Error, match=words):
@@ -229,28 +238,6 @@ def test_infilling_takes_each_document_of_a_packed_row_by_itself():
     assert (out['inputs'][first] == PAIRED.start).all() and (out['targets'] == batch['targets']).all()
 
 
-def test_a_mixture_is_one_of_its_objectives_at_every_step():
-    ul2 = train.Mixture((train.SpanCorruption(0.15, sentinels=10), train.SpanCorruption(0.5, 2.0, sentinels=10),
-                         train.PrefixLM()), (1.0, 1.0, 2.0))
-    params, batch = parameters(PROMPTED), text(4)
-    mixed = architectures.jit(lambda key: ul2.loss(PROMPTED, params, batch, key)[0])
-    single = [architectures.jit(lambda key, one=one: one.loss(PROMPTED, params, batch, key)[0])
-              for one in ul2.objectives]
-    drawn = []
-    for seed in range(40):
-        key = jax.random.key(seed)
-        loss, losses = float(mixed(key)), np.array([float(one(key)) for one in single])
-        assert np.isclose(losses, loss, rtol=1e-5).sum() == 1
-        drawn.append(int(np.argmin(np.abs(losses - loss))))
-    assert set(drawn) == {0, 1, 2} and 12 <= drawn.count(2) <= 28
-    assert list(ul2.reserved(PROMPTED)) == list(range(40, 50))
-
-
-def test_a_mixture_changes_as_its_objectives_do():
-    mixed = train.Mixture((train.Elbo(anneal=10), train.Elbo())).at(jnp.int32(5))
-    assert [float(one.beta) for one in mixed.objectives] == [0.5, 1.0]
-
-
 @pytest.mark.parametrize('objective', [train.MaskedLM(rate=0.5), train.MaskedDiffusion()])
 def test_no_token_sees_padding(objective):
     batch = {**text(2), 'weights': np.tile(np.arange(20) < 12, (2, 1)).astype(np.float32)}
@@ -258,32 +245,6 @@ def test_no_token_sees_padding(objective):
     params = parameters(BERT)
     loss = architectures.jit(lambda batch: objective.loss(BERT, params, batch, KEY)[0])
     assert loss(batch) == loss(other)
-
-
-def test_the_diffusion_bound_is_the_chain_rule_averaged_over_all_orders():
-    """Of three tokens: minus the log-likelihoods of all six orders in which they may be unmasked, averaged."""
-    params = parameters(BERT)
-    params['tokens'] = 20 * params['tokens']  # so that what a token costs depends on which others are seen
-    row, sets = text(1, 3)['targets'][0], np.array(list(itertools.product([False, True], repeat=3)))
-    logits = np.asarray(BERT.logits(params, np.where(sets, 49, row)), np.float64)
-    logits -= logits.max(-1, keepdims=True)
-    nll = np.log(np.exp(logits).sum(-1)) - logits[:, np.arange(3), row]
-    costs = {tuple(hidden): nll[number] for number, hidden in enumerate(sets)}
-    orders = [sum(costs[tuple(place in order[step:] for place in range(3))][order[step]] for step in range(3))
-              for order in itertools.permutations(range(3))]
-    batch = {name: np.repeat(row[None], 20_000, 0) for name in ('inputs', 'targets')}
-    total, metrics = architectures.jit(lambda batch: train.MaskedDiffusion().loss(BERT, params, batch))(batch)
-    np.testing.assert_allclose(total, np.mean(orders) / 3, rtol=0.04)
-    assert metrics['weight'] == 60_000 and np.std(orders) > 0.1 * np.mean(orders)
-
-
-def test_unmasking_draws_every_token_from_the_model():
-    params = parameters(BERT)
-    tokens = np.asarray(generate.unmask(BERT, params, (3, 12), jax.random.key(1), mask=49))
-    assert tokens.shape == (3, 12) and (tokens < 49).all() and len({*map(tuple, tokens)}) == 3
-    cold = np.asarray(generate.unmask(BERT, params, (2, 12), jax.random.key(1), mask=49, steps=1, temperature=1e-6))
-    best = np.asarray(BERT.logits(params, np.full((2, 12), 49)))[..., :49].argmax(-1)
-    np.testing.assert_array_equal(cold, best)
 
 
 @pytest.mark.parametrize('objective, model, words', [

@@ -1,6 +1,5 @@
 """The laws of a Stack itself: patterns, activations read and edited, leaves of other kinds, cross attention, stages."""
 import dataclasses
-from functools import partial
 
 import architectures
 import jax
@@ -8,57 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from layered import LENGTH, ROLLED, THREE, UNROLLED, WIDTH, X, close, context, gradient, one_by_one, parameters, run
 
 from lm import config
 from lm.models import Layer, OutputNorm, PostNorm, PreNorm, SandwichNorm, Stack
-from lm.nn import MLP, Attention, Context, Execution, Experts, LayerNorm, NoPE, Relative, RMSNorm, Rope, Silu
-from lm.nn.weights import Int8, LoRA, unbox
+from lm.nn import MLP, Attention, Context, Execution, LayerNorm, NoPE, Relative, RMSNorm, Rope
+from lm.nn.weights import Int8, LoRA
 from lm.parallel import sharding
 from lm.parallel.pipeline import Pipeline
-
-WIDTH, LENGTH = 16, 10
-# Three layers that differ in window, position and softcap.
-THREE = tuple(Layer(Attention(4, 2, window=window, position=position, softcap=softcap), MLP(24, Silu(), gated=True))
-              for window, position, softcap in [(3, Rope(10.0), 0.0), (5, NoPE(), 2.0), (0, Rope(), 0.0)])
-ROLLED, UNROLLED = Execution(unroll=1), Execution(unroll=99)
-X = np.random.default_rng(0).standard_normal((2, LENGTH, WIDTH)).astype(np.float32)
-
-
-def parameters(stack, seed=0, width=WIDTH):
-    """Returns parameters of a Stack drawn wide enough that every one of them matters."""
-    rng = np.random.default_rng(seed)
-    shapes = unbox(jax.eval_shape(partial(stack.declare, width=width), jax.random.key(0)))[0]
-    return jax.tree.map(lambda leaf: (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
-
-
-def context(**fields):
-    return Context(jnp.arange(LENGTH)[None], rows=jnp.arange(2), **fields)
-
-
-def run(stack, params, x=X, execution=ROLLED, fields=None, **options):
-    """Returns (x, Outputs); fields: of the Context."""
-    def apply(params, x, fields, edits):
-        return stack(params, x, context(**fields), execution, edits=edits, **options)
-    edits = options.pop('edits', None)
-    return architectures.jit(apply)(params, x, fields or {}, edits)
-
-
-def gradient(stack, params, execution):
-    key = jax.random.key(3)
-    return architectures.jit(jax.value_and_grad(
-        lambda params: jnp.sum(jnp.sin(stack(params, X, context(key=key), execution)[0]))))(params)
-
-
-def one_by_one(stack, params, x, **fields):
-    """Returns x after the layers of a stack, each run as a Stack of its own."""
-    for number in range(stack.depth):
-        own = {**params, 'blocks': jax.tree.map(lambda a, number=number: a[number:number + 1], params['blocks'])}
-        x, _ = run(Stack((stack.layer(number),), 1), own, x, fields=fields)
-    return x
-
-
-def close(a, b, **tolerance):
-    jax.tree.map(partial(np.testing.assert_allclose, **{'rtol': 1e-4, 'atol': 1e-5, **tolerance}), a, b)
 
 
 def test_a_pattern_that_leaves_a_remainder_is_its_layers_one_by_one():
@@ -188,68 +144,6 @@ def test_eight_bit_leaves_stay_near():
     exact, near = run(stack, params)[0], run(stack, with_leaves(params, quantise))[0]
     distance = np.linalg.norm(near - exact) / np.linalg.norm(exact)
     assert 1e-5 < distance < 0.01
-
-
-@pytest.mark.parametrize('other', [
-    Layer(Attention(4, 2)), Layer(Attention(4), MLP(24)), Layer(Attention(4), norm=LayerNorm()),
-    Layer(Attention(4, bias='qkv')), Layer(Attention(4), residual=OutputNorm()),
-    Layer(Attention(4), Experts(4, 2, 64))], ids=['kv_heads', 'ff', 'norm', 'bias', 'residual', 'experts'])
-def test_layers_of_unlike_weights_have_stacks_of_their_own(other):
-    first = Layer(Attention(4))
-    assert Stack((first, other), 5).stacks(WIDTH) == {'blocks': [0, 2, 4], 'blocks_1': [1, 3]}
-    assert Stack((first, dataclasses.replace(first, dropout=0.5)), 5).stacks(WIDTH) == {'blocks': [0, 1, 2, 3, 4]}
-    assert Stack((first, other), 1).stacks(WIDTH) == {'blocks': [0]}
-    params = parameters(Stack((first, other), 5))
-    assert [{len(leaf) for leaf in jax.tree.leaves(params[name])} for name in ('blocks', 'blocks_1')] == [{3}, {2}]
-    alone = parameters(Stack((first,), 3))
-    assert jax.tree.map(np.shape, params['blocks']) == jax.tree.map(np.shape, alone['blocks'])
-
-
-# Two layers and then a period of two: of the one shape with experts and other keys, of the other not.
-DENSE, MIXED = Layer(Attention(4)), Layer(Attention(4, 2, window=3), Experts(4, 2, 12, shared=1))
-UNLIKE = Stack((DENSE, dataclasses.replace(DENSE, attention=Attention(4, window=2)), *(DENSE, MIXED) * 2, DENSE), 7)
-
-
-@pytest.mark.parametrize('execution', [ROLLED, UNROLLED, Execution(remat='full')], ids=['scan', 'loop', 'remat'])
-def test_a_pattern_of_unlike_weights_is_its_layers_one_by_one(execution):
-    params, x = parameters(UNLIKE), X
-    assert UNLIKE.stacks(WIDTH) == {'blocks': [0, 1, 2, 4, 6], 'blocks_1': [3, 5]}
-    assert UNLIKE._repetition() == (2, 2)
-    whole, outputs = run(UNLIKE, params, execution=execution, capture=('residual',))
-    for number in range(7):
-        name, numbers = next(item for item in UNLIKE.stacks(WIDTH).items() if number in item[1])
-        row = numbers.index(number)
-        own = {'blocks': jax.tree.map(lambda a, row=row: a[row:row + 1], params[name])}
-        x, alone = run(Stack((UNLIKE.layer(number),), 1), own, x)
-        close(outputs.captured['residual'][number], x)
-        for measured, value in alone.auxiliary.items():
-            close(outputs.auxiliary[measured][row], value[0])
-    close(whole, x)
-    assert outputs.auxiliary['load'].shape == (2, 4)
-
-
-def test_a_pattern_of_unlike_weights_has_one_gradient_however_it_runs():
-    params = parameters(UNLIKE)
-    close(gradient(UNLIKE, params, Execution(remat='full')), gradient(UNLIKE, params, UNROLLED), rtol=1e-3)
-
-
-def test_a_cached_pattern_of_unlike_weights_decodes_as_it_reads():
-    params, whole = parameters(UNLIKE), run(UNLIKE, parameters(UNLIKE))[0]
-    x, outputs = run(UNLIKE, params, cache=UNLIKE.cache(WIDTH, 2, LENGTH, 'float32'))
-    close(x, whole)
-    assert [outputs.cache[name][0].shape for name in ('blocks', 'blocks_1')] == [
-        (5, 2, LENGTH, 4, 4), (2, 2, LENGTH, 2, 4)]
-    index = jnp.full((2, 1), LENGTH - 1)
-    last, _ = architectures.jit(lambda cache: UNLIKE(
-        params, X[:, -1:], Context(index, index=index), ROLLED, cache=cache))(
-            jax.tree.map(lambda slots: slots.at[:, :, -1].set(0), outputs.cache))
-    close(last, whole[:, -1:])
-
-
-def test_layers_of_unlike_weights_do_not_go_over_stages():
-    with jax.set_mesh(sharding.make_mesh({'stage': 2}, jax.devices()[:2])), pytest.raises(
-            config.Error, match=r'^layers of unlike weights do not go over stages; try a mesh without stage\.'):
-        run(Stack((DENSE, MIXED), 4), parameters(Stack((DENSE, MIXED), 4)))
 
 
 def test_layers_of_one_pattern_share_the_table_of_their_position():

@@ -11,7 +11,7 @@ from architectures import parameters
 
 from lm import cli, config, records, train
 from lm.models import Added, AsMemory, AsPrefix, Half, Layer, TextVae
-from lm.nn import Attention, NoPE
+from lm.nn import Attention, Experts, NoPE
 from lm.parallel import sharding
 
 
@@ -129,9 +129,13 @@ def test_free_nats_cost_nothing_and_hidden_words_are_hidden():
     np.testing.assert_allclose(np.mean(np.asarray(hidden) == 49), 0.4, atol=0.04)
 
 
+SPARSE = Layer(Attention(4, causal=False), Experts(4, 2, 8))
+
+
 @pytest.mark.parametrize('make, words', [
     (lambda: train.Elbo().check(architectures.DECODERS['gpt2']), 'try model=TextVae'),
     (lambda: replace(MODELS['added'], condition=AsMemory()), 'no cross attention; try decoder.layer.cross=Attention'),
+    (lambda: replace(MODELS['added'], encoder=Half(1, SPARSE)), 'TextVae trains no experts'),
     (lambda: replace(MODELS['memory'], condition=Added()), 'have cross attention'),
     (lambda: train.Elbo().loss(MODELS['added'], {}, {**text(), 'segments': 0}), 'try data.packing=windows')])
 def test_what_cannot_be_is_refused(make, words):

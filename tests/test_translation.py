@@ -26,5 +26,5 @@ def test_a_short_training_learns_to_translate(tmp_path, capsys):
         pytest.skip(str(error))
     assert train.main(str(FILE), *SMALL, workdir=str(tmp_path / 'run'), cache=str(tmp_path)) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('validation loss'))
-    assert float(line.split()[2].rstrip(',')) < 4.6  # single words by their frequencies: 5.9
+    assert float(line.split()[2].rstrip(',')) < 4.6
     assert (tmp_path / 'run' / 'sample.txt').read_text().startswith('Ein Mann.\n')

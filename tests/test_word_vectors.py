@@ -43,6 +43,17 @@ def noise_of(row, power, negatives):
     return TARGETS[other], negatives * weights / weights.sum()
 
 
+def test_words_and_windows_are_drawn_by_the_number_of_a_row():
+    objective, key = SkipGram(window=3, subsample=0.05), jax.random.key(0)
+    kept, pairs = objective.neighbours(BATCH, key)
+    first = objective.neighbours({name: rows[:2] for name, rows in BATCH.items()}, key)
+    np.testing.assert_array_equal(first[0], kept[:2])
+    np.testing.assert_array_equal(first[1], pairs[:2])
+    equal = {name: np.repeat(rows[:1], 2, 0) for name, rows in BATCH.items()}
+    _, pairs = objective.neighbours(equal, key)
+    assert (np.asarray(pairs[0]) != np.asarray(pairs[1])).any()
+
+
 def test_skip_gram_is_the_sum_over_pairs_and_noise():
     kept, window = kept_of(0.05), 3
     expected = np.zeros((ROWS, 2))

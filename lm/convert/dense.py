@@ -1,6 +1,7 @@
 """What families in the shape of Llama share: names of tensors, keys of config.json, positions, and their GGUF names.
 
-hf: the dict of a config.json, checkpoints.Settings. Its defaults are those of transformers for files that lack a key.
+hf: the dict of a config.json, checkpoints.Settings. A key that it lacks is as Llama has it, or as the family's DEFAULTS
+say.
 """
 import math
 

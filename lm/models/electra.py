@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from lm import config
 from lm.models.encoder import Encoder, MaskedHead
-from lm.models.model import Model, refuse_experts
+from lm.models.model import Model
+from lm.models.transformer import refuse_experts
 from lm.nn.layers import INIT
 from lm.nn.norms import NoNorm, Norm
 from lm.nn.weights import Weight, fill, weight

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from lm import config
 from lm.models.embedding import Embedding, Head, padded
-from lm.models.model import Auxiliary, TokenModel, refuse_experts
-from lm.models.transformer import Layer, Stack
+from lm.models.model import Auxiliary, TokenModel
+from lm.models.transformer import Layer, Stack, refuse_experts
 from lm.nn.context import Context, Execution
 from lm.nn.layers import Attention
 from lm.nn.norms import NoNorm

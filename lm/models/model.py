@@ -6,9 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lm import config
 from lm.models.embedding import padded
-from lm.nn.experts import Experts
 from lm.nn.weights import apply, normal, unbox, weight
 
 
@@ -99,14 +97,6 @@ class TokenModel(Model):
         return apply(lambda scope: self.head.cross_entropy(
             scope, x, self._output(scope), targets, shrink=self._shrink, vocab=self.vocab,
             chunks=self.execution.vocab_chunks, smoothing=smoothing), params)
-
-
-def refuse_experts(model, layers):
-    """Raises config.Error where one of its layers has experts, for a model that neither adds their losses nor moves
-    their biases.
-    """
-    if any(isinstance(layer.mlp, Experts) for layer in layers):
-        raise config.Error(f'{type(model).__name__} trains no experts; try mlp=MLP.')
 
 
 @functools.lru_cache(64)  # asked for many times a program; each asks for a trace of declare

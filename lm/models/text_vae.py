@@ -9,7 +9,8 @@ from lm import config
 from lm.models.embedding import Embedding, Head, padded
 from lm.models.encoder import Mean, Pooling
 from lm.models.encoder_decoder import Half, encoder
-from lm.models.model import TokenModel, refuse_experts
+from lm.models.model import TokenModel
+from lm.models.transformer import refuse_experts
 from lm.nn.context import Context, Execution
 from lm.nn.layers import INIT
 from lm.nn.weights import apply, declare, fill, weight

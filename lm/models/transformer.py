@@ -14,6 +14,7 @@ from lm.models.scan import Outputs
 from lm.nn import memory
 from lm.nn.context import Context, Execution
 from lm.nn.dropout import dropout
+from lm.nn.experts import Experts
 from lm.nn.layers import MLP, Attention, FeedForward
 from lm.nn.norms import Norm, RMSNorm
 from lm.nn.taps import Tap
@@ -88,6 +89,14 @@ class Layer:
             return self.mlp(x, norm, context, **fixed)
         x, auxiliary = add(middle, 'mlp', feed, x if self.parallel else middle, keys[1])
         return sharding.constrain(tap('residual', x), 'batch', 'stream', None), (cache, auxiliary)
+
+
+def refuse_experts(model, layers):
+    """Raises config.Error where one of its layers has experts, for a model that neither adds their losses nor moves
+    their biases.
+    """
+    if any(isinstance(layer.mlp, Experts) for layer in layers):
+        raise config.Error(f'{type(model).__name__} trains no experts; try mlp=MLP.')
 
 
 @dataclass(frozen=True)
