@@ -6,9 +6,9 @@
 The files are MNIST's (LeCun et al. 1998), in the folder of data sets (docs/data.md). Each pixel is white with the
 probability of its grey level (Salakhutdinov and Murray 2008), in training by another draw at every step. The second
 command writes two pictures into the run: test images above their reconstructions, and a plane of the latent space.
-1.35 million parameters, 20 epochs: the bound of a test image is -94.8 nats, by 50 importance weights -91.1; its KL is
-23.7 nats, and 17 of 40 latent numbers are active. 4.2 CPU minutes on two shared cores, the test included; the first run
-on a machine also turns the images into tokens.
+1.35 million parameters, 20 epochs: the bound of a test image is -94.5 nats, by 50 importance weights -91.2; its KL is
+23.7 nats, and 17 of 40 latent numbers are active. 4.2 CPU minutes, the test included; the first run on a machine also
+turns the images into tokens.
 """
 import gzip
 import math

@@ -1,3 +1,5 @@
+import ast
+import dataclasses
 import importlib
 import io
 import pathlib
@@ -9,7 +11,7 @@ import sys
 import pytest
 
 import lm.commands
-from lm import backend, cli
+from lm import backend, cli, generate
 from lm.console import interrupts
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -162,6 +164,18 @@ def test_every_verb_documents_itself_and_every_argument(verb):
     parameters, docstring = cli.signature(verb)
     assert docstring.partition('\n')[0].endswith('.')
     assert [p.name for p in parameters if not p.help] == []
+
+
+@pytest.mark.parametrize('verb', cli.verbs())
+def test_help_shows_the_default_of_every_option_as_a_value(verb):
+    for parameter in cli.signature(verb)[0]:
+        assert isinstance(parameter.default, ast.Constant | ast.Tuple | None)
+
+
+def test_options_of_translate_are_those_of_beams():
+    defaults = {parameter.name: parameter.default for parameter in cli.signature('translate')[0]}
+    assert {field.name: ast.literal_eval(defaults[field.name]) for field in dataclasses.fields(generate.Beams)} == \
+        dataclasses.asdict(generate.Beams())
 
 
 @pytest.mark.parametrize('argv', [['--help'], *([verb, '--help'] for verb in cli.verbs())])

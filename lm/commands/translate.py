@@ -11,9 +11,8 @@ from lm.train import runs
 ROWS = 64  # texts that are searched at once
 
 
-def main(run: str, file: str, *, references: str = '', beams: int = generate.Beams.beams,
-         alpha: float = generate.Beams.alpha, length: int | None = None,
-         step: int = 0, trust: bool = False):
+def main(run: str, file: str, *, references: str = '', beams: int = 5, alpha: float = 1.0,
+         length: int | None = None, step: int = 0, trust: bool = False):
     """Writes the likeliest answer to each line of a file, one a line, by beam search.
 
     Args:
