@@ -160,6 +160,7 @@ def workplace():
     with contextlib.ExitStack() as ending, pytest.MonkeyPatch.context() as patch:
         name = tempfile.mkdtemp()
         ending.callback(subprocess.run, ['rm', '-rf', name])  # of thousands of levels, over which shutil recurses
+        ending.callback(sys.modules.pop, 'experiments', None)  # it was the folder of this workplace last
         folder, deep = Path(name).resolve(), Path(name).resolve() / 'one' / 'two' / 'three'
         deep.mkdir(parents=True)
         patch.chdir(deep)
