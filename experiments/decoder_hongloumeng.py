@@ -3,8 +3,12 @@
     lm train experiments/decoder_hongloumeng.py
     lm generate runs/decoder_hongloumeng '宝玉听了，' --temperature=0.7
 
-The novel, of the 18th century, is in the folder of data sets (docs/data.md); its last tenth is held out. Not
-trained to its end yet, so it has no number.
+The novel, of the 18th century, is in the folder of data sets (docs/data.md); its last tenth is held out. 2.93 million
+parameters, 1,000 steps of 2,048 tokens, 3.6 epochs: 1.823 bits a byte of the text held out (perplexity 177.9 a piece),
+where Kneser-Ney of order 5 has 2.058 and xz 2.794. 15 CPU minutes on two shared cores. Its sample begins:
+
+    宝玉听了，方散度了一夜．一欲时，宝玉方红了个头，便看见是他睡在床上．原来贾母自倒觉赤心，故笑道：“可不是那个光景，
+    我甚喜欢他．
 """
 from lm import data, optim, train
 from lm.models import Decoder, Layer

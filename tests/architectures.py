@@ -28,6 +28,7 @@ from lm.nn import (
     Gelu,
     LayerNorm,
     Learned,
+    LongRope,
     NoNorm,
     NoPE,
     Relative,
@@ -91,7 +92,8 @@ DECODERS = {
     'gpt_oss': small(pattern=(sinking(4), sinking(0)), head=Head(tied=False)),
     'yarn': small(layer=Layer(Attention(4, 2, 8, position=Yarn(20.0, 8.0, 12, 4.0, 0.5, growth=0.9), sink=True),
                               MLP(activation=ClampedSilu(2.0, 0.5)))),
-    'plain': small(layer=Layer(Attention(4, scale=0.2), norm=NoNorm())),
+    'plain': small(layer=Layer(Attention(4, scale=0.2, position=LongRope((1.0, 2.0), (4.0, 3.0), 20.0, 100, 1.2)),
+                               norm=NoNorm())),
 }
 
 
@@ -114,7 +116,8 @@ BIDIRECTIONAL = {
         'attention': {'window': 3, 'position': Alibi()}},
         head=MaskedHead(activation=Relu(), norm=NoNorm())),
     'waves': encoder(2, mlp=MLP(activation=Silu(), gated=True), layer={
-        'attention': {'position': NoPE()}, 'residual': OutputNorm()}, embedding=TypedEmbedding(Sinusoidal(100.0), True),
+        'attention': {'position': LongRope((1.0,), (3.0,), 20.0, 4, 0.9)}, 'residual': OutputNorm()},
+        embedding=TypedEmbedding(Sinusoidal(100.0), True),
         head=MaskedHead(tied=False, softcap=2.0, activation=Silu(), norm=RMSNorm(1e-3))),
     'bidirectional decoder': small(layer=Layer(Attention(4, causal=False, position=Yarn(20.0, 8.0, 12, 4.0, 0.5)),
                                                MLP(activation=ClampedSilu(2.0, 0.5), gated=True))),

@@ -133,6 +133,24 @@ def rotate(x, at, frequencies):
     return out
 
 
+def turn(position, x, at):
+    """Returns queries or keys x [B T N H] as a position, told by the name of its class, turns them at `at` [B T]."""
+    kind, size = type(position).__name__, x.shape[-1]
+    if kind == 'Rope':
+        return rotate(x, at, rope_frequencies(position, size))
+    if kind == 'Yarn':
+        growth = position.growth or 0.1 * math.log(position.factor) + 1
+        return growth * rotate(x, at, yarn_frequencies(position, size))
+    if kind != 'LongRope':
+        return x
+    rows, turning = [], 2 * len(position.short)
+    for row, places in zip(x, at, strict=True):
+        factors = position.long if max(places) + 1 > position.original else position.short
+        frequencies = [position.base ** (-2 * i / turning) / factor for i, factor in enumerate(factors)]
+        rows.append(rotate(row[None], places[None], frequencies)[0])
+    return np.concatenate([position.growth * np.stack(rows)[..., :turning], x[..., turning:]], -1)
+
+
 def activate(activation, x):
     """Returns the activation of x, told by the name of its class."""
     kind = type(activation).__name__
@@ -192,13 +210,7 @@ class Decoder:
             return normalise(attention.qk_norm, params, name, y.reshape(shape)).reshape(y.shape)
         query, key, value = project('query'), project('key'), project('value')
         query, key = norm('query_norm', query), norm('key_norm', key)
-        if type(attention.position).__name__ == 'Rope':
-            frequencies = rope_frequencies(attention.position, query.shape[-1])
-            query, key = rotate(query, at, frequencies), rotate(key, at, frequencies)
-        if type(attention.position).__name__ == 'Yarn':
-            frequencies = yarn_frequencies(attention.position, query.shape[-1])
-            growth = attention.position.growth or 0.1 * math.log(attention.position.factor) + 1
-            query, key = growth * rotate(query, at, frequencies), growth * rotate(key, at, frequencies)
+        query, key = turn(attention.position, query, at), turn(attention.position, key, at)
         length = x.shape[1]
         visible = np.broadcast_to(sees(length, attention.window, segments, attention.causal), (len(x), length, length))
         mixed = attend(query, key, value, visible, self.bias(attention, length), attention.softcap, attention.scale,

@@ -53,6 +53,10 @@ CONFIGS = {
                          'sliding_attention': {'rope_type': 'default', 'rope_theta': 10.0}}),
     'olmo2': T.Olmo2Config(**SIZES, **UNTIED, **theta(100.0)),
     'phi3': T.Phi3Config(**SIZES, **UNTIED, **theta(100.0, partial_rotary_factor=0.5), sliding_window=9),
+    'phi3_short': T.Phi3Config(**SIZES, **UNTIED, original_max_position_embeddings=32, **theta(
+        100.0, rope_type='longrope', partial_rotary_factor=0.5, short_factor=[1.0, 1.5], long_factor=[2.0, 4.0])),
+    'phi3_long': T.Phi3Config(**SIZES, **UNTIED, original_max_position_embeddings=16, **theta(
+        100.0, rope_type='longrope', short_factor=[1.0, 1.5, 2.0, 2.5], long_factor=[2.0, 4.0, 6.0, 8.0])),
     'gpt_neox': T.GPTNeoXConfig(
         **{name: size for name, size in SIZES.items() if name not in ('num_key_value_heads', 'pad_token_id')}, **UNTIED,
         **theta(100.0, partial_rotary_factor=0.5), use_parallel_residual=True),

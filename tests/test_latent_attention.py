@@ -46,15 +46,9 @@ class Oracle(oracle.Decoder):
         still = attention.head_dim - attention.rotary
         query = made('query', read('query_latent', x)) if attention.query_rank else read('query', x)
         both, turning = made('key_value', read('latent', x)), read('key', x)[:, :, None]
-        kind = type(attention.position).__name__
-        frequencies = {'Rope': oracle.rope_frequencies, 'Yarn': oracle.yarn_frequencies}[kind](
-            attention.position, attention.rotary)
-        growth = attention.position.growth if kind == 'Yarn' else 1
-
-        def turned(x):
-            return growth * oracle.rotate(x, at, frequencies)
-        query = np.concatenate([query[..., :still], turned(query[..., still:])], -1)
-        key = np.concatenate([both[..., :still], np.repeat(turned(turning), attention.heads, 2)], -1)
+        query = np.concatenate([query[..., :still], oracle.turn(attention.position, query[..., still:], at)], -1)
+        turned = oracle.turn(attention.position, turning, at)
+        key = np.concatenate([both[..., :still], np.repeat(turned, attention.heads, 2)], -1)
         visible = np.broadcast_to(oracle.sees(x.shape[1], attention.window, segments), (len(x), *[x.shape[1]] * 2))
         mixed = self.mixed((query, key, both[..., still:]), visible, attention, params)
         y = np.tensordot(mixed, params['out'], 2)

@@ -8,7 +8,7 @@ import math
 from lm import config
 from lm.convert.tables import Tensor
 from lm.models import Decoder, Embedding, Head, Layer
-from lm.nn import MLP, Attention, Gelu, Relu, Relu2, RMSNorm, Rope, Silu, Yarn
+from lm.nn import MLP, Attention, Gelu, LongRope, Relu, Relu2, RMSNorm, Rope, Silu, Yarn
 
 ACTIVATIONS = {'silu': Silu(), 'gelu_pytorch_tanh': Gelu(), 'gelu': Gelu(exact=True), 'relu': Relu(), 'relu2': Relu2(),
                'swish': Silu(), 'gelu_new': Gelu(), 'gelu_fast': Gelu()}
@@ -64,13 +64,23 @@ def rope(hf, kind=None):
             return Rope(factor=float(parameters['factor']), low=float(parameters['low_freq_factor']),
                         high=float(parameters['high_freq_factor']),
                         original=parameters['original_max_position_embeddings'], **fields)
+        case 'longrope' | 'su' | 'yarn' if 'short_factor' in parameters:
+            return _long_rope(hf, parameters)
         case 'yarn':
             return Yarn(fields['base'], float(parameters['factor']), parameters['original_max_position_embeddings'],
                         parameters.get('beta_fast') or 32.0, parameters.get('beta_slow') or 1.0,
                         parameters.get('truncate', True), _growth(parameters))
         case other:
             raise config.Error(f'config.json has rope scaling {other!r}, which lm lacks; those that it has: default, '
-                               'linear, llama3, yarn.')
+                               'linear, llama3, longrope, yarn.')
+
+
+def _long_rope(hf, parameters):
+    original = parameters.get('original_max_position_embeddings') or hf['original_max_position_embeddings']
+    factor = parameters.get('factor') or hf['max_position_embeddings'] / original
+    growth = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return LongRope(tuple(map(float, parameters['short_factor'])), tuple(map(float, parameters['long_factor'])),
+                    float(parameters['rope_theta']), original, float(parameters.get('attention_factor') or growth))
 
 
 def _growth(parameters):
@@ -90,7 +100,7 @@ def yarn_scale(factor, times):
 
 
 def rope_parameters(position, partial=False):
-    """Returns the rope_parameters of a config.json for a Rope or Yarn, and for NoPE those of any.
+    """Returns the rope_parameters of a config.json for a Rope, Yarn or LongRope, and for NoPE those of any.
 
     partial: with the fraction of a head that turns.
     """
@@ -99,6 +109,10 @@ def rope_parameters(position, partial=False):
                 'original_max_position_embeddings': position.original, 'beta_fast': position.fast,
                 'beta_slow': position.slow, 'truncate': position.whole,
                 **({'attention_factor': position.growth} if position.growth else {})}
+    if isinstance(position, LongRope):
+        return {'rope_type': 'longrope', 'rope_theta': position.base, 'short_factor': list(position.short),
+                'long_factor': list(position.long), 'original_max_position_embeddings': position.original,
+                'attention_factor': position.growth}
     if not isinstance(position, Rope):
         position = Rope()
     parameters = {'rope_type': 'default', 'rope_theta': position.base}

@@ -7,10 +7,10 @@ from lm.nn.hopfield import Hopfield
 from lm.nn.latent_attention import LatentAttention
 from lm.nn.layers import MLP, Attention, FeedForward
 from lm.nn.norms import LayerNorm, NoNorm, Norm, RMSNorm
-from lm.nn.positions import AbsolutePosition, Alibi, Learned, NoPE, Position, Relative, Rope, Sinusoidal, Yarn
+from lm.nn.positions import AbsolutePosition, Alibi, Learned, LongRope, NoPE, Position, Relative, Rope, Sinusoidal, Yarn
 from lm.nn.weights import Scope, Weight, einsum, unbox, weight
 
 __all__ = ['MLP', 'AbsolutePosition', 'Activation', 'Alibi', 'Attention', 'ClampedSilu', 'Context', 'Execution',
-           'Experts', 'FeedForward', 'Gelu', 'Hopfield', 'LatentAttention', 'LayerNorm', 'Learned', 'NoNorm', 'NoPE',
-           'Norm', 'Position', 'RMSNorm', 'Relative', 'Relu', 'Relu2', 'Rope', 'Scope', 'Silu', 'Sinusoidal', 'Weight',
-           'Yarn', 'einsum', 'look_up', 'unbox', 'weight']
+           'Experts', 'FeedForward', 'Gelu', 'Hopfield', 'LatentAttention', 'LayerNorm', 'Learned', 'LongRope',
+           'NoNorm', 'NoPE', 'Norm', 'Position', 'RMSNorm', 'Relative', 'Relu', 'Relu2', 'Rope', 'Scope', 'Silu',
+           'Sinusoidal', 'Weight', 'Yarn', 'einsum', 'look_up', 'unbox', 'weight']

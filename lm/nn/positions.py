@@ -174,6 +174,40 @@ class Yarn(Position):
 
 
 @dataclass(frozen=True)
+class LongRope(Position):
+    """Rope whose pairs turn slower, each by a factor of its own (Ding et al. 2024, arXiv:2402.13753).
+
+    The factors are `short` in rows whose positions are all below `original`, the context length of pre-training, else
+    `long`; as many pairs of each head turn as there are factors. growth: factor of queries and keys. Keys in a cache
+    stay as they were turned: have a text that will be longer than `original` begin so, or give `long` for `short`.
+    """
+
+    short: tuple[config.Positive, ...]
+    long: tuple[config.Positive, ...]
+    base: Annotated[float, config.Interval(1, ends='(]')] = 10000.0
+    original: config.Size = 4096
+    growth: config.Positive = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < len(self.short) == len(self.long):
+            raise config.Error(f'short has {len(self.short)} factors and long has {len(self.long)}; give each pair of '
+                               'a head that turns one in both.')
+
+    def check(self, head_size):
+        Rope(self.base).check(head_size)
+        if 2 * len(self.short) > head_size:
+            raise config.Error(f'head_dim={head_size} has {head_size // 2} pairs and short has {len(self.short)} '
+                               'factors; give no more factors than pairs.')
+
+    def angles(self, positions, head_size):
+        longer = jnp.max(positions, axis=1)[:, None, None] >= self.original
+        factors = jnp.where(longer, jnp.array(self.long), jnp.array(self.short))
+        angle = positions[..., None] * Rope(self.base).frequencies(2 * len(self.short)) / factors
+        return self.growth * jnp.sin(angle), self.growth * jnp.cos(angle)
+
+
+@dataclass(frozen=True)
 class Alibi(Position):
     """A penalty on attention that grows linearly with distance, steeper in some heads (Press et al. 2021)."""
 

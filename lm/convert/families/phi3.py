@@ -1,6 +1,7 @@
-"""Phi-3 and Phi-4-mini (arXiv:2404.14219) without LongRoPE: Llama with fused projections, perhaps of partial Rope."""
+"""Phi-3 and Phi-4-mini (arXiv:2404.14219): Llama with fused projections, perhaps of partial Rope or of LongRope."""
 from lm.convert import dense
 from lm.convert.tables import Tensor
+from lm.nn import LongRope
 
 ARCHITECTURE, MODEL_TYPE = 'Phi3ForCausalLM', 'phi3'
 QKV, FUSED = f'{dense.LAYER}self_attn.qkv_proj.weight', f'{dense.LAYER}mlp.gate_up_proj.weight'
@@ -15,7 +16,11 @@ def read(hf):
 
 
 def write(model):
-    parameters = dense.rope_parameters(model.layers[0].attention.position, partial=True)
+    attention = model.layers[0].attention
+    parameters = dense.rope_parameters(attention.position, partial=True)
+    if isinstance(attention.position, LongRope):
+        turning = 2 * len(attention.position.short) / attention.head_size(model.width)
+        parameters['partial_rotary_factor'] = turning
     return {**dense.described(model), 'rope_parameters': parameters, 'sliding_window': dense.window(model),
             'partial_rotary_factor': parameters['partial_rotary_factor'],
             'original_max_position_embeddings': parameters.get('original_max_position_embeddings', 4096)}
