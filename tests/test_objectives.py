@@ -1,4 +1,5 @@
 """Objectives beside the next token: what they hide, what they score, and that it is drawn by rows from (seed, step)."""
+import itertools
 from dataclasses import replace
 
 import architectures
@@ -71,6 +72,7 @@ def test_the_loss_of_masked_tokens_is_that_of_the_formula():
 def test_a_mask_that_is_a_token_of_the_text_is_refused(tmp_path, capsys):
     file = tmp_path / 'masked.py'
     file.write_text('''
+import itertools
 from dataclasses import replace
 from experiments import tiny
 from lm import train
@@ -236,6 +238,18 @@ def test_infilling_takes_each_document_of_a_packed_row_by_itself():
             np.testing.assert_array_equal(out['encoder_positions'][row][own], np.arange(len(source)))
     first = (batch['positions'] == 0) & (batch['segments'] > 0)
     assert (out['inputs'][first] == PAIRED.start).all() and (out['targets'] == batch['targets']).all()
+
+
+def test_sentences_of_a_document_get_another_order_and_what_follows_them_stays():
+    own, other = [1, 2, 9, 3, 9, 4, 5, 8, 6], [20, 9, 21, 22, 9, 23]
+    tokens, segments = np.array([own + other]), np.array([[1] * len(own) + [2] * len(other)])
+    batch = {'inputs': tokens, 'targets': tokens, 'segments': segments}
+    objective = train.TextInfilling(rate=0.0, ends=(9, 8))
+    out = {tuple(np.asarray(objective.prepare(PAIRED, batch, jax.random.key(seed))['encoder_inputs'])[0].tolist())
+           for seed in range(60)}
+    first = [[*a, *b, *c, 6] for a, b, c in itertools.permutations([[1, 2, 9], [3, 9], [4, 5, 8]])]
+    second = [[20, 9, 21, 22, 9, 23], [21, 22, 9, 20, 9, 23]]
+    assert out == {tuple(a + b) for a in first for b in second}
 
 
 @pytest.mark.parametrize('objective', [train.MaskedLM(rate=0.5), train.MaskedDiffusion()])

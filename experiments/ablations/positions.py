@@ -24,9 +24,9 @@ from lm.sweep import grid
 config = small.config
 
 
-def sweep():
+def sweep(causal=True):
     in_attention = [{'model.layer.attention.position': position}
-                    for position in (nn.Rope(), nn.Alibi(), nn.Relative(), nn.NoPE())]
+                    for position in (nn.Rope(), nn.Alibi(), nn.Relative(causal=causal), nn.NoPE())]
     added = [{'model.layer.attention.position': nn.NoPE(), 'model.embedding.position': position}
              for position in (nn.Learned(64), nn.Sinusoidal())]
     return grid(in_attention + added, {'optimizer.peak': [1e-3, 3e-3, 1e-2, 3e-2, 0.1]}, small.SEEDS)

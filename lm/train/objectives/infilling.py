@@ -1,4 +1,4 @@
-"""Text infilling (BART, Lewis et al. 2019, arXiv:1910.13461)."""
+"""Text infilling and permuted sentences (BART, Lewis et al. 2019, arXiv:1910.13461)."""
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +16,15 @@ class TextInfilling(Answer):
     """Cross entropy of each document of a row, given what is left of it: a share `rate` of its tokens is gone, in spans
     of Poisson length with mean `span`, each behind one mask token, those of no token too; spans that overlap are one.
 
-    mask: id of the mask token, counted from the end of the vocabulary where negative.
+    mask: id of the mask token, counted from the end of the vocabulary where negative. ends: ids of tokens that end a
+    sentence, such as full stops: before any token goes, the sentences of a document get another order; what follows its
+    last end stays behind them.
     """
 
     rate: config.FractionBelowOne = 0.3
     span: config.Positive = 3.0
     mask: int = -1
+    ends: tuple[config.Count, ...] = ()
 
     def reserved(self, model):
         return (self.mask % model.vocab,)
@@ -40,6 +43,7 @@ class TextInfilling(Answer):
         size = len(tokens)
         keys = jax.random.split(key)
         at, number = jnp.arange(size), jnp.cumsum(segments != jnp.roll(segments, 1))
+        tokens = self._permuted(jax.random.fold_in(key, 2), tokens, number)
         # A token stays where none of the spans before reaches it: with probability exp(-span P(begins)).
         begins = jax.random.uniform(keys[0], (size,)) < -math.log1p(-self.rate) / self.span
         lengths = jax.random.poisson(keys[1], self.span, (size,))
@@ -58,3 +62,12 @@ class TextInfilling(Answer):
         segment = put(segments, first, place) + put(segments, kept, place + first)
         document = put(number, first, place) + put(number, kept, place + first)
         return source, segment, at - jax.ops.segment_min(at, document, size + 1)[document]
+
+    def _permuted(self, key, tokens, document):
+        """Returns a row's tokens [T] with the sentences of each document, numbers [T], in another order."""
+        ends = jnp.isin(tokens, jnp.array(self.ends, jnp.int32))
+        ended = jnp.cumsum(ends)
+        sentence = ended - ends
+        last = jax.ops.segment_max(ended, document, len(tokens) + 1)[document] == sentence
+        order = jnp.where(last, 1, jax.random.uniform(key, tokens.shape)[sentence])
+        return tokens[jnp.lexsort((jnp.arange(len(tokens)), order, document))]
