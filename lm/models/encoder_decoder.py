@@ -41,6 +41,17 @@ class Half:
         last = self.stack.layer(self.depth - 1)
         return (NoNorm() if last.residual.normalised else last.norm)(scope, 'final_norm', x)
 
+    def hidden(self, params, embed, tokens, context, execution, **options):
+        """Returns (x [B T D] after the final norm, the Outputs of layers) of tokens [B T]; options: of a Stack.
+
+        embed(scope, tokens, context) returns the embeddings, and the context of layers.
+        """
+        keys = (None,) * 2 if context.key is None else jax.random.split(context.key)
+        context = context._replace(rows=reductions.global_row_offset(len(tokens)) + jnp.arange(len(tokens)))
+        x, context = apply(embed, params, tokens, context._replace(key=keys[0]))
+        x, outputs = self.stack(params, x, context._replace(key=keys[1]), execution, **options)
+        return apply(self.norm, params, x), outputs
+
 
 def encoder():
     """Returns a Half whose tokens see each other in both directions."""
@@ -122,13 +133,11 @@ class EncoderDecoder(TokenModel):
 
     def hidden(self, params, side, tokens, context, **options):
         """Returns (x [B T D] after the final norm, the Outputs of layers) of the encoder or the decoder."""
-        keys = (None,) * 2 if context.key is None else jax.random.split(context.key)
-        context = context._replace(rows=reductions.global_row_offset(len(tokens)) + jnp.arange(len(tokens)))
         table = apply(self._table, params)
-        x = apply(self._embed, params[side], table, tokens, context._replace(key=keys[0]))
-        x, outputs = getattr(self, side).stack(params[side], x, context._replace(key=keys[1]), self.execution,
-                                               **options)
-        return apply(getattr(self, side).norm, params[side], x), outputs
+
+        def embed(scope, tokens, context):
+            return self._embed(scope, table, tokens, context), context
+        return getattr(self, side).hidden(params[side], embed, tokens, context, self.execution, **options)
 
     def encode(self, params, tokens, segments=None, positions=None, key=None):
         """Returns the memory [B S D] of source tokens [B S]."""

@@ -14,7 +14,6 @@ from lm.models.transformer import refuse_experts
 from lm.nn.context import Context, Execution
 from lm.nn.layers import INIT
 from lm.nn.weights import apply, declare, fill, weight
-from lm.parallel import reductions
 
 
 @dataclass(frozen=True)
@@ -149,23 +148,23 @@ class TextVae(TokenModel):
 
     def posterior(self, params, tokens, present=None, key=None):
         """Returns the (mean, log variance) [B Z] of q(z | text) of tokens [B T], of those that are `present` [B T]."""
-        keys = (None,) * 2 if key is None else jax.random.split(key)
         present = jnp.ones(tokens.shape) if present is None else present
-        context = Context(jnp.arange(tokens.shape[1])[None], (present > 0).astype(jnp.int32), rows=_rows(tokens))
-        x = apply(self._embed, params['encoder'], apply(self._table, params), tokens, context._replace(key=keys[0]))
-        x, _ = self.encoder.stack(params['encoder'], x, context._replace(key=keys[1]), self.execution)
-        x = apply(self.encoder.norm, params['encoder'], x)
+        context = Context(jnp.arange(tokens.shape[1])[None], (present > 0).astype(jnp.int32), key=key)
+        table = apply(self._table, params)
+
+        def embed(scope, tokens, context):
+            return self._embed(scope, table, tokens, context), context
+        x, _ = self.encoder.hidden(params['encoder'], embed, tokens, context, self.execution)
         return apply(self._gaussian, params['encoder'], x, present)
 
     def hidden(self, params, tokens, z, context, **options):
         """Returns (x [B T D] after the final norm, the Outputs of layers) of the decoder, for tokens [B T], z [B Z]."""
-        keys = (None,) * 2 if context.key is None else jax.random.split(context.key)
-        context = context._replace(rows=_rows(tokens))
-        own = params['decoder']
-        x = apply(self._embed, own, apply(self._table, params), tokens, context._replace(key=keys[0]))
-        x, context = apply(self.condition, own, x, z, context)
-        x, outputs = self.decoder.stack(own, x, context._replace(key=keys[1]), self.execution, **options)
-        return apply(self.decoder.norm, own, x)[:, -tokens.shape[1]:], outputs
+        table = apply(self._table, params)
+
+        def embed(scope, tokens, context):
+            return self.condition(scope, self._embed(scope, table, tokens, context), z, context)
+        x, outputs = self.decoder.hidden(params['decoder'], embed, tokens, context, self.execution, **options)
+        return x[:, -tokens.shape[1]:], outputs
 
     def logits(self, params, tokens, z):
         """Returns logits [B T V] in float32 of the next token, after tokens [B T] of a text with latent z [B Z]."""
@@ -202,6 +201,3 @@ class TextVae(TokenModel):
                                  cache=cache['entries'])
         return self._scores(params, x)[:, 0], {**cache, 'entries': outputs.cache, 'length': cache['length'] + 1}
 
-
-def _rows(tokens):
-    return reductions.global_row_offset(len(tokens)) + jnp.arange(len(tokens))
