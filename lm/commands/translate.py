@@ -21,7 +21,7 @@ def main(run: str, file: str, *, references: str = '', beams: int = 5, alpha: fl
         references: a file with the right answers: BLEU (sacrebleu, 13a, cased) and that of lower-cased words are shown
         beams: how many texts are kept at every token; 1 takes the likeliest token
         alpha: length penalty, ((5 + length) / 6)^alpha
-        length: how many tokens to write at most, by default 200
+        length: how many tokens to write at most, by default some 50 more than the longest of 64 sources
         step: the checkpoint to use, 0 for the newest
         trust: execute the run's own code, where its model or another part is defined in its experiment
     """

@@ -15,6 +15,7 @@ from lm.parallel import sharding
 
 CHUNK = 16
 LENGTH = 200  # tokens of a continuation where no length is asked for
+MORE = 50  # tokens that an answer has more than its question, then (Vaswani et al. 2017, section 6.1)
 
 
 class Decoding(NamedTuple):
@@ -72,10 +73,10 @@ def generate(model, params, encoder, prompts, *, prefix=(), length=None, sampler
     """Yields, after every few tokens, the list of Samples so far, one for each of `prompts`; the last list is whole.
 
     A row ends at the end-of-text token, before the first of the `stop` strings, or after `length` tokens (by default
-    200, or as many as learned positions leave after the longest prompt); until then its text lacks what more tokens
-    may still change, so that each text begins with the one before it. `prefix` are the ids that stand before each
-    prompt, see Corpus.prefix; they are no part of a text, nor counted by a penalty on repetition. A model that drafts
-    tokens ahead has them verified several at once.
+    200, of a model that answers some 50 more than the longest prompt, or what learned positions leave); until then its
+    text lacks what more tokens may still change, so that each text begins with the one before it. `prefix` are the ids
+    that stand before each prompt, see Corpus.prefix; they are no part of a text, nor counted by a penalty on
+    repetition. A model that drafts tokens ahead has them verified several at once.
     """
     sampler, stop = sampler or Sampler(), (stop,) if isinstance(stop, str) else stop
     padded, lengths, slots, length = prepare(model, encoder, prompts, prefix, length)
@@ -104,7 +105,7 @@ def prepare(model, encoder, prompts, prefix, length):
     encoded = [encode(prompt) for prompt in prompts]
     longest = max(map(len, encoded))
     before = longest if model.continues else 1
-    length = _fitting(model, before) if length is None else length
+    length = _fitting(model, longest) if length is None else length
     width, slots = _room(model, longest, before, length)
     padded = np.zeros((len(encoded), width), np.int32)
     for row, tokens in zip(padded, encoded, strict=True):
@@ -112,10 +113,16 @@ def prepare(model, encoder, prompts, prefix, length):
     return padded, np.array([len(tokens) for tokens in encoded], np.int32), slots, length
 
 
-def _fitting(model, prompt):
-    """Returns how many tokens to draw after a prompt of `prompt` tokens where nobody says: 200, or what fits."""
-    limit = model.limit
-    return min(LENGTH, max(limit + 1 - prompt, 1)) if limit else LENGTH
+def _fitting(model, longest):
+    """Returns how many tokens to draw after prompts of up to `longest` where nobody says, or what fits: LENGTH, or MORE
+    than the question and a few, so that few programs are compiled.
+    """
+    before, length = (longest, LENGTH) if model.continues else (1, _rounded(1 + longest + MORE) - 1)
+    return min(length, max(model.limit + 1 - before, 1)) if model.limit else length
+
+
+def _rounded(size):
+    return -(-size // 64) * 64
 
 
 def _room(model, prompt, before, length):
@@ -129,7 +136,7 @@ def _room(model, prompt, before, length):
     if limit and max(prompt, before + length - 1) > limit:
         raise config.Error(f'a prompt of {prompt} tokens and length={length} do not fit {limit} positions; '
                            f'try {f"length={limit + 1 - before}" if prompt <= limit else "a shorter prompt"}.')
-    width, slots = (-(-n // 64) * 64 for n in (prompt, before + length))
+    width, slots = _rounded(prompt), _rounded(before + length)
     return min(width, limit or width), slots
 
 
