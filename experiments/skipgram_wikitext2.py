@@ -1,6 +1,7 @@
 """Skip-gram with negative sampling on WikiText-2 by words: 33,278 vectors of 100 numbers, five epochs.
 
     lm train experiments/skipgram_wikitext2.py
+    lm sweep experiments/skipgram_wikitext2.py      # beside it, the continuous bag of words and GloVe
 
 Needs the text and the word sets of docs/data.md. Hardware and time: two shared CPU cores, 79 to 87 CPU seconds in all.
 A step with its batch does 330,000 words a second of CPU time on both cores: 1.04 times gensim 4.4, of which five runs
@@ -17,9 +18,10 @@ So ours are nearer to judgements of relatedness, and farther from those of simil
 """
 from lm import data, optim, train
 from lm.models.word_vectors import WordVectors
-from lm.train.objectives.words import SkipGram
 
-SETS = tuple(f'word_similarity/{name}.txt' for name in ('EN-WS-353-ALL', 'EN-SIMLEX-999', 'EN-MEN-TR-3k'))
+SETS = 'EN-WS-353-ALL', 'EN-SIMLEX-999', 'EN-MEN-TR-3k'
+SCORED = {'similarity': tuple(f'word_similarity/{name}.txt' for name in SETS),
+          'analogies': 'word_similarity/questions-words.txt.gz', 'sample': 'king river music war three'}
 
 
 def config():
@@ -28,6 +30,9 @@ def config():
         data=data.Corpus(train=data.Files('wikitext2/train.txt.gz'), valid=data.Files('wikitext2/test.txt.gz'),
                          tokenizer=data.Words(), context=32, batch=512, packing='counted'),
         optimizer=optim.AdaGrad(peak=0.2, initial=0.0, eps=1e-20, schedule=optim.Linear(warmup=1, end=0.01), clip=0.0),
-        steps=637, objective=SkipGram(similarity=SETS, analogies='word_similarity/questions-words.txt.gz',
-                                      sample='king river music war three'),
-        cadence=train.Cadence(log=50))
+        steps=637, objective=train.SkipGram(**SCORED), cadence=train.Cadence(log=50))
+
+
+def sweep():
+    return [{}, {'objective': train.BagOfWords(**SCORED)},
+            {'objective': train.Glove(**SCORED), 'data.packing': 'cooccurrences', 'model.bias': True}]

@@ -18,10 +18,11 @@ def config():
     return train.Config(
         model=TextVae(vocab=4096, latent=32, width=128, encoder=Half(2, layer(causal=False)),
                       decoder=Half(4, layer(causal=True))),
-        data=data.Corpus(train=data.Files('wikitext2/train.txt.gz'), valid=data.Files('wikitext2/test.txt.gz'),
+        data=data.Corpus(train=data.Files('wikitext2/train.txt.gz'),
+                         valid=data.Cut(data.Files('wikitext2/test.txt.gz'), 0.0, 0.25),
                          tokenizer=data.SentencePiece(size=4096), context=128, batch=16),
         optimizer=optim.Muon(peak=1e-2, schedule=optim.Linear(warmup=50, end=0.0), weight_decay=0.1, adam_rate=0.5),
-        steps=1000, objective=train.Elbo(anneal=300, free=0.12, draws=32),
+        steps=1000, objective=train.Elbo(beta=0.3, anneal=300, draws=32),
         cadence=train.Cadence(log=50, eval=500, eval_batches=20, save=500))
 
 

@@ -125,5 +125,5 @@ def test_what_an_encoder_cannot_be_is_refused():
     with pytest.raises(config.Error, match='leave model.layer out'):
         Encoder(50, 2, 24, bert_layer(4), (bert_layer(4),))
     assert Encoder(50, 2, 24, pattern=(Layer(bert_layer(4).attention),)).layers[0].attention.heads == 4
-    with pytest.raises(config.Error, match='generates no text'):
+    with pytest.raises(config.Error, match='does not go on with a text'):
         BERT.prefill(parameters(BERT), np.zeros((1, 3), np.int32), np.array([3]), 5)

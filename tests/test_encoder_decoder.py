@@ -279,3 +279,8 @@ def config():
     out = capsys.readouterr().out
     assert 'validation loss' in out and 'bits_per_byte' not in out and 'cab a\n' in out
     assert cli.main(['generate', f'{tmp_path}/run', 'dddd a', '--temperature=0', '--length=10']) == 0
+    capsys.readouterr()
+    (tmp_path / 'sources').write_text('cab a\n\nbcd\n')
+    assert cli.main(['translate', f'{tmp_path}/run', f'{tmp_path}/sources', '--length=4', '--beams=2']) == 0
+    lines = capsys.readouterr().out.split('\n')
+    assert len(lines) == 4 and lines[0] and not lines[1] and lines[2]

@@ -100,7 +100,7 @@ def test_siblings_are_imported_from_the_same_repository(tmp_path):
     ('def config(x):\n    pass', r"TypeError: config\(\) missing 1 required positional argument: 'x'"),
     ('from lm import train\n\ndef config():\n    return train.Config', 'returned the class Config, not a dataclass'),
     ('from lm import optim, train\n\ndef config():\n    return train.Config(None, None, optim.AdamW(), 1)',
-     r'bad\.py:4: model=None is not a Model; try model=Decoder\.$'),
+     r'bad\.py:4: model=None is not a Model; try model=Decoder\. Change the file: overrides come after it\.$'),
     ('x = 1\0', r'bad\.py: SyntaxError: source code string cannot contain null bytes|ValueError'),
     ('x = ' + '[' * 1000, r'bad\.py:1: SyntaxError: too many nested parentheses'),
     ('x = ' + '-' * 100_000 + '1', r'bad\.py: (MemoryError|RecursionError)'),

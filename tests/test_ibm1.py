@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from lm import config
 from lm.models import ibm1
 
 WORD = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")
@@ -72,6 +73,9 @@ def test_error_rate_counts_sure_links_missed_and_links_that_are_not_even_possibl
     predicted, sure, possible = [(0, 0), (1, 1), (2, 2)], {(0, 0), (3, 3)}, {(1, 1)}
     assert ibm1.error_rate([(predicted, sure, possible)]) == pytest.approx(0.4)
     assert ibm1.error_rate([(list(sure), sure, possible)]) == 0
+    for run in (lambda: ibm1.error_rate([([], set(), set())]), lambda: ibm1.fit([], [], 3)):
+        with pytest.raises(config.Error, match='; give '):
+            run()
 
 
 def sample():

@@ -78,6 +78,12 @@ def test_equals_the_definition(order, count):
     np.testing.assert_allclose(model.log_chances(*flat(held)), oracle(train, held, VOCAB, order), rtol=1e-9)
 
 
+def test_an_order_above_the_length_of_every_document_is_that_of_the_longest():
+    tokens, offsets = np.array([0, 1, 1, 0]), np.array([0, 2, 4])
+    longest, longer = (ngram.fit(tokens, offsets, 3, order).log_chances(tokens, offsets) for order in (3, 6))
+    np.testing.assert_array_equal(longest, longer)
+
+
 def test_discounts_are_estimated_where_counts_allow_it():
     """Counts of counts 4, 2, 1, 1: Y = 4/8, so D1 = 1 - 2 Y 2/4, D2 = 2 - 3 Y 1/2 and D3+ = 3 - 4 Y 1/1."""
     counts = np.array([0, 1, 1, 1, 1, 2, 2, 3, 4, 9])

@@ -240,6 +240,17 @@ def test_infilling_takes_each_document_of_a_packed_row_by_itself():
     assert (out['inputs'][first] == PAIRED.start).all() and (out['targets'] == batch['targets']).all()
 
 
+@pytest.mark.parametrize('rate, span', [(0.3, 1.0), (0.3, 0.5), (0.9, 3.0)])
+def test_infilling_leaves_room_for_all_that_is_kept(rate, span):
+    batch = text(200, 40)
+    ends = np.broadcast_to(np.arange(40) == 39, (200, 40))
+    batch = {**batch, 'targets': np.where(ends, 48, batch['targets'] % 40), 'segments': np.ones((200, 40), np.int32)}
+    out = jax.tree.map(np.asarray, train.TextInfilling(rate=rate, span=span).prepare(PAIRED, batch, KEY))
+    source = [row[own > 0] for row, own in zip(out['encoder_inputs'], out['encoder_segments'], strict=True)]
+    np.testing.assert_allclose(np.mean([48 in row for row in source]), 1 - rate, atol=0.1)  # the end is as likely kept
+    np.testing.assert_allclose(np.mean([np.sum(row < 48) for row in source]) / 39, 1 - rate, atol=0.05)
+
+
 def test_sentences_of_a_document_get_another_order_and_what_follows_them_stays():
     own, other = [1, 2, 9, 3, 9, 4, 5, 8, 6], [20, 9, 21, 22, 9, 23]
     tokens, segments = np.array([own + other]), np.array([[1] * len(own) + [2] * len(other)])

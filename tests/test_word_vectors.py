@@ -12,9 +12,11 @@ import pytest
 from lm import config, data, optim, train
 from lm.data import packing
 from lm.models import Decoder, word_vectors
+from lm.models import vectors as vectors_of_texts
 from lm.models.word_vectors import WordVectors
 from lm.tasks import word_similarity
-from lm.train.objectives.words import BagOfWords, Glove, SkipGram, names
+from lm.train import BagOfWords, Glove, SkipGram
+from lm.train.objectives.words import names
 
 ROWS, LENGTH, VOCAB, WIDTH = 3, 9, 7, 4
 rng = np.random.default_rng(0)
@@ -193,6 +195,10 @@ def test_the_nearest_words_are_shown(tmp_path):
     lines = experiment.objective.show(experiment.model, params, encoder, []).splitlines()
     assert [line.split(': ')[0] for line in lines] == ['a1', 'b3']
     assert set(lines[0].split()[1:5]) == {'a0', 'a2', 'a3', 'a4'}
+    one, both = vectors_of_texts.vectors(experiment.model, params, encoder, ['a1', 'b3 a1'])
+    row = np.asarray(params['words'])[encoder.encode('a1')[0]]
+    np.testing.assert_allclose(one, row / np.linalg.norm(row), rtol=1e-6)
+    assert 0 < one @ both < 1 and np.linalg.norm(both) == pytest.approx(1)
 
 
 def test_text_format_round_trip_and_its_errors(tmp_path):
@@ -201,8 +207,11 @@ def test_text_format_round_trip_and_its_errors(tmp_path):
     word_vectors.write(tmp_path / 'v.txt', words, vectors)
     again, read = word_vectors.read(tmp_path / 'v.txt')
     assert again == words and (read == vectors).all()
-    with pytest.raises(config.Error, match="'a b' has a space"):
-        word_vectors.write(tmp_path / 'v.txt', ['a b'], vectors[:1])
+    word_vectors.write(tmp_path / 'none.txt', [], vectors[:0])
+    assert word_vectors.read(tmp_path / 'none.txt')[1].shape == vectors[:0].shape
+    for word in ('a b', '\udc80'):
+        with pytest.raises(config.Error, match='is empty, has a space, .* or is no text; give it another name'):
+            word_vectors.write(tmp_path / 'v.txt', [word], vectors[:1])
     for text, message in (('2 3\na 1 2 3\n', 'announces 2 words of 3 numbers and holds 1 of 3'),
                           ('a 1 2\n', "not in word2vec's text format"), ('1 2\na 1 x\n', 'could not convert'),
                           ('2 2\na 1 2\nb 1\n', "not in word2vec's text format")):

@@ -5,7 +5,7 @@ import jax
 
 from lm import config, generate
 from lm.config.files import require
-from lm.data import Lines
+from lm.data import Lines, Reject
 from lm.train import runs
 
 ROWS = 64  # texts that are searched at once
@@ -13,11 +13,11 @@ ROWS = 64  # texts that are searched at once
 
 def main(run: str, file: str, *, references: str = '', beams: int = 5, alpha: float = 1.0,
          length: int | None = None, step: int = 0, trust: bool = False):
-    """Writes the likeliest answer to each line of a file, one a line, by beam search.
+    """Writes the likeliest answer to each line of a file, one a line, by beam search; nothing to an empty line.
 
     Args:
         run: the --workdir of an `lm train` of an EncoderDecoder
-        file: a text file of sources, a line each; relative paths are under $LM_DATA
+        file: a text file of sources, a line each; relative paths are under $LM_DATA, but for ./file
         references: a file with the right answers: BLEU (sacrebleu, 13a, cased) and that of lower-cased words are shown
         beams: how many texts are kept at every token; 1 takes the likeliest token
         alpha: length penalty, ((5 + length) / 6)^alpha
@@ -34,8 +34,11 @@ def main(run: str, file: str, *, references: str = '', beams: int = 5, alpha: fl
         raise config.Error(f'the model of {run} goes on with a text and answers none; try lm generate.')
     written = []
     for start in range(0, len(sources), ROWS):
-        written += generate.beam_search(trained.settings.model, trained.params, trained.encoder,
-                                        sources[start:start + ROWS], how, length=length)
+        rows = sources[start:start + ROWS]
+        asked = [text for text in rows if text]
+        texts = iter(generate.beam_search(trained.settings.model, trained.params, trained.encoder, asked, how,
+                                          length=length) if asked else ())
+        written += [next(texts) if text else '' for text in rows]
         print('\n'.join(' '.join(text.split()) for text in written[start:]), flush=True)
     if answers:
         bleu = require('sacrebleu', 'BLEU', "'lm[bleu]'")
@@ -48,6 +51,6 @@ def _lines(path):
     """Returns the lines of a file; raises config.Error where one of them is no text."""
     records = list(Lines(path).records())
     for number, record in enumerate(records, 1):
-        if not hasattr(record, 'text'):
-            raise config.Error(f'line {number} of {path} is left out ({record.reason}); mend it.')
-    return [record.text for record in records]
+        if isinstance(record, Reject) and record.reason != 'empty document':
+            raise config.Error(f'line {number} of {path} is no text ({record.reason}); mend it.')
+    return ['' if isinstance(record, Reject) else record.text for record in records]

@@ -146,6 +146,8 @@ def _reporting(path):
             text = text if isinstance(error, ValueError) else f'{type(error).__name__}: {text}'
         place = f'{path}:{lines[-1]}' if lines else str(path)
         remedy = '; an experiment is imported: take sys.exit out of it.' if isinstance(error, SystemExit) else ''
+        if isinstance(error, Error) and lines:
+            remedy = ' Change the file: overrides come after it.'
         raise Error(f'{place}: {text}{remedy}') from error
 
 

@@ -32,6 +32,8 @@ def remedy(path):
     """Returns what to do about a missing file: LM_DATA is named only where `path` depends on it."""
     if locate(path) in (path, os.path.expanduser(path)):
         return 'check the path.'
+    if os.path.exists(path):
+        return f'write ./{path} for that of the current directory.'
     return 'set LM_DATA to the folder of the data sets (see docs/data.md), or give an absolute path.'
 
 

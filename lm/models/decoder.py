@@ -194,7 +194,8 @@ class Decoder(TokenModel):
     def read(self, params, tokens, lengths, slots):
         """Returns (x [B T D] after the final norm, cache with `slots` slots) of prompts [B T] of lengths [B]."""
         if not self.causal:
-            raise config.Error('a model that sees later tokens generates no text; set attention.causal=true.')
+            raise config.Error('a model that sees later tokens does not go on with a text; one that '
+                               'objective=MaskedDiffusion trained draws whole ones, by lm.generate.unmask.')
         empty = self.stack.cache(self.width, tokens.shape[0], slots, self.execution.dtype)
         prefix = jnp.arange(tokens.shape[1]) < lengths[:, None] if self.prompt == 'bidirectional' else None
         x, outputs, _ = self.hidden(params, tokens, _context(tokens)._replace(prefix=prefix), cache=empty)

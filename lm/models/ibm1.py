@@ -3,6 +3,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lm import config
+
 
 @dataclass(frozen=True, eq=False)
 class Ibm1:
@@ -59,6 +61,8 @@ def _link(sources, targets, vocab):
     """
     pairs = [(np.append(0, source), np.asarray(target, np.int64)) for source, target in zip(sources, targets,
                                                                                          strict=True)]
+    if not any(target.size for _, target in pairs):
+        raise config.Error('no sentence has a word to translate; give pairs of sentences.')
     links = np.concatenate([(source * vocab + target[:, None]).ravel() for source, target in pairs])
     lengths = np.concatenate([np.full(target.size, source.size) for source, target in pairs])
     keys, places = np.unique(links, return_inverse=True)
@@ -68,7 +72,11 @@ def _link(sources, targets, vocab):
 def error_rate(sample):
     """Returns the alignment error rate of [(predicted, sure, possible links)], each a set of (source, target) places.
 
-    1 - (|A S| + |A P|) / (|A| + |S|), sure links being possible ones (Och and Ney 2003).
+    1 - (|A S| + |A P|) / (|A| + |S|), sure links being possible ones (Och and Ney 2003). Raises config.Error where
+    there is no link.
     """
+    size = sum(len(set(links)) + len(sure) for links, sure, _ in sample)
+    if not size:
+        raise config.Error('neither the sample nor what is predicted has a link; give sentences with some.')
     hits = sum(len(set(links) & sure) + len(set(links) & (sure | possible)) for links, sure, possible in sample)
-    return 1 - hits / sum(len(set(links)) + len(sure) for links, sure, _ in sample)
+    return 1 - hits / size

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lm import config
 from lm.models.embedding import padded
 from lm.nn.weights import apply, normal, unbox, weight
 
@@ -21,8 +22,8 @@ class Model(abc.ABC):
     """Base of models, frozen dataclasses with a number `vocab` of tokens.
 
     An objective may ask for more: NextToken for token_losses(params, batch, key, smoothing) -> (nll, log_z, Auxiliary),
-    generation for prefill(params, tokens, lengths, slots) and decode(params, tokens, cache), see Decoder; `lm
-    coord-check` for activations(params, tokens), speed and plans for flops(context).
+    generation for prefill and decode(params, tokens, cache), see Decoder; `lm coord-check` for activations(params,
+    tokens), speed and plans for flops(context).
     """
 
     causal = True  # whether no token sees a later one
@@ -52,6 +53,10 @@ class Model(abc.ABC):
     def post_update(self, params, metrics):
         """Returns (params, metrics) after a step, for what is learned without a gradient."""
         return params, metrics
+
+    def prefill(self, params, tokens, lengths, slots):
+        """Returns (logits [B V] after prompts [B T] of lengths [B], cache with `slots` slots); here config.Error."""
+        raise config.Error(f'{type(self).__name__} writes no text; try a run of a Decoder, EncoderDecoder or TextVae.')
 
 
 class TokenModel(Model):

@@ -38,7 +38,7 @@ class NGram:
         grams, chance, stride = text, self.levels[0].chance[text], np.int64(self.vocab + 1)
         for n, level in enumerate(self.levels[1:], start=1):
             contexts, at = np.append(-1, grams[:-1]), np.flatnonzero((depth >= n) & (grams >= 0))
-            chance = np.where(contexts >= 0, level.backoff[contexts], 1) * chance
+            chance = np.append(level.backoff, 1)[contexts] * chance  # 1 after what is no n-gram, -1
             numbers = _find(level.keys, grams[at] * stride + text[at - n])
             grams = np.full(text.size, -1)
             grams[at] = numbers

@@ -1,4 +1,4 @@
-"""Vectors of texts, from an encoder."""
+"""Vectors of texts, from an encoder or from those of words."""
 from functools import partial
 
 import jax
@@ -7,6 +7,7 @@ import numpy as np
 
 from lm import config
 from lm.models.encoder import Encoder
+from lm.models.word_vectors import WordVectors
 
 LENGTH = 512  # the most tokens of a text where the model sets no limit
 
@@ -15,8 +16,13 @@ def vectors(model, params, encoder, texts, rows=32):
     """Returns the vectors of texts as numpy [N D], float32 of length 1: cosines are products of two.
 
     Each is read by itself, as its tokenizer begins and ends one, and cut to what the model takes. `rows` at a time are
-    padded to a power of two of tokens, of which the others see none. Raises config.Error where the model has no vector.
+    padded to a power of two of tokens, of which the others see none. WordVectors give the mean of a text's words.
+    Raises config.Error where the model has no vector.
     """
+    if isinstance(model, WordVectors):
+        table = np.asarray(model.vectors(params), np.float32)
+        means = np.array([table[encoder.encode(text)].mean(0) for text in texts]).reshape(-1, table.shape[1])
+        return means / np.maximum(np.linalg.norm(means, axis=-1, keepdims=True), 1e-9)
     if not isinstance(model, Encoder):
         raise config.Error(f'{type(model).__name__} has no vector for a text; try a run of an Encoder.')
     ids = [_cut(encoder.whole(text), model.limit or LENGTH) for text in texts]

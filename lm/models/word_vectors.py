@@ -49,9 +49,11 @@ class WordVectors(Model):
 
 def write(path, words, vectors):
     """Writes `vectors` [V D] of strings `words` in word2vec's text format: sizes, then a line for each word."""
-    spaced = next((word for word in words if not word or any(letter.isspace() for letter in word)), None)
-    if spaced is not None:
-        raise config.Error(f'{spaced!r} has a space, which ends a word in this format; give it another name.')
+    unfit = next((word for word in words if not word or any(letter.isspace() or '\ud800' <= letter <= '\udfff'
+                                                            for letter in word)), None)
+    if unfit is not None:
+        raise config.Error(f'{unfit!r} is empty, has a space, which ends a word in this format, or is no text; give it '
+                           'another name.')
     with open(path, 'w', encoding='utf-8') as file:
         file.write(f'{len(words)} {np.shape(vectors)[1]}\n')
         for word, row in zip(words, np.asarray(vectors, np.float32), strict=True):
@@ -63,8 +65,9 @@ def read(path):
     with open(path, encoding='utf-8', newline='\n') as file:
         try:
             count, width = map(int, file.readline().split())
-            rows = [line.rstrip().split(' ') for line in file]
-            words, vectors = [row[0] for row in rows], np.array([row[1:] for row in rows], np.float32)
+            rows = [line.rstrip().split(' ') for line in file if line.strip()]
+            words, vectors = [row[0] for row in rows], np.array([row[1:] for row in rows], np.float32).reshape(
+                len(rows), -1 if rows else width)
         except ValueError as error:
             raise config.Error(f"{path} is not in word2vec's text format ({error}); its first line has the number of "
                                'words and of dimensions, any other a word and its numbers.') from error

@@ -72,7 +72,7 @@ def read(directories, options=Options()):
     done = [trial for trial in runs if trial.state == 'finished']
     if not done:
         raise Error(f'none of {len(runs)} runs is finished ({left_out[0][0]}: {left_out[0][1]}); run the same '
-                    '`lm train` or `lm sweep` command to resume them.')
+                    '`lm train` or `lm sweep` command to resume them, or try --metric=valid/loss.')
     trials.check_alike(done, 'data.valid', 'leave some out')
     flops = costs.per_token(done) if len({costs.key(trial.settings) for trial in done}) > 1 else {}
     table = Table(groups, variants.lengths(groups, options.rate), metric, flops).ranked()

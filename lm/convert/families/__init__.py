@@ -14,6 +14,7 @@ from dataclasses import fields, replace
 
 from lm import config
 from lm.models import Layer
+from lm.models.model import TokenModel
 from lm.nn import Execution, Experts
 
 
@@ -68,6 +69,8 @@ def fitting(model):
 
 def canonical(model):
     """Returns a model with all sizes spelled out, without dropout, and all its layers in the pattern."""
+    if not isinstance(model, TokenModel):
+        return model
     if not hasattr(model, 'pattern'):
         halves = {side: _spelled_half(getattr(model, side), model.width) for side in ('encoder', 'decoder')
                   if hasattr(model, side)}

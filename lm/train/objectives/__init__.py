@@ -15,7 +15,8 @@ from lm.train.objectives.replaced_token import ReplacedToken
 from lm.train.objectives.sentence_order import SentenceOrder
 from lm.train.objectives.sentence_pairs import SentencePair
 from lm.train.objectives.spans import SpanCorruption
+from lm.train.objectives.words import BagOfWords, Glove, SkipGram
 
-__all__ = ['Conditional', 'Contrastive', 'Elbo', 'MaskedDiffusion', 'MaskedLM', 'Mixture', 'MultiToken',
-           'NextSentence', 'NextToken', 'Objective', 'PrefixLM', 'ReplacedToken', 'SentenceOrder', 'SentencePair',
-           'SpanCorruption', 'TextInfilling', 'TokenObjective']
+__all__ = ['BagOfWords', 'Conditional', 'Contrastive', 'Elbo', 'Glove', 'MaskedDiffusion', 'MaskedLM', 'Mixture',
+           'MultiToken', 'NextSentence', 'NextToken', 'Objective', 'PrefixLM', 'ReplacedToken', 'SentenceOrder',
+           'SentencePair', 'SkipGram', 'SpanCorruption', 'TextInfilling', 'TokenObjective']

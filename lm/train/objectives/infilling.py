@@ -5,6 +5,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from scipy import optimize, special
 
 from lm import config
 from lm.train.objectives.conditional import Answer
@@ -14,7 +16,8 @@ from lm.train.objectives.objective import row_keys
 @dataclass(frozen=True)
 class TextInfilling(Answer):
     """Cross entropy of each document of a row, given what is left of it: a share `rate` of its tokens is gone, in spans
-    of Poisson length with mean `span`, each behind one mask token, those of no token too; spans that overlap are one.
+    of Poisson length with mean `span`, each behind one mask token, those of no token too where a
+    row has room; spans that overlap are one.
 
     mask: id of the mask token, counted from the end of the vocabulary where negative. ends: ids of tokens that end a
     sentence, such as full stops: before any token goes, the sentences of a document get another order; what follows its
@@ -25,6 +28,17 @@ class TextInfilling(Answer):
     span: config.Positive = 3.0
     mask: int = -1
     ends: tuple[config.Count, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rate and self._kept(1.0) > math.log1p(-self.rate):
+            raise config.Error(f'rate={self.rate} is more than spans of span={self.span} tokens take, one at every token; '
+                               'try span=3.0.')
+
+    def _kept(self, begins):
+        """Returns the log of the chance that no span reaches a token, where one begins at each with this chance."""
+        longer = special.pdtrc(np.arange(100 + 2 * self.span), self.span)  # than so many tokens: Poisson's tail
+        return np.sum(np.log1p(-begins * np.minimum(longer, 1 - 1e-12)))
 
     def reserved(self, model):
         return (self.mask % model.vocab,)
@@ -44,14 +58,18 @@ class TextInfilling(Answer):
         keys = jax.random.split(key)
         at, number = jnp.arange(size), jnp.cumsum(segments != jnp.roll(segments, 1))
         tokens = self._permuted(jax.random.fold_in(key, 2), tokens, number)
-        # A token stays where none of the spans before reaches it: with probability exp(-span P(begins)).
-        begins = jax.random.uniform(keys[0], (size,)) < -math.log1p(-self.rate) / self.span
+        chance = optimize.brentq(lambda chance: self._kept(chance) - math.log1p(-self.rate), 0, 1) if self.rate else 0
+        begins = jax.random.uniform(keys[0], (size,)) < chance
         lengths = jax.random.poisson(keys[1], self.span, (size,))
         end = jax.ops.segment_max(at, number, size + 1)[number] + 1  # of the document
         stop = jax.lax.cummax(jnp.where(begins, jnp.minimum(at + lengths, end), 0))  # of spans that began up to here
         before = jnp.concatenate([jnp.zeros(1, stop.dtype), stop[:-1]])
         first = begins & (before <= at) & (segments > 0)
         gone = stop > at
+        added = first & (lengths == 0)  # masks of no token, of which a row takes as many as it has room for
+        room = jnp.sum(gone | (segments == 0)) - jnp.sum(first & ~added)
+        rank = jnp.argsort(jnp.argsort(jnp.where(added, jax.random.uniform(jax.random.fold_in(key, 3), (size,)), 2)))
+        first &= ~added | (rank < room)
         counts = first.astype(jnp.int32) + ~gone
         place = jnp.cumsum(counts) - counts
 
