@@ -32,7 +32,7 @@ class TextInfilling(Answer):
     def __post_init__(self):
         super().__post_init__()
         if self.rate and self._kept(1.0) > math.log1p(-self.rate):
-            raise config.Error(f'rate={self.rate} is more than spans of span={self.span} tokens take, one at every token; '
+            raise config.Error(f'rate={self.rate} is more than spans of span={self.span} tokens take; '
                                'try span=3.0.')
 
     def _kept(self, begins):
