@@ -1,6 +1,7 @@
 """Micro-batches over a mesh: the sum of one device, and one sum over the mesh axis data a step."""
 import math
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 
 import architectures
@@ -17,6 +18,7 @@ from lm.plan import costs, hlo
 
 DENSE = Decoder(50, 2, 32, Layer(Attention(8), dropout=0.2), embedding=Embedding(dropout=0.2), head=Head(tied=False),
                 execution=Execution(vocab_chunks=2))
+BOTH_SIDES = replace(DENSE, layer=replace(DENSE.layer, attention=Attention(8, causal=False)))
 SPARSE = Decoder(50, 1, 32, Layer(Attention(8), Experts(count=8, top_k=2, ff=16, balance=0.3, z_loss=0.1), dropout=0.2),
                  embedding=Embedding(dropout=0.2))
 KEY, LOSS = jax.random.key(3), train.NextToken().loss
@@ -67,6 +69,15 @@ def test_micro_batches_over_a_mesh_are_those_of_one_device(model, sizes):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize('objective', [train.NextToken(), train.MaskedLM(rate=0.4), train.MaskedDiffusion()])
+def test_micro_batches_draw_the_noise_of_the_whole_batch(objective):
+    model = DENSE if isinstance(objective, train.NextToken) else BOTH_SIDES
+    (found, measured), (expected, known) = (
+        architectures.jit(train.accumulated(partial(objective.loss, model), parts))(parameters(model), batch(), KEY)
+        for parts in (4, 1))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-6), (found, measured), (expected, known))
+
+
 def test_the_noise_scale_has_the_gradient_of_each_micro_batch_whole():
     assert summed(over(DENSE, {'data': 8}, noise_scale=True)[0], {'data': 8})[2] > 1000
 

@@ -120,7 +120,7 @@ class Decoder(TokenModel):
     def hidden(self, params, tokens, context, **options):
         """Returns (x [B T D] after the final norm, the Outputs of layers, embeddings [B T D]); options: of a Stack."""
         keys = (None,) * 2 if context.key is None else jax.random.split(context.key)
-        context = context._replace(rows=reductions.global_row_offset(len(tokens)) + jnp.arange(len(tokens)))
+        context = context._replace(rows=reductions.row_numbers(len(tokens)))
         start = apply(lambda scope, *args: self._embed(scope, self._table(scope), *args), params, tokens,
                       context._replace(key=keys[0]))
         x, outputs = self.stack(params, start, context._replace(key=keys[1], types=None), self.execution, **options)

@@ -47,7 +47,7 @@ class Half:
         embed(scope, tokens, context) returns the embeddings, and the context of layers.
         """
         keys = (None,) * 2 if context.key is None else jax.random.split(context.key)
-        context = context._replace(rows=reductions.global_row_offset(len(tokens)) + jnp.arange(len(tokens)))
+        context = context._replace(rows=reductions.row_numbers(len(tokens)))
         x, context = apply(embed, params, tokens, context._replace(key=keys[0]))
         x, outputs = self.stack(params, x, context._replace(key=keys[1]), execution, **options)
         return apply(self.norm, params, x), outputs

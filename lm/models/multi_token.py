@@ -72,8 +72,7 @@ class MultiTokenDecoder(Decoder):
             raise config.Error('the modules of later tokens run in no pipeline; try a mesh without stage.')
         batch, x, losses, measured = states.batch, states.x, [], []
         tokens = [batch['targets'], *jnp.moveaxis(batch['later'], -1, 0)]
-        rows = reductions.global_row_offset(len(x)) + jnp.arange(len(x))
-        context = batch_context(batch, states.zigzag)._replace(rows=rows)
+        context = batch_context(batch, states.zigzag)._replace(rows=reductions.row_numbers(len(x)))
         for number in range(1, self.ahead + 1):
             own = None if key is None else jax.random.fold_in(key, number)
             x, (_, extra) = self.module(params, number, x, tokens[number - 1], context._replace(key=own))

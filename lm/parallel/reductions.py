@@ -1,9 +1,12 @@
 """Reductions of gradients and of activations: two-stage reduce-scatter on TPU slices, one all-reduce over `data` per
 step, and sequence parallelism along `tensor`.
 """
+import contextlib
+import contextvars
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -119,6 +122,25 @@ def gather_rows(x):
 def global_row_offset(count):
     """Returns the number of the first of a shard's `count` rows in the whole batch."""
     return jax.lax.axis_index('data') * count if _data_is_manual() else 0
+
+
+_PART = contextvars.ContextVar('part', default=(0, 1))
+
+
+@contextlib.contextmanager
+def micro_batch(number, parts):
+    """Within, `row_numbers` are those of micro-batch `number` of `parts`: rows number, number + parts, and so on."""
+    token = _PART.set((number, parts))
+    try:
+        yield
+    finally:
+        _PART.reset(token)
+
+
+def row_numbers(count):
+    """Returns the numbers [count] in the whole batch of the rows of a shard and micro-batch: noise is drawn by them."""
+    number, parts = _PART.get()
+    return number + parts * (global_row_offset(count) + jnp.arange(count))
 
 
 def _data_is_manual():

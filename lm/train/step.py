@@ -59,7 +59,8 @@ def accumulated(loss, parts, *, noise_scale=False):
 
     Micro-batch i takes rows i, i + parts, ..., so that each stays spread over the mesh as the batch is. Each counts by
     its metrics['weight'], which makes the sum the gradient of the mean over the whole batch, for every term that is a
-    mean over tokens; the balance loss of experts is not, see nn.Experts. So does each part of the mesh axis data, which
+    mean over tokens; the balance loss of experts is not, see nn.Experts. Noise is drawn by the numbers of rows in the
+    whole batch. So does each part of the mesh axis data, which
     sees its own rows alone inside `reductions.all_reduce_once`. noise_scale: the metrics of two or more have
     'grad_square' too, the mean of the squared norms of their gradients, see noise_scale.Scale; each of those is summed
     over the mesh then.
@@ -68,8 +69,9 @@ def accumulated(loss, parts, *, noise_scale=False):
     if parts == 1:
         return gradient
 
-    def weigh(params, batch, key):
-        grads, measured = gradient(params, batch, key)
+    def weigh(number, params, batch, key):
+        with reductions.micro_batch(number, parts):
+            grads, measured = gradient(params, batch, key)
         if noise_scale:
             measured = {**measured, 'grad_square': jnp.square(trees.norm(grads))}
         weight = measured['weight']
@@ -79,11 +81,10 @@ def accumulated(loss, parts, *, noise_scale=False):
         split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
 
         def add(total, part):
-            return jax.tree.map(jnp.add, total, weigh(params, *part)), None
-        micro_batches = (split, jax.random.split(key, parts))
+            return jax.tree.map(jnp.add, total, weigh(part[0], params, part[1], key)), None
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
-                            jax.eval_shape(weigh, params, *jax.tree.map(lambda x: x[0], micro_batches)))
-        return jax.lax.scan(add, zero, micro_batches)[0]
+                            jax.eval_shape(weigh, 0, params, jax.tree.map(lambda x: x[0], split), key))
+        return jax.lax.scan(add, zero, (jnp.arange(parts), split))[0]
 
     def whole_batch(params, batch, key):
         (grads, measured), weight = (add_up if noise_scale else reductions.all_reduce_once(add_up))(params, batch, key)

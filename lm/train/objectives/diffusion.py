@@ -25,7 +25,7 @@ class MaskedDiffusion(Hidden):
 
     def prepare(self, model, batch, key):
         tokens, counts, batch = self.text(batch)
-        rows = reductions.global_row_offset(len(tokens)) + jnp.arange(len(tokens))
+        rows = reductions.row_numbers(len(tokens))
         share = self.least + (1 - self.least) * ((jax.random.uniform(key) + GOLDEN * rows) % 1)[:, None]
         draw = jax.vmap(lambda key: jax.random.uniform(key, tokens.shape[1:]))
         hidden = draw(row_keys(key, len(tokens))) < share

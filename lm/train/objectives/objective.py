@@ -119,7 +119,7 @@ class TokenObjective(Objective):
 
 
 def row_keys(key, count):
-    """Returns a key for each of `count` rows [B] of a batch, by their numbers in the whole batch: the same on any mesh.
+    """Returns a key for each of `count` rows [B] of a batch, by their numbers in the whole batch: the same on any mesh
+    and in any micro-batch.
     """
-    rows = reductions.global_row_offset(count) + jnp.arange(count)
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(reductions.row_numbers(count))
