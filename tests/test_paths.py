@@ -133,7 +133,7 @@ def content(name):
 def test_the_files_here_are_those_of_the_guide():
     guide = (pathlib.Path(__file__).resolve().parents[1] / 'docs' / 'data.md').read_text(encoding='utf-8')
     rows = re.findall(r'^\| `(.+)` \| (\d+) \| `([0-9a-f]{64})` \|$', guide, re.MULTILINE)
-    assert len(rows) == 24 == len({name for name, _, _ in rows})
+    assert len(rows) == 27 == len({name for name, _, _ in rows})
     present = [row for row in rows if os.path.exists(paths.locate(row[0]))]
     if not present:
         pytest.skip(f'no data set of docs/data.md is in {os.path.abspath(paths.locate(""))}')

@@ -10,6 +10,7 @@ dialects.Dialect of its GGUF files.
 import functools
 import importlib
 import pathlib
+import re
 from dataclasses import fields, replace
 
 from lm import config
@@ -63,7 +64,9 @@ def fitting(model):
     if not hindered:
         raise config.Error(f'no family describes such a {type(model).__name__}; there are {", ".join(known())}.')
     name = min(hindered, key=lambda other: len(hindered[other]))
-    faults = ', '.join(f'model.{key}={here} ({there} there)' for key, (here, there) in list(hindered[name].items())[:5])
+    faults = [re.sub(r'pattern\.\d+', 'pattern.*', f'model.{key}={here} ({there} there)')
+              for key, (here, there) in hindered[name].items()]  # most often those of every layer
+    faults = ', '.join([*dict.fromkeys(faults)][:5])
     raise config.Error(f'no family holds this model; the nearest, {name}, differs in {faults}.')
 
 
