@@ -133,15 +133,16 @@ def test_a_converted_run_has_no_text_of_its_own_and_says_what_to_do(directory, t
     assert 'is not empty' in capfd.readouterr().err
 
 
-def test_a_converted_run_is_scored_on_other_text(directory, tmp_path, capfd):
-    (tmp_path / 'text.txt').write_text('abc bc a' * 30)
+@pytest.mark.parametrize('times', [30, 1])
+def test_a_converted_run_is_scored_on_other_text(directory, tmp_path, capfd, times):
+    (tmp_path / 'text.txt').write_text('abc bc a' * times)
     imports.run_of(directory, tmp_path / 'run')
     capfd.readouterr()
     assert cli.main(['eval', str(tmp_path / 'run'), f'--text={tmp_path}/text.txt', f'--cache={tmp_path}/cache']) == 0
     scores = json.loads(capfd.readouterr().out)
     model, encoder = MODEL, runs.load(tmp_path / 'run', devices=jax.devices()[:1]).encoder
-    tokens = np.array([0, *encoder.encode('abc bc a' * 30), 0], np.int32)  # a document ends as it begins
-    context = 20
+    tokens = np.array([0, *encoder.encode('abc bc a' * times), 0], np.int32)  # a document ends as it begins
+    context = min(20, len(tokens) - 2)  # of a text that is shorter, the last token is a row of its own
     rows = [tokens[first:first + context + 1] for first in range(0, len(tokens) - 1, context)]
     params = convert.HuggingFace(str(directory)).params(model, None)
     nll = [model.token_losses(params, {'inputs': row[None, :-1], 'targets': row[None, 1:]})[0].sum() for row in rows]

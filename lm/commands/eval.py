@@ -1,4 +1,5 @@
 """`lm eval`: how well a trained run predicts held-out text."""
+import dataclasses
 import json
 
 from lm import config
@@ -31,6 +32,8 @@ def main(run: str, *, split: str = 'valid', text: str = '', step: int = 0, strid
     if text:
         source, split = Files(text), text
         parts = [caches.build(leaf, trained.encoder, caches.root(cache)) for leaf, _ in source.parts()]
+        shortest = min(part.tokens.size for part in parts)
+        data = dataclasses.replace(data, context=min(data.context, max(shortest - 1, 1)))  # a short text is one row
         stream = data.arrange(source, trained.encoder, parts, 'valid').once(stride)
     else:
         stream = data.open(caches.root(cache), split).once(stride)
