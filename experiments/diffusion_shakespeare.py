@@ -4,22 +4,17 @@
 
 The text is that of shakespeare_char.py. Not trained to its end yet, so it has no number.
 """
-import dataclasses
-
+import lm
 from experiments import shakespeare_fast
 from lm import data, optim, train
 
 
 def config():
-    base = shakespeare_fast.config()
-    layer = dataclasses.replace(base.model.layer, attention=dataclasses.replace(base.model.layer.attention,
-                                                                                causal=False))
-    return dataclasses.replace(
-        base, model=dataclasses.replace(base.model, vocab=66, layer=layer),
-        data=dataclasses.replace(base.data, batch=32, tokenizer=data.Controls(data.Chars(), ('<mask>',))),
-        objective=train.MaskedDiffusion(), steps=4000,
-        optimizer=optim.Muon(peak=1e-2, schedule=optim.Linear(warmup=40, end=0.0), weight_decay=0.1),
-        cadence=train.Cadence(log=100, eval=1000, save=1000))
+    return lm.config.override(shakespeare_fast.config(), {
+        'model.vocab': 66, 'model.layer.attention.causal': False, 'data.batch': 32,
+        'data.tokenizer': data.Controls(data.Chars(), ('<mask>',)), 'objective': train.MaskedDiffusion(), 'steps': 4000,
+        'optimizer': optim.Muon(peak=1e-2, schedule=optim.Linear(warmup=40, end=0.0), weight_decay=0.1),
+        'cadence': train.Cadence(log=100, eval=1000, save=1000)})
 
 
 def sweep():

@@ -4,19 +4,15 @@
     lm report runs/positions_encoder_sweep --html report.html
 
 """
-import dataclasses
-
+import lm
 from experiments.ablations import positions
 from lm import data, train
 
 
 def config():
-    base = positions.config()
-    layer = dataclasses.replace(base.model.layer, attention=dataclasses.replace(base.model.layer.attention,
-                                                                                causal=False))
-    return dataclasses.replace(
-        base, model=dataclasses.replace(base.model, vocab=66, layer=layer), objective=train.MaskedLM(),
-        data=dataclasses.replace(base.data, tokenizer=data.Controls(data.Chars(), ('<mask>',))))
+    return lm.config.override(positions.config(), {
+        'model.vocab': 66, 'model.layer.attention.causal': False, 'objective': train.MaskedLM(),
+        'data.tokenizer': data.Controls(data.Chars(), ('<mask>',))})
 
 
 def sweep():
