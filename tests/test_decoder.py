@@ -236,6 +236,7 @@ def test_patterns_repeat_over_the_depth():
     assert not np.array_equal(forward(model, params, tokens), forward(other, params, tokens))
 
 
+@pytest.mark.long
 def test_what_a_pattern_repeats_behind_other_layers_is_scanned():
     model = dataclasses.replace(architectures.BIDIRECTIONAL['modern'], depth=7)
     layers = model.pattern

@@ -124,6 +124,7 @@ def kept(text):
             for array in i.arrays}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('length', [6, 1])
 def test_a_length_that_tensor_does_not_divide_stays_whole(length):
     batch = draw(length=length)
