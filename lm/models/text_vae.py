@@ -13,7 +13,7 @@ from lm.models.model import TokenModel
 from lm.models.transformer import refuse_experts
 from lm.nn.context import Context, Execution
 from lm.nn.layers import INIT
-from lm.nn.weights import apply, declare, fill, weight
+from lm.nn.weights import apply, declare, fill, normal, weight
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class Condition(abc.ABC):
         """Returns (x [B T D], context) that have z; in decoding, x is that of one token and context.index is set."""
 
     def project(self, scope, z, slots, width):
-        """Returns z [B Z] as `slots` vectors, [B M D]."""
-        matrix = weight(scope, 'latent_in', {'latent': z.shape[-1], 'slots': slots, 'embed': width}, INIT).value
+        """Returns z [B Z] as `slots` vectors, [B M D], at first as large as those of tokens."""
+        axes = {'latent': z.shape[-1], 'slots': slots, 'embed': width}
+        matrix = weight(scope, 'latent_in', axes, normal(0.02 * z.shape[-1] ** -0.5)).value
         return jnp.einsum('BZ,ZMD->BMD', z, matrix)
 
 
