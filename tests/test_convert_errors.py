@@ -95,7 +95,7 @@ def test_a_tokenizer_that_is_absent_is_asked_for(directory, tmp_path):
      "partial_rotary_factor=0.5 with rope scaling 'linear', which this family lacks"),
     ({'architectures': ['Gemma2ForCausalLM'], 'use_bidirectional_attention': True},
      'use_bidirectional_attention=True, which lm lacks for gemma2; it reads use_bidirectional_attention=False'),
-    ({'architectures': ['RobertaModel'], 'pad_token_id': 0}, 'pad_token_id=0, which lm lacks for roberta'),
+    ({'architectures': ['RobertaForMaskedLM'], 'pad_token_id': 0}, 'pad_token_id=0, which lm lacks for roberta'),
     ({'architectures': ['DeepseekV3ForCausalLM'], 'rope_interleave': False}, 'rope_interleave=False, which lm lacks'),
     ({'hidden_size': None}, 'config.json has no hidden_size'), ({'num_attention_heads': 0}, 'heads=0'),
     ({'hidden_size': 'wide', 'head_dim': None}, 'is damaged, or of a kind that lm does not know'),
