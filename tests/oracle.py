@@ -108,7 +108,9 @@ def rope_frequencies(position, size):
 
 
 def yarn_frequencies(position, size):
-    """Returns the radians per position: of pair i, between turning as it did and `factor` times slower."""
+    """Returns the radians per position: of turned pair i, between turning as it did and `factor` times slower."""
+    size = int(size * position.fraction)
+
     def pair(turns):
         return size * math.log(position.original / (turns * 2 * math.pi)) / (2 * math.log(position.base))
     first, last = pair(position.fast), pair(position.slow)
@@ -139,8 +141,9 @@ def turn(position, x, at):
     if kind == 'Rope':
         return rotate(x, at, rope_frequencies(position, size))
     if kind == 'Yarn':
-        growth = position.growth or 0.1 * math.log(position.factor) + 1
-        return growth * rotate(x, at, yarn_frequencies(position, size))
+        growth, turning = position.growth or 0.1 * math.log(position.factor) + 1, int(size * position.fraction)
+        turned = rotate(x, at, yarn_frequencies(position, size))
+        return np.concatenate([growth * turned[..., :turning], x[..., turning:]], -1)
     if kind != 'LongRope':
         return x
     rows, turning = [], 2 * len(position.short)

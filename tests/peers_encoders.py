@@ -21,8 +21,10 @@ MODELS = {
     'bert_pair': (T.BertForPreTraining, T.BertConfig(**SIZES, num_hidden_layers=2)),
     'roberta': (T.RobertaForMaskedLM, T.RobertaConfig(**SIZES, num_hidden_layers=3, type_vocab_size=1, pad_token_id=1)),
     'modernbert': (T.ModernBertForMaskedLM, T.ModernBertConfig(
-        **SIZES, num_hidden_layers=5, local_attention=8, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1,
-        sep_token_id=2)),
+        **SIZES, num_hidden_layers=5, local_attention=8, rope_parameters={
+            'full_attention': {'rope_type': 'linear', 'factor': 4.0, 'rope_theta': 1000.0},
+            'sliding_attention': {'rope_type': 'default', 'rope_theta': 10.0}},
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2)),
 }
 TEXTS = ['A man is eating food.', 'Someone has a meal.', 'The girl is carrying a baby.',
          'Ünïcödé, 漢字 and 🙂 — [MASK] tokens too', 'cheetah ' * 300, 'x']

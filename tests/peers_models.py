@@ -36,10 +36,13 @@ LATENT = {**SIZES, 'num_key_value_heads': 4, 'kv_lora_rank': 12, 'qk_nope_head_d
 CONFIGS = {
     'gpt2': T.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1,
                          eos_token_id=2),
+    'gpt2_scales': T.GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1,
+                                eos_token_id=2, scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True),
     'llama': T.LlamaConfig(**SIZES, **UNTIED, **theta(100.0)),
     'llama3': T.LlamaConfig(**SIZES, **TIED, **LLAMA3, head_dim=12, attention_bias=True, mlp_bias=True),
     'llama_linear': T.LlamaConfig(**SIZES, **TIED, **theta(100.0, rope_type='linear', factor=2.0)),
     'mistral': T.MistralConfig(**SIZES, **UNTIED, **theta(100.0), sliding_window=7),
+    'mistral_both': T.MistralConfig(**SIZES, **UNTIED, **theta(100.0), sliding_window=5, is_causal=False),
     'qwen2': T.Qwen2Config(**SIZES, **TIED, **theta(1000.0)),
     'qwen2_window': T.Qwen2Config(**SIZES, **UNTIED, **theta(1000.0), use_sliding_window=True, sliding_window=5,
                                   max_window_layers=2),
@@ -50,6 +53,11 @@ CONFIGS = {
         **SIZES, **TIED, head_dim=12, sliding_window=6, query_pre_attn_scalar=10, layer_types=[
             'sliding_attention', 'sliding_attention', 'full_attention', 'sliding_attention'],
         rope_parameters={'full_attention': {'rope_type': 'linear', 'factor': 4.0, 'rope_theta': 1000.0},
+                         'sliding_attention': {'rope_type': 'default', 'rope_theta': 10.0}}),
+    'gemma3_both': T.Gemma3TextConfig(
+        **SIZES, **TIED, head_dim=12, sliding_window=9, query_pre_attn_scalar=10, use_bidirectional_attention=True,
+        layer_types=['sliding_attention', 'sliding_attention', 'full_attention', 'sliding_attention'],
+        rope_parameters={'full_attention': {'rope_type': 'default', 'rope_theta': 1000.0},
                          'sliding_attention': {'rope_type': 'default', 'rope_theta': 10.0}}),
     'olmo2': T.Olmo2Config(**SIZES, **UNTIED, **theta(100.0)),
     'phi3': T.Phi3Config(**SIZES, **UNTIED, **theta(100.0, partial_rotary_factor=0.5), sliding_window=9),
@@ -62,7 +70,8 @@ CONFIGS = {
         **theta(100.0, partial_rotary_factor=0.5), use_parallel_residual=True),
     'gpt_neox_serial': T.GPTNeoXConfig(
         **{name: size for name, size in SIZES.items() if name not in ('num_key_value_heads', 'pad_token_id')}, **UNTIED,
-        **theta(100.0, partial_rotary_factor=0.25), use_parallel_residual=False, hidden_act='gelu_new'),
+        **theta(100.0, partial_rotary_factor=0.5, rope_type='yarn', factor=4.0, original_max_position_embeddings=16),
+        use_parallel_residual=False, hidden_act='gelu_new'),
     'gpt_oss': T.GptOssConfig(
         **SIZES, **UNTIED, **ALTERNATING, head_dim=8, sliding_window=6, num_local_experts=6, num_experts_per_tok=2,
         **theta(1000.0, rope_type='yarn', factor=4.0, original_max_position_embeddings=16, beta_fast=32.0,
@@ -72,14 +81,15 @@ CONFIGS = {
                                   moe_intermediate_size=24, norm_topk_prob=True),
     'qwen3_moe_plain': T.Qwen3MoeConfig(**SIZES, **TIED, **theta(100.0), head_dim=8, num_experts=4,
                                         num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=False,
-                                        mlp_only_layers=[0, 2]),
+                                        mlp_only_layers=[0, 2], use_sliding_window=True, sliding_window=5),
     'deepseek': T.DeepseekV3Config(
         **LATENT, **UNTIED, q_lora_rank=20, n_routed_experts=8, n_shared_experts=2, n_group=4, topk_group=2,
         first_k_dense_replace=1, **theta(100.0, rope_type='yarn', factor=4.0, original_max_position_embeddings=16,
                                          beta_fast=4, beta_slow=1, mscale=0.8, mscale_all_dim=1.2)),
     'deepseek_plain': T.DeepseekV3Config(
         **LATENT, **TIED, q_lora_rank=None, n_routed_experts=6, n_shared_experts=1, n_group=1, topk_group=1,
-        first_k_dense_replace=2, norm_topk_prob=False, routed_scaling_factor=1.5, **theta(100.0)),
+        first_k_dense_replace=2, norm_topk_prob=False, routed_scaling_factor=1.5,
+        **theta(100.0, rope_type='linear', factor=4.0, mscale_all_dim=1.2)),
     'deepseek_three': T.DeepseekV3Config(
         **LATENT, **UNTIED, q_lora_rank=20, n_routed_experts=8, n_shared_experts=1, n_group=2, topk_group=1,
         first_k_dense_replace=3, attention_bias=True, **theta(

@@ -91,6 +91,12 @@ def test_a_tokenizer_that_is_absent_is_asked_for(directory, tmp_path):
     ({'rope_parameters': {'rope_type': 'longrope', 'rope_theta': 1e4}}, "rope scaling 'longrope', which lm lacks"),
     ({'rope_parameters': None, 'rope_scaling': {'type': 'dynamic', 'factor': 2.0}}, "rope scaling 'dynamic'"),
     ({'hidden_act': 'silou'}, 'hidden_act=silou, which lm lacks; those that it has: silu'),
+    ({'partial_rotary_factor': 0.5, 'rope_parameters': None, 'rope_scaling': {'type': 'linear', 'factor': 2.0}},
+     "partial_rotary_factor=0.5 with rope scaling 'linear', which this family lacks"),
+    ({'architectures': ['Gemma2ForCausalLM'], 'use_bidirectional_attention': True},
+     'use_bidirectional_attention=True, which lm lacks for gemma2; it reads use_bidirectional_attention=False'),
+    ({'architectures': ['RobertaForMaskedLM'], 'pad_token_id': 0}, 'pad_token_id=0, which lm lacks for roberta'),
+    ({'architectures': ['DeepseekV3ForCausalLM'], 'rope_interleave': False}, 'rope_interleave=False, which lm lacks'),
     ({'hidden_size': None}, 'config.json has no hidden_size'), ({'num_attention_heads': 0}, 'heads=0'),
     ({'hidden_size': 'wide', 'head_dim': None}, 'is damaged, or of a kind that lm does not know'),
     ({'architectures': 'Llama'}, 'config.json is damaged')])

@@ -13,6 +13,7 @@ import pytest
 
 from lm import config, convert, trees
 from lm.convert import checkpoints, exports, families, start, tables
+from lm.nn import Rope, Yarn
 
 TOLERANCE = 1e-4
 
@@ -116,6 +117,37 @@ def test_keys_that_a_config_leaves_out_are_its_familys(models, name, base, tied)
     positions = [layer.attention.position for layer in model.layers if hasattr(layer.attention.position, 'base')]
     assert max(position.base for position in positions) == base and model.head.tied == tied
     assert name != 'gpt_neox' or positions[0].fraction == 0.25
+
+
+SMALL = {'vocab_size': 50, 'hidden_size': 64, 'intermediate_size': 48, 'num_hidden_layers': 4,
+         'num_attention_heads': 16, 'hidden_act': 'silu', 'rms_norm_eps': 1e-6, 'max_position_embeddings': 64}
+
+
+def layers(kind, **settings):
+    """Returns the Layers of a small config.json of a model_type."""
+    model = families.model_of(checkpoints.Settings({**SMALL, 'model_type': kind, **settings}), kind)
+    return [model.stack.layer(number) for number in range(model.depth)]
+
+
+def test_sizes_and_windows_that_a_config_leaves_out_are_its_familys():
+    qwen, mistral = layers('qwen3', num_key_value_heads=2)[0].attention, layers('mistral', head_dim=4)[0].attention
+    assert (qwen.head_dim, mistral.kv_heads, mistral.window) == (128, 8, 4096)
+    windows = [layer.attention.window for layer in layers('smollm3', use_sliding_window=True, sliding_window=5)]
+    assert windows == [0, 0, 0, 5]  # of layers that have no positions
+    oss = layers('gpt_oss', num_local_experts=4, num_experts_per_tok=2, swiglu_alpha=1.5)
+    assert [layer.attention.window for layer in oss] == [128, 0, 128, 0] and oss[0].mlp.activation.steepness == 1.5
+    assert oss[0].attention.position == Yarn(150000.0, 32.0, 4096, whole=False)
+
+
+def test_of_positions_a_length_beside_their_scaling_counts_first_and_a_fraction_not_in_llama():
+    yarn = {'type': 'yarn', 'factor': 4.0}
+    assert layers('llama', rope_scaling=yarn)[0].attention.position == Yarn(10000.0, 4.0, 64)
+    assert layers('llama', rope_scaling={'type': 'yarn', 'original_max_position_embeddings': 16}
+                  )[0].attention.position == Yarn(10000.0, 4.0, 16)
+    assert layers('llama', rope_scaling={**yarn, 'original_max_position_embeddings': 16},
+                  original_max_position_embeddings=32)[0].attention.position == Yarn(10000.0, 4.0, 32)
+    assert layers('llama', partial_rotary_factor=0.5)[0].attention.position == Rope()
+    assert layers('phi3', partial_rotary_factor=0.5)[0].attention.position == Rope(fraction=0.5)
 
 
 def test_a_model_that_no_family_holds_is_refused_by_what_differs():

@@ -10,7 +10,7 @@ import pytest
 from lm import config, convert, trees
 from lm.convert import families, gguf, imports
 from lm.models import Decoder, Embedding, Head, Layer, SandwichNorm
-from lm.nn import MLP, Attention, Gelu, RMSNorm, Rope, Silu
+from lm.nn import MLP, Attention, Gelu, RMSNorm, Rope, Silu, Yarn
 
 SWIGLU = MLP(64, Silu(), gated=True)
 
@@ -81,22 +81,43 @@ def test_the_frequencies_of_llama_3_are_its_scaling(tmp_path):
     made.gguf_file(tmp_path / 'plain.gguf', dataclasses.replace(
         MODELS['llama'], layer=Layer(Attention(4, 2, 16, position=Rope(500000.0)), SWIGLU)))
     for name, factor in (('same', factors), ('other', factors * 1.5)):
-        with_frequencies(tmp_path / 'plain.gguf', tmp_path / f'{name}.gguf', factor)
+        again(tmp_path / 'plain.gguf', tmp_path / f'{name}.gguf', tensors={'rope_freqs.weight': factor})
     assert convert.model(tmp_path / 'same.gguf').layer.attention.position == llama3
     with pytest.raises(config.Error, match=r'rope_freqs\.weight that is not the scaling of Llama 3'):
         convert.model(tmp_path / 'other.gguf')
 
 
-def with_frequencies(source, target, factors):
-    """Writes a GGUF file again with one more tensor."""
+def test_keys_that_change_what_is_computed_are_read_or_refused(tmp_path):
+    made.gguf_file(tmp_path / 'plain.gguf', MODELS['llama'])
+
+    def attention(**keys):
+        again(tmp_path / 'plain.gguf', tmp_path / 'more.gguf', keys={key.replace('__', '.'): value
+                                                                     for key, value in keys.items()})
+        return convert.model(tmp_path / 'more.gguf').layer.attention
+    assert attention(rope__scaling__type='yarn', rope__scaling__factor=4.0, rope__scaling__original_context_length=16,
+                     rope__scaling__yarn_beta_fast=8.0).position == Yarn(500.0, 4.0, 16, fast=8.0)
+    assert attention(rope__scaling__type='yarn', rope__scaling__factor=4.0).position == Yarn(500.0, 4.0, 20)
+    assert not attention(attention__causal=False).causal and attention(attention__scale=0.0).causal
+    for key, value in (('attention__scale', 0.25), ('logit_scale', 2.0), ('rope__scaling__attn_factor', 0.5)):
+        with pytest.raises(config.Error, match=rf'llama\.{key.replace("__", ".")}={value}, which lm lacks; convert'):
+            attention(**{key: value})
+    with pytest.raises(config.Error, match='turns 4 dimensions of heads of 8, which lm lacks for llama'):
+        attention(rope__dimension_count=4)
+
+
+def again(source, target, keys=(), tensors=()):
+    """Writes a GGUF file of a Llama again with more keys behind its architecture, or more tensors."""
     reader = peer.GGUFReader(source)
     writer = peer.GGUFWriter(target, 'llama')
     for name, field in reader.fields.items():
         if not name.startswith('GGUF.') and name != 'general.architecture':
             writer.add_key_value(name, field.contents(), field.types[0], field.types[-1])
+    for key, value in dict(keys).items():
+        writer.add_key_value(f'llama.{key}', value, peer.GGUFValueType.get_type(value))
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-    writer.add_tensor('rope_freqs.weight', factors)
+    for name, array in dict(tensors).items():
+        writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

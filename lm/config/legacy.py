@@ -181,6 +181,7 @@ def _position(position, window):
 ADDED = {
     'lm.models:Decoder': {'prompt': 'causal'}, 'lm.models:Embedding': {'norm': {'type': 'lm.nn:NoNorm'}},
     'lm.nn:Attention': {'sink': False}, 'lm.nn:Experts': {'bias': False}, 'lm.data:Corpus': {'words': False},
+    'lm.nn:Yarn': {'fraction': 1.0},
 }
 UPGRADES = {
     'lm.train:Config': _config,

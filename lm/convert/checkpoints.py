@@ -33,6 +33,9 @@ def understood(path):
 class Settings(dict):
     """The object of a config.json, where what is asked for must be there."""
 
+    def __or__(self, other):
+        return type(self)(super().__or__(other))
+
     def __missing__(self, key):
         raise config.Error(f'config.json has no {key}; restore the file that came with the weights.')
 

@@ -49,48 +49,66 @@ def activation_name(value):
     return next((name for name, known in ACTIVATIONS.items() if known == value), None)
 
 
-def rope(hf, kind=None):
-    """Returns the Rope of a config.json of either spelling, for layers of a `kind` where it tells those apart."""
+def rope(hf, kind=None, partial=False):
+    """Returns the position of a config.json of either spelling, for layers of a `kind` where it tells those apart.
+
+    partial: whether the family lets a fraction of each head turn; transformers ignores that of others, or fails.
+    """
     parameters = hf.get('rope_parameters') or {}
     parameters = {'rope_theta': hf.get('rope_theta', 10000.0), 'partial_rotary_factor': hf.get('partial_rotary_factor'),
-                  **(hf.get('rope_scaling') or {}), **(parameters.get(kind, parameters))}
-    fields = {'base': float(parameters['rope_theta']), 'fraction': parameters['partial_rotary_factor'] or 1.0}
-    match parameters.get('rope_type', parameters.get('type', 'default')):
+                  **(hf.get('rope_scaling') or {}), **(parameters.get(kind, parameters) or {})}
+    name, fraction = rope_type(parameters), parameters['partial_rotary_factor'] or 1.0
+    if fraction != 1 and not partial and name != 'default':
+        raise config.Error(f'config.json has partial_rotary_factor={fraction} with rope scaling {name!r}, which this '
+                           'family lacks; set it to 1.0 if whole heads turn.')
+    fields = {'base': float(parameters['rope_theta']), 'fraction': fraction if partial else 1.0}
+    match name:
         case 'default':
             return Rope(**fields)
         case 'linear':
             return Rope(factor=float(parameters['factor']), **fields)
         case 'llama3':
             return Rope(factor=float(parameters['factor']), low=float(parameters['low_freq_factor']),
-                        high=float(parameters['high_freq_factor']),
-                        original=parameters['original_max_position_embeddings'], **fields)
+                        high=float(parameters['high_freq_factor']), original=_original(hf, parameters), **fields)
         case 'longrope' | 'su' | 'yarn' if 'short_factor' in parameters:
             return _long_rope(hf, parameters)
         case 'yarn':
-            return Yarn(fields['base'], float(parameters['factor']), parameters['original_max_position_embeddings'],
-                        parameters.get('beta_fast') or 32.0, parameters.get('beta_slow') or 1.0,
-                        parameters.get('truncate', True), _growth(parameters))
+            factor = float(parameters.get('factor') or hf['max_position_embeddings'] / _original(hf, parameters))
+            return Yarn(factor=factor, original=_original(hf, parameters), fast=parameters.get('beta_fast') or 32.0,
+                        slow=parameters.get('beta_slow') or 1.0, whole=parameters.get('truncate', True),
+                        growth=_growth(parameters, factor), **fields)
         case other:
             raise config.Error(f'config.json has rope scaling {other!r}, which lm lacks; those that it has: default, '
                                'linear, llama3, longrope, yarn.')
 
 
+def rope_type(parameters):
+    """Returns the kind of scaling of rope_parameters."""
+    return parameters.get('rope_type', parameters.get('type', 'default'))
+
+
+def _original(hf, parameters):
+    """Returns the context length of pre-training, where a scaling needs it; one beside rope_parameters counts first."""
+    return (hf.get('original_max_position_embeddings') or parameters.get('original_max_position_embeddings')
+            or hf['max_position_embeddings'])
+
+
 def _long_rope(hf, parameters):
-    original = parameters.get('original_max_position_embeddings') or hf['original_max_position_embeddings']
+    original = _original(hf, parameters)
     factor = parameters.get('factor') or hf['max_position_embeddings'] / original
     growth = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return LongRope(tuple(map(float, parameters['short_factor'])), tuple(map(float, parameters['long_factor'])),
                     float(parameters['rope_theta']), original, float(parameters.get('attention_factor') or growth))
 
 
-def _growth(parameters):
+def _growth(parameters, factor):
     """Returns Yarn.growth of rope_parameters: a factor of their own, or a ratio of two."""
     if parameters.get('attention_factor'):
         return float(parameters['attention_factor'])
     scales = [parameters.get(key) for key in ('mscale', 'mscale_all_dim')]
     if not all(scales):
         return None
-    above, below = (yarn_scale(float(parameters['factor']), scale) for scale in scales)
+    above, below = (yarn_scale(factor, scale) for scale in scales)
     return above / below
 
 
@@ -108,7 +126,8 @@ def rope_parameters(position, partial=False):
         return {'rope_type': 'yarn', 'rope_theta': position.base, 'factor': position.factor,
                 'original_max_position_embeddings': position.original, 'beta_fast': position.fast,
                 'beta_slow': position.slow, 'truncate': position.whole,
-                **({'attention_factor': position.growth} if position.growth else {})}
+                **({'attention_factor': position.growth} if position.growth else {}),
+                **({'partial_rotary_factor': position.fraction} if partial else {})}
     if isinstance(position, LongRope):
         return {'rope_type': 'longrope', 'rope_theta': position.base, 'short_factor': list(position.short),
                 'long_factor': list(position.long), 'original_max_position_embeddings': position.original,
@@ -127,11 +146,16 @@ def rope_parameters(position, partial=False):
 
 
 def attention(hf, **fields):
-    """Returns the Attention of a config.json, with Rope unless `fields` say otherwise."""
-    heads = hf['num_attention_heads']
+    """Returns the Attention of a config.json, with Rope unless `fields` say otherwise.
+
+    Where tokens see both sides, a window is as long on each of them as it is otherwise with the token itself.
+    """
+    heads, causal = hf['num_attention_heads'], hf.get('is_causal', True)
     size = hf.get('head_dim') or hf['hidden_size'] // heads
+    if fields.get('window') and not causal:
+        fields['window'] += 1
     return Attention(**{'heads': heads, 'kv_heads': hf.get('num_key_value_heads') or heads, 'head_dim': size,
-                        'position': rope(hf), **fields})
+                        'causal': causal, **fields, 'position': fields.get('position') or rope(hf)})
 
 
 def layer(hf, attention, **fields):
@@ -163,7 +187,7 @@ def described(model):
         'intermediate_size': mlp.hidden(model.width) if isinstance(mlp, MLP) else mlp.ff,
         'hidden_act': activation_name(mlp.activation), 'rms_norm_eps': getattr(layer.norm, 'epsilon', None),
         'rope_parameters': rope_parameters(attention.position), 'tie_word_embeddings': model.head.tied,
-        'attention_dropout': 0.0, 'use_cache': True}
+        'attention_dropout': 0.0, 'use_cache': True, **({} if attention.causal else {'is_causal': False})}
 
 
 def kinds(model, test):
@@ -178,5 +202,6 @@ def layer_types(model):
 
 
 def window(model):
-    """Returns the window of the layers that have one, None where none has."""
-    return max((layer.attention.window for layer in model.layers), default=0) or None
+    """Returns the window of the layers that have one as a config.json has it, None where none has."""
+    longest = max(model.layers, key=lambda layer: layer.attention.window).attention
+    return longest.window - (not longest.causal) if longest.window else None

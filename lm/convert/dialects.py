@@ -15,6 +15,7 @@ KEYS = {'block_count': 'num_hidden_layers', 'embedding_length': 'hidden_size',
         'attention.head_count_kv': 'num_key_value_heads', 'attention.key_length': 'head_dim',
         'attention.layer_norm_rms_epsilon': 'rms_norm_eps', 'context_length': 'max_position_embeddings',
         'rope.freq_base': 'rope_theta', 'attention.sliding_window': 'sliding_window', 'vocab_size': 'vocab_size',
+        'attention.causal': 'is_causal',
         'attn_logit_softcapping': 'attn_logit_softcapping', 'final_logit_softcapping': 'final_logit_softcapping'}
 LAYER = 'model.layers.{L}.'
 TENSORS = {'token_embd': 'model.embed_tokens', 'output_norm': 'model.norm', 'output': 'lm_head',
@@ -24,6 +25,13 @@ TENSORS = {'token_embd': 'model.embed_tokens', 'output_norm': 'model.norm', 'out
            'attn_q_norm': f'{LAYER}self_attn.q_norm', 'attn_k_norm': f'{LAYER}self_attn.k_norm',
            'ffn_gate': f'{LAYER}mlp.gate_proj', 'ffn_up': f'{LAYER}mlp.up_proj', 'ffn_down': f'{LAYER}mlp.down_proj'}
 FREQUENCIES = 'rope_freqs.weight'
+SCALING = {'factor': 'factor', 'original_context_length': 'original_max_position_embeddings',
+           'yarn_beta_fast': 'beta_fast', 'yarn_beta_slow': 'beta_slow'}
+# Keys behind the architecture that change what is computed and are not read -> the values at which they do not.
+FIXED = {'attention.scale': (0.0,), 'attention.clamp_kqv': (0.0,), 'attention.max_alibi_bias': (0.0,),
+         **dict.fromkeys(('logit_scale', 'embedding_scale', 'residual_scale', 'rope.scale_linear', 'rope.scaling.alpha',
+                          'rope.scaling.attn_factor', 'rope.scaling.yarn_attn_factor'), (0.0, 1.0)),
+         'rope.scaling.yarn_ext_factor': (-1.0, 1.0), 'rope.scaling.yarn_log_multiplier': (0.0,)}
 
 
 class Dialect(NamedTuple):
@@ -82,19 +90,27 @@ class File(checkpoints.Checkpoint):
 
     def _config(self, family, frequencies):
         prefix, hf = f'{self.dialect.architecture}.', checkpoints.Settings()
+        for key, neutral in FIXED.items():
+            if (value := self.metadata.get(prefix + key, neutral[0])) not in neutral:
+                raise config.Error(f'{self.path} has {prefix}{key}={value}, which lm lacks; convert the Hugging Face '
+                                   'directory that it was made from.')
         hf |= {'model_type': family.MODEL_TYPE, 'architectures': [family.ARCHITECTURE], 'hidden_act': 'silu',
-               'vocab_size': len(self.metadata.get('tokenizer.ggml.tokens', ())),
+               'rope_theta': 10000.0, 'vocab_size': len(self.metadata.get('tokenizer.ggml.tokens', ())),
                'tie_word_embeddings': self.name('output.weight') not in self.shapes}
         hf |= {theirs: _plain(self.metadata[prefix + key]) for key, theirs in self.dialect.keys.items()
                if prefix + key in self.metadata}
+        if 'num_attention_heads' in hf:
+            size = hf.setdefault('head_dim', hf['hidden_size'] // hf['num_attention_heads'])
+            hf.setdefault('num_key_value_heads', hf['num_attention_heads'])
+            if (turning := self.metadata.get(f'{prefix}rope.dimension_count', size)) != size:
+                raise config.Error(f'{self.path} turns {turning} dimensions of heads of {size}, which lm lacks for '
+                                   f'{self.dialect.architecture}; convert the directory that it was made from.')
         hf |= self.dialect.complete(hf)
-        turning = self.metadata.get(f'{prefix}rope.dimension_count')
-        if turning and 'num_attention_heads' in hf:
-            size = hf.get('head_dim') or hf['hidden_size'] // hf['num_attention_heads']
-            hf['partial_rotary_factor'] = turning / size
         kind = self.metadata.get(f'{prefix}rope.scaling.type', 'none')
         if kind != 'none':
-            hf['rope_scaling'] = {'rope_type': kind, 'factor': self.metadata.get(f'{prefix}rope.scaling.factor', 1.0)}
+            hf['rope_scaling'] = {'rope_type': kind, 'factor': 1.0} | {
+                theirs: _plain(self.metadata[f'{prefix}rope.scaling.{key}']) for key, theirs in SCALING.items()
+                if f'{prefix}rope.scaling.{key}' in self.metadata}
         if frequencies is not None:
             hf['rope_scaling'] = self._llama3(hf, gguf.dequantised(*frequencies))
         return hf

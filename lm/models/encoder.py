@@ -19,6 +19,7 @@ from lm.nn.positions import Learned, NoPE, Rope
 from lm.nn.weights import apply, declare, einsum, fill, weight
 
 NORM = LayerNorm(1e-12)
+POSITIONS = Rope(160_000.0), Rope(10_000.0)  # of ModernBERT
 
 
 @dataclass(frozen=True)
@@ -161,12 +162,12 @@ class FirstLayer(Layer):
         return Unused(self.norm) if name == 'attention' else self.norm
 
 
-def modern_bert(vocab, depth=22, width=768, heads=12, *, ff=1152, window=128, every=3, bases=(160_000.0, 10_000.0),
-                epsilon=1e-5, **fields):
+def modern_bert(vocab, depth=22, width=768, heads=12, *, ff=1152, window=128, every=3,
+                positions=POSITIONS, epsilon=1e-5, **fields):
     """Returns ModernBERT (Warner et al. 2024, arXiv:2412.13663), by default base, as an Encoder with other `fields`.
 
     Every `every`-th layer from the first attends to all tokens; the others to a window of `window`, half on each side.
-    bases: of RoPE in the former and in the latter. No biases but that of the logits; norms come first and follow the
+    positions: of the former and of the latter. No biases but that of the logits; norms come first and follow the
     embedding.
     """
     norm = LayerNorm(epsilon, bias=False)
@@ -174,7 +175,7 @@ def modern_bert(vocab, depth=22, width=768, heads=12, *, ff=1152, window=128, ev
     def layer(number):
         near = number % every > 0
         attention = Attention(heads, causal=False, window=window // 2 + 1 if near else 0,
-                              position=Rope(bases[near]))
+                              position=positions[near])
         return (Layer if number else FirstLayer)(attention, MLP(ff, Gelu(exact=True), gated=True), norm=norm)
     return Encoder(vocab, depth, width, pattern=tuple(map(layer, range(depth))), **{
         'embedding': Embedding(norm=norm), 'head': MaskedHead(norm=norm, dense_bias=False), **fields})

@@ -140,8 +140,8 @@ class Yarn(Position):
     """Rope stretched by `factor` beyond `original` positions where a pair turns fewer than `slow` times in them, not at
     all where more than `fast`, and linearly by the pair's number between (Peng et al. 2023, arXiv:2309.00071).
 
-    whole: pairs at the ends of the ramp are rounded to whole numbers. growth: factor of queries and keys, None for
-    0.1 ln(factor) + 1.
+    whole: pairs at the ends of the ramp are rounded to whole numbers. growth: factor of what turns of queries and keys,
+    None for 0.1 ln(factor) + 1. The first `fraction` of each head turns, the rest stays.
     """
 
     base: Annotated[float, config.Interval(1, ends='(]')] = 10000.0
@@ -151,20 +151,22 @@ class Yarn(Position):
     slow: config.Positive = 1.0
     whole: bool = True
     growth: config.Positive | None = None
+    fraction: Annotated[float, config.Interval(0, 1, '(]')] = 1.0
 
     def check(self, head_size):
         Rope(self.base).check(head_size)
 
     def frequencies(self, head_size):
-        """Returns the radians per position [H / 2]."""
-        half = head_size // 2
+        """Returns the radians per position [fraction * H / 2]."""
+        plain = Rope(self.base, fraction=self.fraction).frequencies(head_size)
+        half = len(plain)
         low, high = (half * math.log(self.original / (turns * 2 * math.pi)) / math.log(self.base)
                      for turns in (self.fast, self.slow))
         if self.whole:
             low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, head_size - 1)
+        low, high = max(low, 0), min(high, 2 * half - 1)
         stretched = jnp.clip((jnp.arange(half) - low) / max(high - low, 0.001), 0, 1)
-        return Rope(self.base).frequencies(head_size) * (1 - stretched + stretched / self.factor)
+        return plain * (1 - stretched + stretched / self.factor)
 
     def angles(self, positions, head_size):
         angle, growth = positions[..., None] * self.frequencies(head_size), self.growth

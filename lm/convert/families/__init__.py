@@ -3,7 +3,8 @@
 A file has ARCHITECTURE and MODEL_TYPE, as config.json calls them; TABLE, {path of our parameter: tables.Tensor}, or a
 function of the model that returns it; read(hf) -> model, of the dict of a config.json; write(model) -> hf, the keys
 that read needs. A family can hold a model where read(write(model)) is that model. It may have DEFAULTS, keys that
-transformers leaves out of config.json where they are so; IGNORED, a regex of tensors that hold no parameter; LEFT_OUT,
+transformers leaves out of config.json where they are so; FIXED, keys that change what is computed and that are read at
+no other value; IGNORED, a regex of tensors that hold no parameter; LEFT_OUT,
 which returns for hf a regex of those that hold some which we do not read, and words for them; and GGUF, the
 dialects.Dialect of its GGUF files.
 """
@@ -42,6 +43,10 @@ def of(hf, path):
 def model_of(hf, path):
     """Returns the model of a config.json, what it leaves out being as its family has it by default."""
     family = of(hf, path)
+    fixed = getattr(family, 'FIXED', {})
+    if other := [key for key, value in fixed.items() if (hf.get(key, value) or False) != value]:  # null is no
+        raise config.Error(f'config.json has {", ".join(f"{key}={hf[key]}" for key in other)}, which lm lacks for '
+                           f'{family.MODEL_TYPE}; it reads {", ".join(f"{key}={fixed[key]}" for key in other)}.')
     return family.read(type(hf)(getattr(family, 'DEFAULTS', {}) | hf))
 
 

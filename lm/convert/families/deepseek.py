@@ -2,15 +2,15 @@
 """
 import math
 
-from lm import config
 from lm.convert import dense
 from lm.convert.tables import Tensor
-from lm.nn import Experts, LatentAttention, Yarn
+from lm.nn import Experts, LatentAttention, LongRope, Yarn
 
 ARCHITECTURE, MODEL_TYPE = 'DeepseekV3ForCausalLM', 'deepseek_v3'
 ATTENTION, MLP = f'{dense.LAYER}self_attn.', f'{dense.LAYER}mlp.'
 LATENT = f'{ATTENTION}kv_a_proj_with_mqa'
 FIXED = {'rope_interleave': True, 'topk_method': 'noaux_tc', 'scoring_func': 'sigmoid', 'moe_layer_freq': 1}
+DEFAULTS = {'n_group': 8, 'topk_group': 4, 'n_shared_experts': 1, 'q_lora_rank': 1536}
 BIAS_RATE = 0.001  # of DeepSeek-V3's training; that there is one gives the bias of the router
 
 
@@ -46,15 +46,12 @@ def LEFT_OUT(hf):
 
 
 def read(hf):
-    if other := [key for key, value in FIXED.items() if hf.get(key, value) != value]:
-        raise config.Error(f'config.json has {", ".join(f"{key}={hf[key]}" for key in other)}, which lm lacks for '
-                           f'DeepSeek; it reads {FIXED}.')
     activation, rotary = dense.activation(hf), hf['qk_rope_head_dim']
-    size, position = hf['qk_nope_head_dim'] + rotary, dense.rope(hf)
+    size = hf['qk_nope_head_dim'] + rotary
     attention = LatentAttention(
-        hf['num_attention_heads'], head_dim=size, position=position, bias='all' if hf.get('attention_bias') else 'none',
-        scale=_scale(hf, position, size), rank=hf['kv_lora_rank'], query_rank=hf.get('q_lora_rank') or 0,
-        rotary=rotary, value_dim=hf['v_head_dim'])
+        hf['num_attention_heads'], head_dim=size, causal=hf.get('is_causal', True), position=dense.rope(hf),
+        bias='all' if hf.get('attention_bias') else 'none', scale=_scale(hf, size), rank=hf['kv_lora_rank'],
+        query_rank=hf.get('q_lora_rank') or 0, rotary=rotary, value_dim=hf['v_head_dim'])
     experts = Experts(
         hf['n_routed_experts'], hf['num_experts_per_tok'], hf['moe_intermediate_size'], activation,
         shared=hf.get('n_shared_experts') or 0, router='sigmoid', groups=hf.get('n_group') or 1,
@@ -65,11 +62,11 @@ def read(hf):
                               for number in range(hf['num_hidden_layers'])])
 
 
-def _scale(hf, position, size):
-    """Returns the scale of the scores: Yarn's factor for all dimensions of a head counts in queries and keys."""
+def _scale(hf, size):
+    """Returns the scale of the scores: a scaling's factor for all dimensions of a head counts in queries and keys."""
     scaling = (hf.get('rope_parameters') or {}) | (hf.get('rope_scaling') or {})
-    times = scaling.get('mscale_all_dim') if isinstance(position, Yarn) else 0
-    return size ** -0.5 * dense.yarn_scale(position.factor, times) ** 2 if times else size ** -0.5
+    times = scaling.get('mscale_all_dim') if dense.rope_type(scaling) != 'default' else 0
+    return size ** -0.5 * dense.yarn_scale(float(scaling['factor']), times) ** 2 if times else size ** -0.5
 
 
 def write(model):
@@ -78,9 +75,11 @@ def write(model):
     attention, experts = model.layers[0].attention, (mixed or plain)[0]
     size, position = attention.head_size(model.width), attention.position
     parameters = dense.rope_parameters(position)
-    if isinstance(position, Yarn) and attention.scale and position.factor > 1:
+    if not isinstance(position, LongRope) and attention.scale and position.factor > 1:
         own = (attention.scale * size ** 0.5) ** 0.5
-        scales = {'mscale_all_dim': own} | ({'mscale': own * position.growth} if position.growth else {})
+        scales = {'mscale_all_dim': own}
+        if isinstance(position, Yarn) and position.growth:
+            scales['mscale'] = own * position.growth
         parameters |= {name: round((scale - 1) / (0.1 * math.log(position.factor)), 9)
                        for name, scale in scales.items()}
     return FIXED | {

@@ -3,6 +3,9 @@ from lm.convert import dense, dialects
 from lm.models import Embedding, Head, SandwichNorm
 
 ARCHITECTURE, MODEL_TYPE = 'Gemma2ForCausalLM', 'gemma2'
+DEFAULTS = {'num_key_value_heads': 4, 'head_dim': 256, 'hidden_activation': 'gelu_pytorch_tanh', 'sliding_window': 4096,
+            'query_pre_attn_scalar': 256, 'attn_logit_softcapping': 50.0, 'final_logit_softcapping': 30.0}
+FIXED = {'use_bidirectional_attention': False}  # some kernels of transformers take it for Gemma 2, others do not
 NORMS = {'attention_norm': 'input_layernorm', 'attention_post_norm': 'post_attention_layernorm',
          'mlp_norm': 'pre_feedforward_layernorm', 'mlp_post_norm': 'post_feedforward_layernorm'}
 

@@ -24,7 +24,8 @@ IGNORED = r'\.attn\.(masked_)?bias$'  # masks
 GGUF = dialects.Dialect(
     'gpt2', {'block_count': 'n_layer', 'embedding_length': 'n_embd', 'attention.head_count': 'n_head',
              'feed_forward_length': 'n_inner', 'context_length': 'n_positions',
-             'attention.layer_norm_epsilon': 'layer_norm_epsilon', 'vocab_size': 'vocab_size'},
+             'attention.layer_norm_epsilon': 'layer_norm_epsilon', 'attention.causal': 'is_causal',
+             'vocab_size': 'vocab_size'},
     {'token_embd': 'transformer.wte', 'position_embd': 'transformer.wpe', 'output_norm': 'transformer.ln_f',
      'output': 'lm_head', 'attn_norm': 'transformer.h.{L}.ln_1', 'ffn_norm': 'transformer.h.{L}.ln_2',
      'attn_qkv': 'transformer.h.{L}.attn.c_attn', 'attn_output': 'transformer.h.{L}.attn.c_proj',
@@ -33,18 +34,28 @@ GGUF = dialects.Dialect(
 
 
 def read(hf):
-    ff = hf.get('n_inner') or 4 * hf['n_embd']
-    layer = Layer(Attention(hf['n_head'], position=NoPE(), bias='all'),
-                  MLP(ff, dense.activation(hf, 'activation_function'), bias=True),
-                  norm=LayerNorm(hf['layer_norm_epsilon']))
-    return Decoder(hf['vocab_size'], hf['n_layer'], hf['n_embd'], layer,
-                   embedding=Embedding(Learned(hf['n_positions'])), head=Head(hf.get('tie_word_embeddings', True)))
+    ff, depth = hf.get('n_inner') or 4 * hf['n_embd'], hf['n_layer']
+    scale = None if hf.get('scale_attn_weights', True) else 1.0
+
+    def layer(scale):
+        attention = Attention(hf['n_head'], causal=hf.get('is_causal', True), position=NoPE(), scale=scale, bias='all')
+        return Layer(attention, MLP(ff, dense.activation(hf, 'activation_function'), bias=True),
+                     norm=LayerNorm(hf['layer_norm_epsilon']))
+    layers = {'layer': layer(scale)}
+    if hf.get('scale_attn_by_inverse_layer_idx'):
+        first = scale or (hf['n_embd'] // hf['n_head']) ** -0.5
+        layers = {'pattern': tuple(layer(first / (number + 1)) for number in range(depth))}
+    return Decoder(hf['vocab_size'], depth, hf['n_embd'], **layers, embedding=Embedding(Learned(hf['n_positions'])),
+                   head=Head(hf.get('tie_word_embeddings', True)))
 
 
 def write(model):
-    layer = model.layers[0]
+    layer, last = (model.stack.layer(number) for number in (0, model.depth - 1))
     activation = dense.activation_name(layer.mlp.activation)
     return {'vocab_size': model.vocab, 'n_layer': model.depth, 'n_embd': model.width, 'n_head': layer.attention.heads,
+            'scale_attn_weights': layer.attention.scale != 1.0,
+            'scale_attn_by_inverse_layer_idx': layer.attention.scale != last.attention.scale,
+            **({} if layer.attention.causal else {'is_causal': False}),
             'n_inner': layer.mlp.hidden(model.width), 'n_positions': model.embedding.position.length,
             'activation_function': 'gelu_new' if activation == 'gelu_pytorch_tanh' else activation,
             'layer_norm_epsilon': layer.norm.epsilon, 'tie_word_embeddings': model.head.tied}

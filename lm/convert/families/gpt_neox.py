@@ -26,7 +26,8 @@ IGNORED = r'\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)$'
 
 def read(hf):
     hf = hf | {'partial_rotary_factor': hf.get('rotary_pct'), 'rope_theta': hf.get('rotary_emb_base')}
-    attention = dense.attention(hf, bias='all' if hf.get('attention_bias', True) else 'none')
+    attention = dense.attention(hf, position=dense.rope(hf, partial=True),
+                                bias='all' if hf.get('attention_bias', True) else 'none')
     return dense.decoder(hf, dense.layer(
         hf | {'rms_norm_eps': hf['layer_norm_eps']}, attention, norm=LayerNorm(hf['layer_norm_eps']),
         mlp=MLP(hf['intermediate_size'], dense.activation(hf), bias=True),

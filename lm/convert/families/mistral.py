@@ -2,6 +2,7 @@
 from lm.convert import dense
 
 ARCHITECTURE, MODEL_TYPE = 'MistralForCausalLM', 'mistral'
+DEFAULTS = {'num_key_value_heads': 8, 'sliding_window': 4096}
 TABLE = dense.table()
 
 

@@ -4,7 +4,7 @@ from lm.convert.tables import Tensor
 from lm.nn import Experts
 
 ARCHITECTURE, MODEL_TYPE = 'MixtralForCausalLM', 'mixtral'
-DEFAULTS = {'rope_theta': 1e6}
+DEFAULTS = {'rope_theta': 1e6, 'num_key_value_heads': 8}
 MIX = f'{dense.LAYER}block_sparse_moe.'
 TABLE = dense.table(**{
     'experts/router': Tensor(f'{MIX}gate.weight', 'E D'),

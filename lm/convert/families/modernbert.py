@@ -1,5 +1,6 @@
 """ModernBERT (Warner et al. 2024): alternating windows, gated MLPs, RoPE of two bases; see models.encoder."""
 from lm import config
+from lm.convert import dense
 from lm.convert.tables import Tensor
 from lm.models import Embedding, Head, MaskedHead
 from lm.models.encoder import modern_bert
@@ -27,31 +28,29 @@ FIXED = {'attention_bias': False, 'mlp_bias': False, 'norm_bias': False, 'classi
 
 
 def read(hf):
-    other = [key for key, value in FIXED.items() if hf.get(key, value) != value]
-    every, ropes = hf.get('global_attn_every_n_layers') or 3, hf.get('rope_parameters') or {}
-    bases = [float(ropes.get(kind, {}).get('rope_theta') or hf.get(key) or base) for kind, key, base in (
-        ('full_attention', 'global_rope_theta', 160000), ('sliding_attention', 'local_rope_theta', 10000))]
-    depth = hf['num_hidden_layers']
+    every, depth = hf.get('global_attn_every_n_layers') or 3, hf['num_hidden_layers']
+    positions = [dense.rope(hf | {'rope_theta': hf.get(key, base)}, kind) for kind, key, base in zip(
+        KINDS, ('global_rope_theta', 'local_rope_theta'), (160000, 10000), strict=True)]
     kinds = hf.get('layer_types') or [KINDS[i % every > 0] for i in range(depth)]
     every = next((every for every in range(1, depth + 1) if kinds == [KINDS[i % every > 0] for i in range(depth)]), 0)
-    if other or not every:
-        raise config.Error(f'config.json has {", ".join(other) or "layer_types"} other than ModernBERT base; lm reads '
-                           f'{FIXED} and every n-th layer of full attention.')
+    if not every:
+        raise config.Error('config.json has layer_types other than ModernBERT base; lm reads every n-th layer of full '
+                           'attention from the first.')
     norm = LayerNorm(hf['norm_eps'], bias=False)
     masked = (hf.get('architectures') or [ARCHITECTURE])[0] == ARCHITECTURE
     return modern_bert(hf['vocab_size'], depth, hf['hidden_size'], hf['num_attention_heads'],
-                       ff=hf['intermediate_size'], window=hf['local_attention'], every=every, bases=tuple(bases),
+                       ff=hf['intermediate_size'], window=hf['local_attention'], every=every, positions=positions,
                        epsilon=hf['norm_eps'], embedding=Embedding(norm=norm),
                        head=MaskedHead(norm=norm, dense_bias=False) if masked else Head())
 
 
 def write(model):
     windows = [layer.attention.window for layer in model.layers]
-    bases = {KINDS[layer.attention.window > 0]: layer.attention.position.base for layer in reversed(model.layers)}
+    positions = {KINDS[layer.attention.window > 0]: layer.attention.position for layer in reversed(model.layers)}
     first = model.layers[0]
     return FIXED | {
         'architectures': [ARCHITECTURE if isinstance(model.head, MaskedHead) else 'ModernBertModel'],
         'vocab_size': model.vocab, 'hidden_size': model.width, 'num_hidden_layers': model.depth,
         'num_attention_heads': first.attention.heads, 'intermediate_size': first.mlp.ff, 'norm_eps': first.norm.epsilon,
         'local_attention': 2 * max(max(windows) - 1, 0), 'layer_types': [KINDS[window > 0] for window in windows],
-        'rope_parameters': {kind: {'rope_type': 'default', 'rope_theta': base} for kind, base in bases.items()}}
+        'rope_parameters': {kind: dense.rope_parameters(position) for kind, position in positions.items()}}

@@ -4,6 +4,7 @@ from lm.convert.tables import Tensor
 from lm.nn import LongRope
 
 ARCHITECTURE, MODEL_TYPE = 'Phi3ForCausalLM', 'phi3'
+DEFAULTS = {'original_max_position_embeddings': 4096}
 QKV, FUSED = f'{dense.LAYER}self_attn.qkv_proj.weight', f'{dense.LAYER}mlp.gate_up_proj.weight'
 TABLE = dense.table(**{
     'attention/query': Tensor(QKV, '(NH)+KH+KH D'), 'attention/key': Tensor(QKV, 'NH+(KH)+KH D'),
@@ -12,7 +13,8 @@ TABLE = dense.table(**{
 
 
 def read(hf):
-    return dense.decoder(hf, dense.layer(hf, dense.attention(hf, window=hf.get('sliding_window') or 0)))
+    attention = dense.attention(hf, position=dense.rope(hf, partial=True), window=hf.get('sliding_window') or 0)
+    return dense.decoder(hf, dense.layer(hf, attention))
 
 
 def write(model):

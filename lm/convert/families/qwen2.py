@@ -2,6 +2,7 @@
 from lm.convert import dense, dialects
 
 ARCHITECTURE, MODEL_TYPE = 'Qwen2ForCausalLM', 'qwen2'
+DEFAULTS = {'num_key_value_heads': 32, 'sliding_window': 4096, 'max_window_layers': 28}
 TABLE = dense.table()
 GGUF = dialects.Dialect('qwen2')
 

@@ -4,6 +4,7 @@ from lm.convert.families import qwen2
 from lm.nn import RMSNorm
 
 ARCHITECTURE, MODEL_TYPE = 'Qwen3ForCausalLM', 'qwen3'
+DEFAULTS = {**qwen2.DEFAULTS, 'head_dim': 128}
 TABLE = dense.table()
 GGUF = dialects.Dialect('qwen3')
 

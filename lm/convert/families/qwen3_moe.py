@@ -7,6 +7,7 @@ from lm.convert.tables import Tensor
 from lm.nn import Experts
 
 ARCHITECTURE, MODEL_TYPE = 'Qwen3MoeForCausalLM', 'qwen3_moe'
+DEFAULTS = {'num_key_value_heads': 4, 'sliding_window': 4096}
 EXPERT = f'{dense.LAYER}mlp.experts.{{E}}.'
 TABLE = dense.table(**{
     'experts/router': Tensor(f'{dense.LAYER}mlp.gate.weight', 'E D'),
@@ -19,7 +20,7 @@ def read(hf):
     experts = Experts(count, hf['num_experts_per_tok'], hf['moe_intermediate_size'], dense.activation(hf),
                       normalised=hf['norm_topk_prob'], balance=hf.get('router_aux_loss_coef', 0.0))
     plain, step = hf.get('mlp_only_layers') or (), hf.get('decoder_sparse_step', 1)
-    model = qwen3.read(hf)
+    model = qwen3.read(hf | {'layer_types': ['sliding_attention'] * hf['num_hidden_layers']})  # a window is of all
     layers = [model.stack.layer(number) for number in range(model.depth)]
     return dense.decoder(hf, [layer if number in plain or (number + 1) % step else replace(layer, mlp=experts)
                               for number, layer in enumerate(layers)])

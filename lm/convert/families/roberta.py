@@ -5,6 +5,7 @@ from lm.models import MaskedHead
 
 ARCHITECTURE, MODEL_TYPE = 'RobertaForMaskedLM', 'roberta'
 OFFSET = 2
+FIXED = {'pad_token_id': OFFSET - 1}  # positions begin behind it
 IGNORED = r'(^|\.)(position_ids|pooler\.dense\.(weight|bias))$|^lm_head\.decoder\.'
 TABLE = {
     **bert.table('roberta', f'0/{OFFSET}+(T) D'), **bert.both('dense', 'lm_head.dense', 'I D'),

@@ -6,13 +6,15 @@ from lm.nn import NoPE
 
 ARCHITECTURE, MODEL_TYPE = 'SmolLM3ForCausalLM', 'smollm3'
 TABLE = dense.table()
-DEFAULTS = {'rope_theta': 2e6, 'tie_word_embeddings': True}
+DEFAULTS = {'rope_theta': 2e6, 'tie_word_embeddings': True, 'num_key_value_heads': 4, 'no_rope_layer_interval': 4}
 
 
 def read(hf):
     depth = hf['num_hidden_layers']
     turns = hf.get('no_rope_layers') or [(i + 1) % hf['no_rope_layer_interval'] for i in range(depth)]
-    types = hf.get('layer_types') or ['full_attention'] * depth
+    slides = hf.get('use_sliding_window') and hf.get('sliding_window')  # then the layers without positions do
+    types = hf.get('layer_types') or ['sliding_attention' if slides and not turning else 'full_attention'
+                                      for turning in turns]
 
     def layer(number):
         attention = dense.attention(hf, bias='all' if hf.get('attention_bias') else 'none',
