@@ -15,11 +15,14 @@ def vectors(model, params, encoder, texts, rows=32):
     """Returns the vectors of texts as numpy [N D], float32 of length 1: cosines are products of two.
 
     Each is read by itself, as its tokenizer begins and ends one, and cut to what the model takes. `rows` at a time are
-    padded to a power of two of tokens, of which the others see none. Raises config.Error where the model has no vector.
+    padded to a power of two of tokens, of which the others see none. Raises config.Error where the model or a text
+    has no vector.
     """
     if not isinstance(model, Encoder):
         raise config.Error(f'{type(model).__name__} has no vector for a text; try a run of an Encoder.')
     ids = [_cut(encoder.whole(text), model.limit or LENGTH) for text in texts]
+    if not all(map(len, ids)):
+        raise config.Error('a text is empty and its tokenizer puts no tokens around it: it has no vector; leave it.')
     order, parts = sorted(range(len(ids)), key=lambda number: len(ids[number])), []
     for start in range(0, len(ids), rows):
         some = [ids[number] for number in order[start:start + rows]]
