@@ -17,7 +17,7 @@ import pytest
 
 from lm import cli, config, convert, trees
 from lm.convert import checkpoints, exports, families, tables, tokenizers
-from lm.models import Encoder, Head, MaskedHead, TypedEmbedding, vectors
+from lm.models import Encoder, MaskedHead, NoHead, TypedEmbedding, vectors
 from lm.models.encoder import NORM, bert_layer
 from lm.nn import Context, Learned
 from lm.tokenizers import HuggingFace
@@ -127,7 +127,7 @@ def metadata_of(words, cls, separator, unknown):
 
 
 def test_a_gguf_file_gives_the_encoder_it_was_made_of(tmp_path):
-    model = Encoder(50, 2, 32, bert_layer(4), embedding=TypedEmbedding(Learned(20), norm=NORM), head=Head())
+    model = Encoder(50, 2, 32, bert_layer(4), embedding=TypedEmbedding(Learned(20), norm=NORM), head=NoHead())
     params, (family, _) = architectures.parameters(model), families.fitting(model)
     writer = peer.GGUFWriter(tmp_path / 'model.gguf', 'bert')
     for name, value in {'block_count': 2, 'context_length': 20, 'embedding_length': 32, 'feed_forward_length': 128,

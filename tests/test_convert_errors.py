@@ -71,6 +71,7 @@ def test_a_truncated_file_is_refused(directory, tmp_path, bytes):
 
 
 def test_a_shard_that_is_absent_is_named(directory, tmp_path):
+    (directory / 'model.safetensors').unlink()
     (directory / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'a': 'model-2.safetensors'}}))
     refused(directory, tmp_path, r'cannot read .*model-2\.safetensors: No such file')
 

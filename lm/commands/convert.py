@@ -17,8 +17,8 @@ def main(source: str, target: str, *, step: int = 0, trust: bool = False):
         trust: execute the run's own code, where its model or another part is defined in its experiment
     """
     if os.path.isdir(os.path.join(source, 'checkpoints')):
-        family, reached = exports.directory_of(source, target, step, trust)
-        print(f'{target}: {family.ARCHITECTURE} of step {reached}')
+        architecture, reached = exports.directory_of(source, target, step, trust)
+        print(f'{target}: {architecture} of step {reached}')
         return
     model = imports.run_of(source, target).model
     count = trees.count(jax.eval_shape(model.init, jax.random.key(0)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from lm import config
 from lm.config import files
-from lm.convert import quantised
+from lm.convert import quantised, sentences
 
 DTYPES = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16}
 HEADER = {str: ({'dtype': str, 'shape': [int], 'data_offsets': [int]}, {str: str})}  # the second: __metadata__
@@ -57,8 +57,8 @@ class Directory(Checkpoint):
     def __init__(self, path):
         self.path = Path(path)
         hf = files.read_json(self.path / 'config.json', {'architectures?': [str]}, 'give the directory of a model.')
-        self.config = Settings(hf)
-        self.entries = {name: (file, entry) for file in self._files() for name, entry in header(file).items()}
+        self.config = Settings(hf | {sentences.KEY: sentences.modes(self.path)})
+        self.entries = self._entries()
         self.maps = {file: np.memmap(file, np.uint8, 'r') for file, _ in self.entries.values()}
         self.shapes = {name: tuple(entry['shape']) for name, (_, entry) in self.entries.items()}
         self.quantised, self.last = quantised.tensors(hf, self.shapes), None
@@ -66,13 +66,32 @@ class Directory(Checkpoint):
         self.shapes = {name: shape for name, shape in self.shapes.items() if name not in parts} | {
             name: tensor.shape for name, tensor in self.quantised.items()}
 
-    def _files(self):
-        index = self.path / 'model.safetensors.index.json'
-        if index.exists():
-            named = files.read_json(index, {'weight_map': {str: str}}, 'fetch it again.')['weight_map']
-            return [self.path / name for name in sorted(set(named.values()))]
-        if several := sorted(self.path.glob('*.safetensors')):
-            return several
+    def _entries(self):
+        """Returns {name: (file, its entry in the header)} of the file model.safetensors, of those that an index names,
+        or of all that there are.
+        """
+        index, single = self.path / 'model.safetensors.index.json', self.path / 'model.safetensors'
+        if single.exists() or not index.exists():
+            return self._merged([single] if single.exists() else sorted(self.path.glob('*.safetensors')))
+        where = files.read_json(index, {'weight_map': {str: str}}, 'fetch it again.')['weight_map']
+        headers = {file: header(self.path / file) for file in sorted(set(where.values()))}
+        for name, file in where.items():
+            if name not in headers[file]:
+                raise config.Error(f'{self.path / file} has no {name}, which {index.name} says is there; fetch both '
+                                   'again.')
+        return {name: (self.path / file, headers[file][name]) for name, file in where.items()}
+
+    def _merged(self, several):
+        """Returns the entries of files without an index, which share no name."""
+        entries = {}
+        for file in several:
+            for name, entry in header(file).items():
+                if name in entries:
+                    raise config.Error(f'{name} is in {file.name} and in {entries[name][0].name} of {self.path}; leave '
+                                       'there only the one to convert.')
+                entries[name] = file, entry
+        if several:
+            return entries
         pickles = sorted(path.name for path in self.path.iterdir() if path.suffix in PICKLES)
         if pickles:
             raise config.Error(f'{self.path / pickles[0]} is a pickle, which executes code when it is read; write it '
@@ -108,7 +127,9 @@ def header(file):
             if size < 8 + length:
                 raise config.Error(f'{file} is truncated: {size} bytes, of which its header alone needs {8 + length}; '
                                    'fetch it again.')
-            entries = files.parse_json(stream.read(length), HEADER)
+            text = stream.read(length)
+            entries = files.parse_json(text, HEADER)
+            json.loads(text, object_pairs_hook=_unique)
     except config.Error:
         raise
     except OSError as error:
@@ -122,11 +143,27 @@ def header(file):
             raise config.Error(f'{file} is damaged: {name} is {entry.get("shape")} in bytes {span}; fetch it again.')
     entries = {name: {**entry, 'data_offsets': [8 + length + offset for offset in entry['data_offsets']]}
                for name, entry in entries.items()}
-    end = max((entry['data_offsets'][1] for entry in entries.values()), default=8 + length)
+    end = 8 + length
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]['data_offsets']):
+        first, last = entry['data_offsets']
+        if first != end or last < first:
+            raise config.Error(f'{file} is damaged: {name} begins at byte {first} where what is before it ends at '
+                               f'{end}; fetch it again.')
+        end = last
     if size != end:
         raise config.Error(f'{file} is {"truncated" if size < end else "longer than it should be"}: {size} bytes of '
                            f'{end}; fetch it again.')
     return entries
+
+
+def _unique(pairs):
+    """Returns the dict of an object in JSON; raises ValueError for two of one name, of which json keeps the last."""
+    names = {}
+    for name, value in pairs:
+        if name in names:
+            raise ValueError(f'it has {name!r} twice')
+        names[name] = value
+    return names
 
 
 def _bytes(shape, dtype=np.float32):

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from lm import config, trees
-from lm.convert import checkpoints, families, tables, tokenizers
-from lm.convert.imports import check_empty
+from lm.convert import checkpoints, families, sentences, tables, tokenizers
+from lm.convert.imports import Elsewhere, written
 from lm.parallel import sharding
 from lm.train import checkpoint, checkpoint_stream, runs
 from lm.train import step as steps
@@ -17,28 +17,37 @@ SHARD = 5 * 2 ** 30  # bytes of a file
 
 
 def directory_of(run, directory, step=0, trust=False):
-    """Writes the Hugging Face directory of a run at a step (0: the newest) and returns (family, step).
+    """Writes the Hugging Face directory of a run at a step (0: the newest) and returns (its architecture, step).
 
     Parameters are read one after the other, see saved. Raises config.Error where no family holds the model.
     """
     directory, settings = Path(directory), runs.read(run, runs.trusted(run, trust))
     family, hf = families.fitting(settings.model)
-    check_empty(directory)
     leaf, reached = saved(settings, run, step)
     encoder = settings.data.tokenizer.fit(None, Path(run) / 'tokenizer')
-    write(directory, tables.Binding(settings.model, family.TABLE), leaf)
-    write_config(directory, family, hf, context=settings.data.context, encoder=encoder)
-    keep_tokenizer(run, directory, encoder)
-    return family, reached
+    text, context = settings.data.train, settings.data.context
+    if isinstance(text, Elsewhere):
+        context = text.longest or context
+    with written(directory):
+        write(directory, tables.Binding(settings.model, family.TABLE), leaf)
+        hf = write_config(directory, family, hf, context, encoder)
+        keep_tokenizer(run, directory, encoder)
+    return hf['architectures'][0], reached
 
 
 def write_config(directory, family, hf, context, encoder=None):
-    """Writes the config.json of a family's keys; context: how long a text may be where the model does not say."""
+    """Writes the config.json of a family's keys, and modules of sentence-transformers where they say any; returns it.
+
+    context: how long a text may be where the model does not say.
+    """
     hf = {'architectures': [family.ARCHITECTURE], 'model_type': family.MODEL_TYPE, 'dtype': 'float32',
           'max_position_embeddings': context, 'pad_token_id': None, **hf}  # Phi-3's own is past a small vocabulary
     if encoder:
         hf |= {'bos_token_id': encoder.bos, 'eos_token_id': encoder.eos}
+    if modes := hf.pop(sentences.KEY, None):
+        sentences.write(directory, modes, hf['hidden_size'])
     (directory / 'config.json').write_text(json.dumps(hf, indent=2) + '\n')
+    return hf
 
 
 class Loaded:

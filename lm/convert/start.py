@@ -39,7 +39,8 @@ def bound(checkpoint, model):
     with checkpoints.understood(checkpoint.path):
         binding = tables.Binding(model, family.TABLE)
         unread, words = family.LEFT_OUT(checkpoint.config) if hasattr(family, 'LEFT_OUT') else ('', '')
-        tensor = binding.check(checkpoint, '|'.join(filter(None, [getattr(family, 'IGNORED', ''), unread])))
+        ignored = '|'.join(filter(None, [getattr(family, 'IGNORED', ''), unread]))
+        tensor = binding.check(checkpoint, ignored, getattr(family, 'COPIES', {}))
     names = [match[0] for match in map(re.compile(unread).match, checkpoint.shapes) if match and unread]
     if names:
         files.warn(f'{checkpoint.path} has {words}, which is left out: {len(names)} tensors, '

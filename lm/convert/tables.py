@@ -1,6 +1,7 @@
 """Name tables: which tensor of a checkpoint each of our parameters is, and what both directions follow from."""
 import itertools
 import re
+import types
 from typing import NamedTuple
 
 import jax
@@ -8,6 +9,8 @@ import numpy as np
 
 from lm import config, trees
 from lm.convert import layouts
+
+ROWS = 1024  # of tensors that are compared, at a time
 
 
 class Tensor(NamedTuple):
@@ -101,8 +104,8 @@ class Binding:
     """A table {path of our parameter: Tensor} bound to a model: what a checkpoint of it holds.
 
     table: or a function of the model that returns it. parameters: {path: Parameter}. shapes: {their name: shape}. A
-    table may name parameters that the model lacks. What it says of 'blocks' it says of all stacks of layers, but where
-    it names those too.
+    table may name parameters that the model lacks; copies: {their name: that of what it repeats} has its output layer
+    then. What it says of 'blocks' it says of all stacks of layers, but where it names those too.
     """
 
     def __init__(self, model, table):
@@ -123,17 +126,21 @@ class Binding:
             self.parameters[path] = parameter
             shape = layouts.shape(parameter.tensor.layout, parameter.sizes)
             self.shapes |= dict.fromkeys((name for _, name in parameter.names()), shape)
+        self.copies = {table['output'].name: table['tokens'].name} if 'output' in table.keys() - leaves.keys() else {}
 
-    def check(self, checkpoint, ignored=''):
+    def check(self, checkpoint, ignored='', copies=types.MappingProxyType({})):
         """Returns tensor(name) -> array of a checkpoint that has just what the model needs, beside names by `ignored`.
 
-        Names may lack their first word, as those of a base model do. Raises config.Error that lists all tensors that
-        are missing, extra, or of another shape.
+        Names may lack their first word, as those of a base model do. copies: {name: that of a tensor it repeats, or
+        None where it is all 0} of more that it may have. Raises config.Error that lists all tensors that are missing,
+        extra, or of another shape, and where one is no copy.
         """
-        short = {name: name.partition('.')[2] for name in self.shapes}
-        stored = {name: name if name in checkpoint.shapes or short[name] not in checkpoint.shapes else short[name]
-                  for name in self.shapes}
-        known = set(stored.values())
+        def spelled(name):
+            _, _, short = name.partition('.')
+            return name if name in checkpoint.shapes or short not in checkpoint.shapes else short
+        stored = {name: spelled(name) for name in self.shapes}
+        copies = {copy: name for copy, name in {**self.copies, **copies}.items() if copy not in stored}
+        known = {*stored.values(), *map(spelled, copies)}
         missing = [name for name, other in stored.items() if other not in checkpoint.shapes]
         extra = [name for name in checkpoint.shapes if name not in known and not re.search(ignored or '$^', name)]
         wrong = [name for name, other in stored.items() if name not in missing
@@ -145,7 +152,23 @@ class Binding:
         if faults:
             raise config.Error(f'{checkpoint.path} does not hold this model: {"; ".join(faults)}; compare its sizes '
                                'with those of config.json.')
+        for copy, name in copies.items():
+            if spelled(copy) in checkpoint.shapes and not _repeats(checkpoint, spelled(copy), name and stored[name]):
+                fact = f'differs from {name}, and lm has one tensor for both' if name else 'is not 0, and lm has none'
+                remedy = ('set tie_word_embeddings=false in its config.json if they were trained apart'
+                          if copy in self.copies else 'convert one where that is not so')
+                raise config.Error(f'{spelled(copy)} in {checkpoint.path} {fact}; {remedy}.')
         return lambda name: checkpoint.tensor(stored[name])
+
+
+def _repeats(checkpoint, copy, name):
+    """Returns whether a tensor `copy` is equal to the one of a name, or 0 for None; ROWS at a time, for the memory.
+    """
+    own = checkpoint.tensor(copy)
+    other = checkpoint.tensor(name) if name else np.broadcast_to(np.float32(0), own.shape)
+    return own.shape == other.shape and all(
+        np.array_equal(own[start:start + ROWS].astype(np.float32), other[start:start + ROWS].astype(np.float32))
+        for start in range(0, len(own), ROWS))
 
 
 def stacks_of(model):

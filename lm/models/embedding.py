@@ -102,6 +102,15 @@ class Head:
                                             self.bias(scope, len(table)))
 
 
+@dataclass(frozen=True)
+class NoHead(Head):
+    """No head: of an encoder whose states are pooled, without one that was trained. It gives no loss."""
+
+    def cross_entropy(self, scope, x, matrix, targets, **options):
+        raise config.Error('a model of head=NoHead predicts no tokens; try lm embed, or model.head=MaskedHead where '
+                           'training makes one.')
+
+
 def padded(vocab, chunks):
     """Returns the vocabulary rounded up to whole lanes, so that any size shards; refuses chunks that do not divide it.
     """

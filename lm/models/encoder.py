@@ -81,6 +81,14 @@ class Mean(Pooling):
 
 
 @dataclass(frozen=True)
+class FirstToken(Pooling):
+    """The vector of a text's first token as it is (Xiao et al. 2023, arXiv:2309.07597, BGE)."""
+
+    def __call__(self, scope, x, present):
+        return x[:, 0].astype(jnp.float32)
+
+
+@dataclass(frozen=True)
 class First(Pooling):
     """tanh of a dense layer of a text's first token (BERT)."""
 

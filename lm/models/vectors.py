@@ -17,15 +17,18 @@ def vectors(model, params, encoder, texts, rows=32):
 
     Each is read by itself, as its tokenizer begins and ends one, and cut to what the model takes. `rows` at a time are
     padded to a power of two of tokens, of which the others see none. WordVectors give the mean of a text's words.
-    Raises config.Error where the model has no vector.
+    Raises config.Error where the model or a text has no vector.
     """
+    if not isinstance(model, Encoder | WordVectors):
+        raise config.Error(f'{type(model).__name__} has no vector for a text; try a run of an Encoder.')
+    read = encoder.encode if isinstance(model, WordVectors) else encoder.whole
+    ids = [_cut(read(text), model.limit or LENGTH) for text in texts]
+    if not all(map(len, ids)):
+        raise config.Error('a text is empty and its tokenizer puts no tokens around it: it has no vector; leave it.')
     if isinstance(model, WordVectors):
         table = np.asarray(model.vectors(params), np.float32)
-        means = np.array([table[encoder.encode(text)].mean(0) for text in texts]).reshape(-1, table.shape[1])
+        means = np.array([table[text].mean(0) for text in ids]).reshape(-1, table.shape[1])
         return means / np.maximum(np.linalg.norm(means, axis=-1, keepdims=True), 1e-9)
-    if not isinstance(model, Encoder):
-        raise config.Error(f'{type(model).__name__} has no vector for a text; try a run of an Encoder.')
-    ids = [_cut(encoder.whole(text), model.limit or LENGTH) for text in texts]
     order, parts = sorted(range(len(ids)), key=lambda number: len(ids[number])), []
     for start in range(0, len(ids), rows):
         some = [ids[number] for number in order[start:start + rows]]

@@ -12,7 +12,7 @@ import numpy as np
 from lm import config
 from lm.config import files, paths
 from lm.config.files import require
-from lm.tokenizers.plain import Encoder, Tokenizer, hashed, kept
+from lm.tokenizers.plain import Encoder, Tokenizer, hashed, kept, unbroken
 
 _EOS = ('<|endoftext|>', '<|end_of_text|>', '</s>', '<eos>', '<｜end▁of▁sentence｜>', '[EOS]', '[SEP]')
 _BOS = ('<|begin_of_text|>', '<s>', '<bos>', '<｜begin▁of▁sentence｜>', '[BOS]', '[CLS]')
@@ -121,7 +121,7 @@ class JsonEncoder(Encoder):
         return [np.array(encoding.ids, self.dtype) for encoding in encodings]
 
     def whole(self, text):
-        return np.array(self._tokenizer.encode(text, add_special_tokens=True).ids, self.dtype)
+        return np.array(self._tokenizer.encode(unbroken(text), add_special_tokens=True).ids, self.dtype)
 
     def decode(self, ids):
         return self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=True)

@@ -37,6 +37,19 @@ class Tokenizer:
         raise NotImplementedError
 
 
+def unbroken(text):
+    """Returns a text; raises config.Error where it has half a pair of UTF-16, as bytes that are no UTF-8 become in an
+    argument of a command.
+    """
+    try:
+        text.encode('utf-8')
+    except UnicodeEncodeError as error:
+        near = text[max(error.start - 20, 0):error.start + 20]
+        raise config.Error(f'the text is not valid UTF-8 at character {error.start}, in {near!r}; give it in UTF-8.') \
+            from error
+    return text
+
+
 class Encoder:
     """Text to ids and back. `size` counts all ids; `eos` ends a document, None where nothing does; `bos` likewise."""
 
@@ -46,7 +59,7 @@ class Encoder:
 
     def encode(self, text):
         """Returns the ids of `text`, integers [N]: those of its segments one after the other."""
-        return self.join(self.encode_segments(list(self.split(text))))
+        return self.join(self.encode_segments(list(self.split(unbroken(text)))))
 
     def encode_batch(self, texts):
         """Returns the ids of each of `texts`."""

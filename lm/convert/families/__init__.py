@@ -4,9 +4,9 @@ A file has ARCHITECTURE and MODEL_TYPE, as config.json calls them; TABLE, {path 
 function of the model that returns it; read(hf) -> model, of the dict of a config.json; write(model) -> hf, the keys
 that read needs. A family can hold a model where read(write(model)) is that model. It may have DEFAULTS, keys that
 transformers leaves out of config.json where they are so; FIXED, keys that change what is computed and that are read at
-no other value; IGNORED, a regex of tensors that hold no parameter; LEFT_OUT,
-which returns for hf a regex of those that hold some which we do not read, and words for them; and GGUF, the
-dialects.Dialect of its GGUF files.
+no other value; IGNORED, a regex of tensors that hold no parameter; COPIES, {name: that of the tensor it repeats, or
+None where it is all 0} of those that may be there too; LEFT_OUT, which returns for hf a regex of those that hold some
+which we do not read, and words for them; and GGUF, the dialects.Dialect of its GGUF files.
 """
 import functools
 import importlib

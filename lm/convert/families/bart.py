@@ -1,4 +1,5 @@
 """BART (Lewis et al. 2019): positions begin at 2, norms follow the embedding and the residual connections."""
+from lm import config
 from lm.convert import dense
 from lm.convert.families import bert
 from lm.convert.tables import Tensor
@@ -7,11 +8,12 @@ from lm.nn import MLP, Attention, LayerNorm, Learned, NoPE
 
 ARCHITECTURE, MODEL_TYPE = 'BartForConditionalGeneration', 'bart'
 OFFSET = 2
-IGNORED = r'(^|\.)(encoder|decoder)\.embed_tokens\.weight$|^lm_head\.weight$|^final_logits_bias$'  # tied; zeros
+COPIES = {**{f'model.{side}.embed_tokens.weight': 'model.shared.weight' for side in ('encoder', 'decoder')},
+          'final_logits_bias': None}
 SUBLAYERS = {'attention': 'self_attn', 'cross': 'encoder_attn'}
 PROJECTIONS = {'query': ('q_proj', 'NH D'), 'key': ('k_proj', 'KH D'), 'value': ('v_proj', 'KH D'),
                'out': ('out_proj', 'D NH')}
-TABLE = {'tokens': Tensor('model.shared.weight', 'V D')}
+TABLE = {'tokens': Tensor('model.shared.weight', 'V D'), 'output': Tensor('lm_head.weight', 'V D')}
 for side in ('encoder', 'decoder'):
     base, layer = f'model.{side}.', f'model.{side}.layers.{{L}}.'
     TABLE |= {f'{side}/positions': Tensor(f'{base}embed_positions.weight', f'0/{OFFSET}+(T) D'),
@@ -30,6 +32,9 @@ for side in ('encoder', 'decoder'):
 
 
 def read(hf):
+    if not hf.get('tie_word_embeddings', True):
+        raise config.Error('config.json has tie_word_embeddings=false: three tables of embeddings and an output layer, '
+                           'where lm has one for all; convert a BART in which they are tied.')
     norm = LayerNorm(1e-5)
 
     def half(side, causal):

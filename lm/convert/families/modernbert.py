@@ -1,8 +1,8 @@
 """ModernBERT (Warner et al. 2024): alternating windows, gated MLPs, RoPE of two bases; see models.encoder."""
 from lm import config
-from lm.convert import dense
+from lm.convert import dense, sentences
 from lm.convert.tables import Tensor
-from lm.models import Embedding, Head, MaskedHead
+from lm.models import Embedding, MaskedHead, NoHead
 from lm.models.encoder import modern_bert
 from lm.nn import LayerNorm
 
@@ -10,7 +10,6 @@ ARCHITECTURE, MODEL_TYPE = 'ModernBertForMaskedLM', 'modernbert'
 LAYER = 'model.layers.{L}.'
 KINDS = ('full_attention', 'sliding_attention')
 PARTS = {'query': '(NH)+KH+KH', 'key': 'NH+(KH)+KH', 'value': 'NH+KH+(KH)'}
-IGNORED = r'^decoder\.weight$'
 TABLE = {
     'tokens': Tensor('model.embeddings.tok_embeddings.weight', 'V D'),
     'embedding_norm_scale': Tensor('model.embeddings.norm.weight'),
@@ -22,7 +21,7 @@ TABLE = {
     'blocks/mlp/down': Tensor(f'{LAYER}mlp.Wo.weight', 'D F'),
     'blocks/mlp_norm_scale': Tensor(f'{LAYER}mlp_norm.weight'), 'final_norm_scale': Tensor('model.final_norm.weight'),
     'dense': Tensor('head.dense.weight', 'I D'), 'dense_norm_scale': Tensor('head.norm.weight'),
-    'output_bias': Tensor('decoder.bias', 'V')}
+    'output': Tensor('decoder.weight', 'V D'), 'output_bias': Tensor('decoder.bias', 'V')}
 FIXED = {'attention_bias': False, 'mlp_bias': False, 'norm_bias': False, 'classifier_bias': False, 'decoder_bias': True,
          'hidden_activation': 'gelu', 'classifier_activation': 'gelu'}
 
@@ -40,8 +39,9 @@ def read(hf):
     masked = (hf.get('architectures') or [ARCHITECTURE])[0] == ARCHITECTURE
     return modern_bert(hf['vocab_size'], depth, hf['hidden_size'], hf['num_attention_heads'],
                        ff=hf['intermediate_size'], window=hf['local_attention'], every=every, positions=positions,
-                       epsilon=hf['norm_eps'], embedding=Embedding(norm=norm),
-                       head=MaskedHead(norm=norm, dense_bias=False) if masked else Head())
+                       epsilon=hf['norm_eps'], embedding=Embedding(norm=norm), pooling=sentences.pooling(hf),
+                       head=MaskedHead(hf.get('tie_word_embeddings', True), norm=norm, dense_bias=False)
+                       if masked else NoHead())
 
 
 def write(model):
@@ -52,5 +52,6 @@ def write(model):
         'architectures': [ARCHITECTURE if isinstance(model.head, MaskedHead) else 'ModernBertModel'],
         'vocab_size': model.vocab, 'hidden_size': model.width, 'num_hidden_layers': model.depth,
         'num_attention_heads': first.attention.heads, 'intermediate_size': first.mlp.ff, 'norm_eps': first.norm.epsilon,
+        'tie_word_embeddings': model.head.tied, **sentences.settings(model),
         'local_attention': 2 * max(max(windows) - 1, 0), 'layer_types': [KINDS[window > 0] for window in windows],
         'rope_parameters': {kind: dense.rope_parameters(position) for kind, position in positions.items()}}

@@ -5,7 +5,7 @@ from lm.models import EncoderDecoder, Half, Head, Layer, ScaledHead
 from lm.nn import MLP, Attention, NoPE, Relative, RMSNorm
 
 ARCHITECTURE, MODEL_TYPE = 'T5ForConditionalGeneration', 't5'
-IGNORED = r'^(encoder|decoder)\.embed_tokens\.weight$'  # the shared one again
+COPIES = {f'{side}.embed_tokens.weight': 'shared.weight' for side in ('encoder', 'decoder')}
 
 
 def attention(ours, theirs):
