@@ -2,8 +2,12 @@
 
     lm sweep experiments/vae_wikitext2.py
 
-The files are wikitext-2's train.txt and test.txt, compressed, in the folder of data sets (docs/data.md). Not trained to
-its end yet, so it has no number.
+The files are wikitext-2's train.txt and test.txt, compressed, in the folder of data sets (docs/data.md); what is scored
+is the first quarter of the test text. 1,000 steps of 2,048 tokens, one seed: a KL of 8.3 nats a text, 2.66 nats of
+mutual information by batches of 16 texts (log 16 is 2.77), 5 of 32 latent numbers active; perplexity by 32 importance
+weights 23.5 (1.698 bits a byte, a bound), where the decoder alone reaches 20.9: 1.12 times as much. With a weight of
+the KL that ends at 1 and free nats in its place, z tells nothing; with latent vectors that are five times as large as
+embeddings at first, 17 numbers were active at 24.8. 15 CPU minutes, and 8 for the decoder, on two shared cores.
 """
 from lm import data, optim, train
 from lm.models import Decoder, Half, Layer, TextVae
