@@ -1,5 +1,6 @@
 """Tensors that repeat others, several files of one model, and what is pooled beside it."""
 import json
+from dataclasses import replace
 
 import architectures
 import checkpoints_made as made
@@ -7,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lm import config, convert
-from lm.convert import checkpoints, sentences
-from lm.models import FirstToken, Mean
+from lm import cli, config, convert, data
+from lm.convert import checkpoints, exports, sentences
+from lm.models import FirstToken, Mean, NoHead, vectors
 
 MODEL = architectures.DECODERS['llama']
 
@@ -58,3 +59,48 @@ def test_pooling_is_that_of_sentence_transformers(tmp_path, flags, kind):
     assert sentences.pooling({sentences.KEY: sentences.modes(tmp_path)}) == kind
     with pytest.raises(config.Error, match='by max, which lm lacks'):
         sentences.pooling({sentences.KEY: ['max']})
+
+
+def test_there_and_back_a_model_takes_as_long_a_text(tmp_path):
+    made.directory(tmp_path / 'model', MODEL)
+    about = tmp_path / 'model' / 'config.json'
+    about.write_text(json.dumps({**json.loads(about.read_text()), 'max_position_embeddings': 131072}))
+    assert cli.main(['convert', f'{tmp_path}/model', f'{tmp_path}/run']) == 0
+    assert cli.main(['convert', f'{tmp_path}/run', f'{tmp_path}/back']) == 0
+    assert json.loads((tmp_path / 'back' / 'config.json').read_text())['max_position_embeddings'] == 131072
+
+
+def test_a_conversion_that_fails_leaves_nothing_and_can_be_repeated(tmp_path, monkeypatch, capfd):
+    made.directory(tmp_path / 'model', MODEL)
+    (tmp_path / 'file').write_text('mine')
+    assert cli.main(['convert', f'{tmp_path}/model', f'{tmp_path}/file']) == 2
+    assert 'is a file; name a new directory' in capfd.readouterr().err and (tmp_path / 'file').read_text() == 'mine'
+    assert cli.main(['convert', f'{tmp_path}/model', f'{tmp_path}/run']) == 0
+
+    def full(*_, **__):
+        (tmp_path / 'back' / 'model.safetensors').write_bytes(b'half')
+        raise OSError(28, 'No space left on device')
+    with monkeypatch.context() as patch:
+        patch.setattr(exports, 'write', full)
+        assert cli.main(['convert', f'{tmp_path}/run', f'{tmp_path}/back']) == 2
+    assert 'back: No space left on device; make room' in capfd.readouterr().err and not (tmp_path / 'back').exists()
+    assert cli.main(['convert', f'{tmp_path}/run', f'{tmp_path}/back']) == 0
+
+
+def test_text_that_is_no_unicode_and_text_without_tokens_are_refused(tmp_path, capfd):
+    made.directory(tmp_path / 'model', MODEL)
+    assert cli.main(['convert', f'{tmp_path}/model', f'{tmp_path}/run']) == 0
+    capfd.readouterr()
+    assert cli.main(['generate', f'{tmp_path}/run', 'caf\udce9', '--length=2']) == 2
+    assert len(capfd.readouterr().err.strip().splitlines()) == 1
+    encoder = data.Bytes().fit((), tmp_path)
+    bert = architectures.BIDIRECTIONAL['bert']
+    with pytest.raises(config.Error, match='has no vector'):
+        vectors.vectors(bert, None, encoder, [''])
+
+
+def test_an_encoder_without_a_head_is_not_scored():
+    model = replace(architectures.BIDIRECTIONAL['bert'], head=NoHead())
+    tokens = np.ones((1, 4), np.int32)
+    with pytest.raises(config.Error, match='lm embed'):
+        model.token_losses(architectures.parameters(model), {'inputs': tokens, 'targets': tokens})
