@@ -83,7 +83,7 @@ def test_weights_in_fp8_are_multiplied_by_the_scales_of_their_blocks(directory):
 
 
 @pytest.mark.parametrize('settings, match', [
-    ({'rope_interleave': False}, 'has rope_interleave=False, which lm lacks for DeepSeek'),
+    ({'rope_interleave': False}, 'has rope_interleave=False, which lm lacks for deepseek_v3'),
     ({'scoring_func': 'softmax', 'topk_method': 'greedy'}, 'topk_method=greedy, scoring_func=softmax, which lm lacks'),
     ({'n_group': 4}, 'groups=4 and top_groups=2 do not cut count=6 experts')])
 def test_what_is_not_read_is_refused_in_one_line(directory, tmp_path, settings, match):

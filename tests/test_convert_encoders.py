@@ -114,7 +114,7 @@ def test_what_no_encoder_here_has_is_refused(made):
             families.of(hf, 'bert').read(hf | changes)
     modern = checkpoints.Directory(made / 'modernbert').config
     with pytest.raises(config.Error, match='norm_bias'):
-        families.of(modern, 'modern').read(modern | {'norm_bias': True})
+        families.model_of(modern | {'norm_bias': True}, 'modern')
 
 
 def metadata_of(words, cls, separator, unknown):

@@ -136,7 +136,7 @@ def test_an_old_run_resumes_as_it_went_on(directory, experiment, tmp_path):
     assert scores['valid/tokens'] == 999 > old_scores['valid/tokens']  # versions before dropped the end of the text
     assert scores['valid/loss'] == pytest.approx(old_scores['valid/loss'], rel=1e-2)
     for key, value in then.items():
-        assert now[key] == pytest.approx(value, rel=2e-5), key
+        assert now[key] == pytest.approx(value, rel=5e-3), key  # its micro-batches drew another dropout
     assert json.loads((directory / 'config.json').read_text())['config']['cadence']['save'] == 3
 
 

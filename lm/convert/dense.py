@@ -94,11 +94,12 @@ def _original(hf, parameters):
 
 
 def _long_rope(hf, parameters):
-    original = _original(hf, parameters)
-    factor = parameters.get('factor') or hf['max_position_embeddings'] / original
-    growth = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    original, growth = _original(hf, parameters), parameters.get('attention_factor')
+    if not growth:
+        factor = parameters.get('factor') or hf['max_position_embeddings'] / original
+        growth = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return LongRope(tuple(map(float, parameters['short_factor'])), tuple(map(float, parameters['long_factor'])),
-                    float(parameters['rope_theta']), original, float(parameters.get('attention_factor') or growth))
+                    float(parameters['rope_theta']), original, float(growth))
 
 
 def _growth(parameters, factor):

@@ -38,15 +38,12 @@ class Tokenizer:
 
 
 def unbroken(text):
-    """Returns a text; raises config.Error where it has half a pair of UTF-16, as bytes that are no UTF-8 become in an
-    argument of a command.
-    """
+    """Returns a text; raises config.Error where it has lone surrogates, as arguments that are no UTF-8 do."""
     try:
         text.encode('utf-8')
     except UnicodeEncodeError as error:
         near = text[max(error.start - 20, 0):error.start + 20]
-        raise config.Error(f'the text is not valid UTF-8 at character {error.start}, in {near!r}; give it in UTF-8.') \
-            from error
+        raise config.Error(f'the text is not valid UTF-8 at character {error.start}, {near!r}; give UTF-8.') from error
     return text
 
 
