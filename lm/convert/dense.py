@@ -70,7 +70,7 @@ def rope(hf, kind=None, partial=False):
         case 'llama3':
             return Rope(factor=float(parameters['factor']), low=float(parameters['low_freq_factor']),
                         high=float(parameters['high_freq_factor']), original=_original(hf, parameters), **fields)
-        case 'longrope' | 'su' | 'yarn' if 'short_factor' in parameters:
+        case 'longrope' | 'su' | 'yarn' if partial and 'short_factor' in parameters:
             return _long_rope(hf, parameters)
         case 'yarn':
             factor = float(parameters.get('factor') or hf['max_position_embeddings'] / _original(hf, parameters))
@@ -79,7 +79,7 @@ def rope(hf, kind=None, partial=False):
                         growth=_growth(parameters, factor), **fields)
         case other:
             raise config.Error(f'config.json has rope scaling {other!r}, which lm lacks; those that it has: default, '
-                               'linear, llama3, longrope, yarn.')
+                               'linear, llama3, yarn, and of Phi-3 longrope.')
 
 
 def rope_type(parameters):
