@@ -9,7 +9,7 @@ data sets (docs/data.md).
 import collections
 import pathlib
 import sys
-from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -76,18 +76,25 @@ def questions(name):
     return texts, np.array([names.index(label.partition(':')[0]) for label in labels])
 
 
-def vectors(run, texts):
-    """Returns [N D] for texts: of a TextVae its posterior's means, else the means of last states."""
-    tokens, present = np.zeros((2, len(texts), LENGTH), np.int32)
+@partial(jax.jit, static_argnums=0)
+def pooled(model, params, tokens, present):
+    """Returns [B D] for rows of tokens: of a TextVae its posterior's means, else the means of last states."""
+    if isinstance(model, TextVae):
+        return model.posterior(params, tokens, present)[0]
+    bidirectional = {'prefix': present > 0} if model.prompt == 'bidirectional' else {}
+    states = model.states(params, {'inputs': tokens, 'segments': present, **bidirectional})
+    return jnp.einsum('BTD,BT->BD', states.x, present) / jnp.sum(present, 1, keepdims=True)
+
+
+def vectors(run, texts, rows=500):
+    """Returns the `pooled` vectors of texts [N D], of their first tokens."""
+    tokens, present = np.zeros((2, -(-len(texts) // rows) * rows, LENGTH), np.int32)
     for row, text in enumerate(texts):
         ids = run.encoder.whole(text)[:LENGTH]
         tokens[row, :len(ids)], present[row, :len(ids)] = ids, 1
-    model, tokens, present = run.settings.model, jnp.asarray(tokens), jnp.asarray(present)
-    if isinstance(model, TextVae):
-        return np.asarray(model.posterior(run.params, tokens, present)[0])
-    bidirectional = {'prefix': present > 0} if model.prompt == 'bidirectional' else {}
-    states = model.states(run.params, {'inputs': tokens, 'segments': present, **bidirectional})
-    return np.asarray(jnp.einsum('BTD,BT->BD', states.x, present) / jnp.sum(present, 1, keepdims=True))
+    parts = [pooled(run.settings.model, run.params, *pair)
+             for pair in zip(*(np.split(array, len(array) // rows) for array in (tokens, present)), strict=True)]
+    return np.concatenate(parts)[:len(texts)]
 
 
 def probe(run):
@@ -117,7 +124,7 @@ def main(directory):
         measured[type(run.settings.objective).__name__, kind].append((bits, probe(run)))
         if isinstance(run.settings.objective, train.NextToken):
             untrained = run.settings.model.init(jax.random.key(run.settings.seed))
-            measured['no training', 'none'].append((None, probe(replace(run, params=untrained))))
+            measured['no training', 'none'].append((None, probe(run._replace(params=untrained))))
     for (name, kind), rows in measured.items():
         print(f'{name:16} {kind:6}', *(f'{np.mean(column):.3f} ± {half_width(column):.3f}' if None not in column
                                         else ' ' * 13 for column in zip(*rows, strict=True)))

@@ -3,6 +3,7 @@
     lm sweep experiments/ablations/positions_encoder.py --together=15
     lm report runs/positions_encoder_sweep --html report.html
 
+Not run to its end yet, so it has no number; the decoder's are in positions.py.
 """
 import lm
 from experiments.ablations import positions
