@@ -3,9 +3,8 @@
     lm sweep experiments/diffusion_shakespeare.py
 
 The text is that of shakespeare_char.py. 0.80 million parameters, 8.2M tokens, eight epochs, one seed each: a bound of
-2.804 bits a character of the text held out, where the causal model has 2.183. A step draws one of all ways to hide
-characters and learns of those hidden, half of them on average, so that it takes more steps for the same: after 3,000 of
-them the bound was 2.936, and fell still.
+2.804 bits a character of the text held out, where the causal model has 2.183. Both still fell, by 0.13 and 0.04 bits in the
+last 1,000 steps.
 """
 import lm
 from experiments import shakespeare_fast
