@@ -3,8 +3,8 @@
     lm sweep experiments/diffusion_shakespeare.py
 
 The text is that of shakespeare_char.py. 0.80 million parameters, 8.2M tokens, eight epochs, one seed each: a bound of
-2.804 bits a character of the text held out, where the causal model has 2.183. Both still fell, by 0.13 and 0.04 bits in the
-last 1,000 steps.
+2.804 bits a character of the text held out, where the causal model has 2.183. Both still fell, by 0.13 and 0.04 bits in
+the last 1,000 steps.
 """
 import lm
 from experiments import shakespeare_fast
