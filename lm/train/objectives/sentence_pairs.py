@@ -82,8 +82,8 @@ class SentencePair(MaskedLM):
     def token_losses(self, model, params, batch, key=None):
         nll, log_z, auxiliary, loss, correct = self._scored(model, params, batch, key)
         hidden = jnp.sum(batch['weights'], -1)
-        metrics = {**auxiliary.metrics, 'label_loss': losses.masked_mean(loss, hidden, jnp.sum(hidden)),
-                   'label_accuracy': jnp.mean(correct)}
+        label_loss = losses.masked_mean(loss, hidden, reductions.pmean_data(jnp.sum(hidden)))
+        metrics = {**auxiliary.metrics, 'label_loss': label_loss, 'label_accuracy': jnp.mean(correct)}
         return nll + self.weight * loss[:, None], log_z, Auxiliary(auxiliary.loss, metrics)
 
     def _scored(self, model, params, batch, key=None):
