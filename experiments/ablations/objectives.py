@@ -4,7 +4,20 @@
     python -m experiments.ablations.objectives runs/objectives_sweep
 
 The files are wikitext-2's train.txt and test.txt, compressed, and TREC's questions (Li and Roth 2002), in the folder of
-data sets (docs/data.md).
+data sets (docs/data.md). Four layers of width 64 (two and two of the TextVae), 614,400 tokens at one rate, so that a
+better rate may move any line; 25 CPU minutes on two shared cores, and 7 for the second command. Bits a byte of a fifth
+of the test text, by the whole likelihood or a bound of it, which do not compare, and the share of TREC's questions
+whose class a linear probe tells; means of five seeds with 95% intervals:
+
+    NextToken        2.139 ± 0.005  exact   0.592 ± 0.021
+    PrefixLM         2.304 ± 0.005  exact   0.600 ± 0.011
+    Elbo             2.542 ± 0.021  bound   0.481 ± 0.026
+    MaskedDiffusion  2.981 ± 0.078  bound   0.482 ± 0.045
+    MaskedLM                                0.551 ± 0.024
+    SpanCorruption                          0.526 ± 0.018
+    no training                             0.562 ± 0.047
+
+With so few tokens no objective is shown to tell the classes better than vectors that were not trained.
 """
 import collections
 import pathlib
